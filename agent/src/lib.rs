@@ -1,0 +1,1 @@
+//! The agent: deploys, measures, attests, and moves its host through a flip.

@@ -1,0 +1,1 @@
+//! The coordinator: relays, keeps count and decides when a release may flip.

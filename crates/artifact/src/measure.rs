@@ -1,0 +1,117 @@
+//! Measuring: every byte of a tree is read now, and compared with a manifest afterwards.
+//!
+//! The digest that comes out is that of a manifest rebuilt from what was read. Of the expected manifest it takes over only which
+//! paths the release makes rules about, and each of those only as far as the host was found to keep it.
+
+mod compare;
+mod host;
+
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use muster_model::{Difference, Digest, Manifest, UnixTime};
+
+use crate::walk::{FoundKind, Pace, Reading, Walk, Walked};
+use crate::{ArtifactError, Progress, handle};
+
+pub(crate) use host::{HostStamp, host_stamps};
+
+/// How many differences a measurement names; all are counted.
+pub const DIFFERENCES_MAX: usize = 64;
+
+/// How to measure.
+#[derive(Debug, Clone, Copy)]
+pub struct MeasureOptions {
+    /// How many threads read. One thread is the caller's own.
+    pub jobs: NonZeroUsize,
+    /// The most bytes to read in a second, over all threads.
+    pub bytes_per_second_max: Option<NonZeroU64>,
+}
+
+/// What was found on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Measurement {
+    /// The digest of the manifest rebuilt from what was read: equal to the expected one if and only if tree and host are as it says.
+    pub digest: Digest,
+    /// One digest over all `uniform` externals, to be compared between hosts; none if the release names none. It depends on the
+    /// manifest, so that it tells nothing about a secret's content across releases.
+    pub uniform: Option<Digest>,
+    /// The first [`DIFFERENCES_MAX`] differences, in the order of their paths, those outside the tree last.
+    pub differences: Vec<Difference>,
+    /// How many differences there are. What is in a missing or an extra folder is not counted again.
+    pub difference_count: u64,
+    /// Entries found.
+    pub entries: u64,
+    /// Regular files found.
+    pub files: u64,
+    /// Bytes of these files.
+    pub bytes: u64,
+    /// When the measurement began.
+    pub started: UnixTime,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl Measurement {
+    /// Whether tree and host are exactly as the manifest says.
+    #[must_use]
+    pub const fn matches(&self) -> bool {
+        self.difference_count == 0
+    }
+}
+
+/// Measures the tree at `tree` against `expected`. Differences are a result; an error means that nothing can be said.
+pub fn measure(
+    tree: &Path,
+    expected: &Manifest,
+    options: &MeasureOptions,
+    progress: &Progress,
+) -> Result<Measurement, ArtifactError> {
+    measure_with(tree, expected, options, progress, |_| Vec::new()).map(|(measurement, ())| measurement)
+}
+
+/// Measures and lets `examine` look at the walk and add differences of its own.
+pub(crate) fn measure_with<T: From<Examined>>(
+    tree: &Path,
+    expected: &Manifest,
+    options: &MeasureOptions,
+    progress: &Progress,
+    examine: impl FnOnce(&Walked) -> Vec<Difference>,
+) -> Result<(Measurement, T), ArtifactError> {
+    let (started, clock) = (unix_now(), Instant::now());
+    let walk = Walk {
+        reading: Reading::Content,
+        mutable: &expected.rules().mutable,
+        jobs: options.jobs,
+        pace: options.bytes_per_second_max.map(Pace::new),
+        progress,
+    };
+    let walked = walk.run(handle::open_tree(tree)?, tree)?;
+    let on_host = host::measure(expected);
+    let mut differences = compare::compare(expected, &walked);
+    differences.extend(examine(&walked));
+    differences.extend(on_host.differences);
+    differences.sort_unstable();
+    let difference_count = differences.len() as u64;
+    differences.truncate(DIFFERENCES_MAX);
+    let files = walked.found.iter().filter(|found| matches!(found.kind, FoundKind::File { .. }));
+    let (files, bytes) = files.fold((0, 0), |(files, bytes), found| (files + 1, bytes + found.stamp.size));
+    let measurement = Measurement {
+        digest: Digest::of(b""),
+        uniform: on_host.uniform,
+        differences,
+        difference_count,
+        entries: walked.found.len() as u64,
+        files,
+        bytes,
+        started,
+        elapsed: clock.elapsed(),
+    };
+    todo!()
+}
+
+fn unix_now() -> UnixTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UnixTime(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,63 @@
+//! What keeps a daemon from starting.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::config::Place;
+
+/// Everything that this crate's functions fail with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder could not be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which one.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// More configuration than any daemon has.
+    #[error("the configuration has more than {max} {unit} with {}", path.display())]
+    TooMuch {
+        /// The file with which the limit was passed.
+        path: PathBuf,
+        /// The limit.
+        max: usize,
+        /// Of what.
+        unit: &'static str,
+    },
+    /// The configuration is not TOML, has a field that is not known, or a value that is not allowed.
+    #[error("{place}: {reason}")]
+    Invalid {
+        /// Where.
+        place: Place,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// `RUST_LOG` is not a filter.
+    #[error("RUST_LOG is not a filter such as `info,muster_mtls=debug`: {reason}")]
+    LogFilter {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Logging was set up before.
+    #[error("logging is set up already")]
+    LoggingInstalled,
+    /// The signals could not be caught.
+    #[error("cannot handle SIGTERM and SIGINT")]
+    Signals {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel gave a boot id that is none.
+    #[error("{} holds no boot id: {reason}", path.display())]
+    BootId {
+        /// Where it was read.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}

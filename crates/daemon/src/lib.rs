@@ -1,0 +1,19 @@
+//! What every Muster daemon shares: configuration, logging, shutdown, clocks, and points where tests let it fail.
+//!
+//! For the binaries and their drivers only. The pure crates (`crates/model`, `crates/rollout`) take time as an
+//! argument and never call this one; what a daemon does with its settings is in `coordinator/` and `agent/`.
+//! Nothing here starts by itself: signals are handled and logging begins when a `main` says so.
+
+mod clock;
+mod config;
+mod error;
+mod fault;
+mod logging;
+mod shutdown;
+
+pub use clock::{boot_id, boot_time, unix_time};
+pub use config::{Fragment, Fragments, Place, SYSTEM_FOLDERS};
+pub use error::Error;
+pub use fault::{crash_point, fault_point};
+pub use logging::{LogFormat, init_logging};
+pub use shutdown::{Shutdown, ShutdownTrigger, shutdown_on_signals};

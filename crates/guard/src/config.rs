@@ -1,0 +1,326 @@
+//! What root's local file says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use muster_model::{FleetName, HostName};
+use serde::{Deserialize, Serialize};
+
+use crate::error::GuardError;
+use crate::protocol::DriverKind;
+
+/// The guard's configuration, as written in TOML:
+///
+/// ```toml
+/// host = "host-1"
+/// state_dir = "/var/lib/muster"
+/// socket = "/run/muster/guard.sock"
+///
+/// [[fleets]]
+/// name = "smars"
+/// link = "/run/muster/fleets/smars/current"
+/// releases = "/var/lib/muster/fleets/smars/releases"
+/// driver.supervise = { command = ["./bin/smars"], env = { PORT = "7001" } }
+///
+/// [[fleets]]
+/// name = "static"
+/// link = "/run/muster/fleets/static/current"
+/// releases = "/var/lib/muster/fleets/static/releases"
+/// driver = "link"
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuardConfig {
+    /// This host's name, for the services' environment.
+    pub host: HostName,
+    /// Where permits, the lock and the services' logs are kept.
+    pub state_dir: PathBuf,
+    /// The socket that the agent talks to.
+    pub socket: PathBuf,
+    /// The program that runs as `muster-guard keep-service`; by default the guard's own executable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exec_shim: Option<PathBuf>,
+    /// The fleets of this host.
+    #[serde(default)]
+    pub fleets: Vec<FleetConfig>,
+}
+
+/// One fleet of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FleetConfig {
+    /// The fleet.
+    pub name: FleetName,
+    /// The link that services use.
+    pub link: PathBuf,
+    /// The folder whose `<digest>` folders are the releases' trees.
+    pub releases: PathBuf,
+    /// How the fleet is served.
+    pub driver: Driver,
+}
+
+/// How a fleet is served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Driver {
+    /// There is only the link.
+    Link,
+    /// The guard runs this command in the release's folder.
+    Supervise(ServiceConfig),
+}
+
+/// A supervised service. Its environment is `PATH` of the guard, `env`, `MUSTER_HOST`, `MUSTER_FLEET`, `MUSTER_EPOCH`,
+/// `MUSTER_DIGEST` and `MUSTER_RUN_ID`, and nothing else. The command stays in the foreground: once it ends, what it
+/// has left behind is killed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceConfig {
+    /// The program and its arguments; a relative program with a `/` is looked for in the release's folder.
+    pub command: Vec<String>,
+    /// Further environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// What asks the service to stop.
+    #[serde(default)]
+    pub stop_signal: StopSignal,
+    /// How long the service may take to stop before it is killed.
+    #[serde(default = "default_stop_timeout_ms")]
+    pub stop_timeout_ms: u64,
+    /// A service that ends within this time after its start did not start.
+    #[serde(default = "default_start_grace_ms")]
+    pub start_grace_ms: u64,
+    /// How long to wait before the first restart of a service that failed; doubled for each one that follows.
+    #[serde(default = "default_restart_delay_ms")]
+    pub restart_delay_ms: u64,
+}
+
+/// The signal that asks a service to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "UPPERCASE")]
+#[value(rename_all = "UPPER")]
+#[expect(missing_docs, reason = "the variants are the signals' names")]
+pub enum StopSignal {
+    #[default]
+    Term,
+    Int,
+    Quit,
+    Hup,
+    Usr1,
+    Usr2,
+}
+
+/// A configuration that has been checked: absolute paths, distinct fleets and links, bounded times, a command.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub(crate) host: HostName,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) socket: PathBuf,
+    pub(crate) exec_shim: PathBuf,
+    pub(crate) fleets: Vec<FleetConfig>,
+}
+
+/// A guard is for one host; more than this is a mistake.
+const FLEETS_MAX: usize = 64;
+const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+const STOP_TIMEOUT_MS_MAX: u64 = 10 * 60 * 1000;
+const START_GRACE_MS_MAX: u64 = 60 * 1000;
+const RESTART_DELAY_MS_MAX: u64 = 30 * 1000;
+
+/// The kernel resolves this name to the running guard even after an upgrade has replaced or removed its file, so the
+/// two halves of the guard are always of one version.
+const OWN_EXECUTABLE: &str = "/proc/self/exe";
+
+impl GuardConfig {
+    /// Reads and checks the file at `path`.
+    pub fn load(path: &Path) -> Result<Settings, GuardError> {
+        let size = std::fs::metadata(path).map_err(GuardError::io("read", path))?.len();
+        if size > CONFIG_BYTES_MAX {
+            return Err(wrong(format!("{} is larger than {CONFIG_BYTES_MAX} bytes", path.display())));
+        }
+        let text = std::fs::read_to_string(path).map_err(GuardError::io("read", path))?;
+        let config: Self = toml::from_str(&text).map_err(|e| wrong(format!("{}: {e}", path.display())))?;
+        config.validate()
+    }
+
+    /// Checks everything that the types do not say.
+    pub fn validate(self) -> Result<Settings, GuardError> {
+        let exec_shim = self.exec_shim.unwrap_or_else(|| PathBuf::from(OWN_EXECUTABLE));
+        for (key, path) in
+            [("state_dir", &self.state_dir), ("socket", &self.socket), ("exec_shim", &exec_shim)]
+        {
+            require_plain(key, path)?;
+        }
+        if self.fleets.len() > FLEETS_MAX {
+            return Err(wrong(format!("{} fleets, at most {FLEETS_MAX}", self.fleets.len())));
+        }
+        let (mut names, mut links) = (BTreeSet::new(), BTreeSet::new());
+        for fleet in &self.fleets {
+            fleet.check()?;
+            if !names.insert(&fleet.name) {
+                return Err(wrong(format!("fleet {} is there twice", fleet.name)));
+            }
+            if !links.insert(&fleet.link) {
+                return Err(wrong(format!("two fleets share the link {}", fleet.link.display())));
+            }
+        }
+        Ok(Settings {
+            host: self.host,
+            state_dir: self.state_dir,
+            socket: self.socket,
+            exec_shim,
+            fleets: self.fleets,
+        })
+    }
+}
+
+impl Settings {
+    /// The socket that the guard listens on.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
+
+impl Driver {
+    /// The driver without its settings.
+    #[must_use]
+    pub const fn kind(&self) -> DriverKind {
+        match self {
+            Self::Link => DriverKind::Link,
+            Self::Supervise(_) => DriverKind::Supervise,
+        }
+    }
+}
+
+impl FleetConfig {
+    fn check(&self) -> Result<(), GuardError> {
+        require_plain("link", &self.link)?;
+        require_plain("releases", &self.releases)?;
+        if self.link.starts_with(&self.releases) || self.releases.starts_with(&self.link) {
+            return Err(wrong(format!(
+                "fleet {}: the link and the releases must not contain each other",
+                self.name
+            )));
+        }
+        match &self.driver {
+            Driver::Link => Ok(()),
+            Driver::Supervise(service) => {
+                service.check().map_err(|e| wrong(format!("fleet {}: {e}", self.name)))
+            }
+        }
+    }
+}
+
+impl ServiceConfig {
+    fn check(&self) -> Result<(), String> {
+        if self.command.first().is_none_or(String::is_empty) {
+            return Err("the command is empty".to_owned());
+        }
+        if self.command.iter().any(|arg| arg.contains('\0')) {
+            return Err("the command has a NUL byte".to_owned());
+        }
+        for (name, value) in &self.env {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return Err(format!("`{}` is not an environment variable", name.escape_debug()));
+            }
+            if name.starts_with("MUSTER_") {
+                return Err(format!("`{name}`: names that begin with MUSTER_ are the guard's"));
+            }
+        }
+        for (key, value, max) in [
+            ("stop_timeout_ms", self.stop_timeout_ms, STOP_TIMEOUT_MS_MAX),
+            ("start_grace_ms", self.start_grace_ms, START_GRACE_MS_MAX),
+            ("restart_delay_ms", self.restart_delay_ms, RESTART_DELAY_MS_MAX),
+        ] {
+            if value > max {
+                return Err(format!("{key} is {value}, at most {max}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn require_plain(key: &str, path: &Path) -> Result<(), GuardError> {
+    if !path.is_absolute() {
+        return Err(wrong(format!("{key} is not an absolute path: {}", path.display())));
+    }
+    if path.file_name().is_none() || path.components().any(|c| c == std::path::Component::ParentDir) {
+        return Err(wrong(format!("{key} is not a plain path: {}", path.display())));
+    }
+    Ok(())
+}
+
+fn wrong(detail: String) -> GuardError {
+    GuardError::Config { detail }
+}
+
+const fn default_stop_timeout_ms() -> u64 {
+    10_000
+}
+
+const fn default_start_grace_ms() -> u64 {
+    500
+}
+
+const fn default_restart_delay_ms() -> u64 {
+    1_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        host = "host-1"
+        state_dir = "/var/lib/muster"
+        socket = "/run/muster/guard.sock"
+        [[fleets]]
+        name = "smars"
+        link = "/run/muster/fleets/smars/current"
+        releases = "/var/lib/muster/fleets/smars/releases"
+        driver.supervise = { command = ["./bin/smars"], env = { PORT = "7001" }, stop_signal = "INT" }
+        [[fleets]]
+        name = "static"
+        link = "/run/muster/fleets/static/current"
+        releases = "/var/lib/muster/fleets/static/releases"
+        driver = "link"
+    "#;
+
+    fn parse(text: &str) -> Result<Settings, String> {
+        toml::from_str::<GuardConfig>(text).map_err(|e| e.to_string())?.validate().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_documented_form_is_accepted_and_survives_writing() {
+        let config: GuardConfig = toml::from_str(GOOD).unwrap();
+        let written = toml::to_string(&config).unwrap();
+        assert_eq!(toml::from_str::<GuardConfig>(&written).unwrap(), config);
+        let settings = config.validate().unwrap();
+        assert_eq!(settings.exec_shim, Path::new(OWN_EXECUTABLE));
+        let Driver::Supervise(service) = &settings.fleets[0].driver else {
+            panic!("the first is supervised")
+        };
+        assert_eq!((service.stop_signal, service.stop_timeout_ms), (StopSignal::Int, 10_000));
+    }
+
+    #[test]
+    fn each_mistake_is_named() {
+        for (from, to, word) in [
+            ("\"/var/lib/muster\"", "\"var/lib\"", "state_dir is not an absolute path"),
+            ("\"/run/muster/guard.sock\"", "\"/run/../guard.sock\"", "socket is not a plain path"),
+            ("name = \"static\"", "name = \"smars\"", "twice"),
+            ("fleets/static/current", "fleets/smars/current", "share the link"),
+            ("\"./bin/smars\"", "", "the command is empty"),
+            ("PORT", "MUSTER_EPOCH", "are the guard's"),
+            ("stop_signal = \"INT\"", "start_grace_ms = 60001", "start_grace_ms is 60001"),
+            ("stop_signal = \"INT\"", "stop_signal = \"KILL\"", "unknown variant"),
+            ("host = \"host-1\"", "host = \"host-1\"\nshell = \"sh\"", "unknown field"),
+            ("name = \"smars\"", "name = \"../smars\"", "is not a fleet name"),
+            ("/fleets/static/releases", "/fleets/static/releases/../x", "releases is not a plain path"),
+        ] {
+            let error = parse(&GOOD.replace(from, to)).expect_err(word);
+            assert!(error.contains(word), "{word}: {error}");
+        }
+        assert!(parse(GOOD).is_ok());
+    }
+}

@@ -1,0 +1,223 @@
+//! The errors of this crate.
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use muster_model::FleetName;
+use serde::{Deserialize, Serialize};
+
+/// Why the guard could not do, or would not do, what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// Nobody answers on the socket.
+    #[error("the guard does not answer on {socket}", socket = socket.display())]
+    Unreachable {
+        /// The socket's path.
+        socket: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The other side does not keep to the protocol.
+    #[error("the guard's answer cannot be used: {detail}")]
+    Protocol {
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The guard said no.
+    #[error("the guard refused ({code}): {detail}")]
+    Refused {
+        /// The reason, for programs.
+        code: RefusalCode,
+        /// The reason, for people.
+        detail: String,
+    },
+    /// The configuration does not name this fleet.
+    #[error("fleet {fleet} is not in this guard's configuration")]
+    UnknownFleet {
+        /// The fleet that was asked for.
+        fleet: FleetName,
+    },
+    /// Something else is open, and must be closed first.
+    #[error("fleet {fleet} is not closed: {found}")]
+    NotClosed {
+        /// The fleet.
+        fleet: FleetName,
+        /// What is open.
+        found: String,
+    },
+    /// The release's folder is not on this host.
+    #[error("no release folder {path}", path = path.display())]
+    ReleaseMissing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The link's place is taken by something that is not a symbolic link.
+    #[error("{path} is not a symbolic link", path = path.display())]
+    LinkObstructed {
+        /// The link's path.
+        path: PathBuf,
+    },
+    /// The service did not come up; the fleet was closed again.
+    #[error("the service of fleet {fleet} did not start: {detail}")]
+    StartFailed {
+        /// The fleet.
+        fleet: FleetName,
+        /// How it ended, and the last lines it wrote.
+        detail: String,
+    },
+    /// Processes of the service are still alive.
+    #[error("the service of fleet {fleet} is not stopped: {detail}")]
+    NotStopped {
+        /// The fleet.
+        fleet: FleetName,
+        /// What is left.
+        detail: String,
+    },
+    /// The guard is going down and opens nothing any more.
+    #[error("the guard is shutting down")]
+    ShuttingDown,
+    /// Another guard works on the same state folder.
+    #[error("another guard{} holds {path}", holder.map(|pid| format!(" (process {pid})")).unwrap_or_default(), path = path.display())]
+    AlreadyRunning {
+        /// The lock file.
+        path: PathBuf,
+        /// The other guard's process, where it can be read.
+        holder: Option<u32>,
+    },
+    /// Somebody listens on the socket's path, or something that is not a socket is there.
+    #[error("the socket {path} is in use", path = path.display())]
+    SocketInUse {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// A folder that others could write to, or that belongs to somebody else.
+    #[error("the folder {path} is not safe: {detail}", path = path.display())]
+    UnsafeFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The configuration is wrong.
+    #[error("the guard's configuration is wrong: {detail}")]
+    Config {
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A record on disk cannot be read as one.
+    #[error("{path} is not a record of the guard", path = path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A system call failed.
+    #[error("cannot {action} {path}", path = path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why the guard refuses, for programs; stable on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefusalCode {
+    /// The frame or the request cannot be parsed.
+    BadRequest,
+    /// The protocol's number is not one that this guard speaks.
+    UnsupportedProtocol,
+    /// Too many connections.
+    Busy,
+    /// The peer is another user.
+    ForeignPeer,
+    /// The fleet is not configured here.
+    UnknownFleet,
+    /// Something else is open.
+    NotClosed,
+    /// The release's folder is missing.
+    ReleaseMissing,
+    /// The link's place is taken by something else.
+    LinkObstructed,
+    /// The service did not come up.
+    StartFailed,
+    /// Processes of the service are still alive.
+    NotStopped,
+    /// The guard is going down.
+    ShuttingDown,
+    /// A file or folder could not be read or written.
+    Storage,
+    /// The guard is set up wrongly.
+    Setup,
+}
+
+impl GuardError {
+    /// Wraps the failure of a system call on `path`.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// The reason for programs; `None` if no guard has answered at all.
+    #[must_use]
+    pub const fn code(&self) -> Option<RefusalCode> {
+        Some(match self {
+            Self::Unreachable { .. } | Self::Protocol { .. } => return None,
+            Self::Refused { code, .. } => *code,
+            Self::UnknownFleet { .. } => RefusalCode::UnknownFleet,
+            Self::NotClosed { .. } => RefusalCode::NotClosed,
+            Self::ReleaseMissing { .. } => RefusalCode::ReleaseMissing,
+            Self::LinkObstructed { .. } => RefusalCode::LinkObstructed,
+            Self::StartFailed { .. } => RefusalCode::StartFailed,
+            Self::NotStopped { .. } => RefusalCode::NotStopped,
+            Self::ShuttingDown => RefusalCode::ShuttingDown,
+            Self::Corrupt { .. } | Self::Io { .. } => RefusalCode::Storage,
+            Self::AlreadyRunning { .. }
+            | Self::SocketInUse { .. }
+            | Self::UnsafeFolder { .. }
+            | Self::Config { .. } => RefusalCode::Setup,
+        })
+    }
+
+    /// This error and all its sources in one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = self.source();
+        while let Some(error) = source {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            source = error.source();
+        }
+        text
+    }
+}
+
+impl std::fmt::Display for RefusalCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::BadRequest => "bad-request",
+            Self::UnsupportedProtocol => "unsupported-protocol",
+            Self::Busy => "busy",
+            Self::ForeignPeer => "foreign-peer",
+            Self::UnknownFleet => "unknown-fleet",
+            Self::NotClosed => "not-closed",
+            Self::ReleaseMissing => "release-missing",
+            Self::LinkObstructed => "link-obstructed",
+            Self::StartFailed => "start-failed",
+            Self::NotStopped => "not-stopped",
+            Self::ShuttingDown => "shutting-down",
+            Self::Storage => "storage",
+            Self::Setup => "setup",
+        })
+    }
+}

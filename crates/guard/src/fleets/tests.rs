@@ -1,0 +1,199 @@
+//! Link fleets, without a socket.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use muster_model::HostName;
+use tempfile::TempDir;
+
+use super::*;
+use crate::config::GuardConfig;
+use crate::protocol::{DriverKind, LinkState};
+
+struct Bench {
+    folder: TempDir,
+    settings: Settings,
+    fleet: FleetName,
+}
+
+const EPOCH: Epoch = Epoch(3);
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let fleet = FleetName::new("smars").unwrap();
+        let at = folder.path().join("fleets/smars");
+        for digest in [one(), two()] {
+            fs::create_dir_all(at.join("releases").join(digest.hex())).unwrap();
+        }
+        let config = GuardConfig {
+            host: HostName::new("host-1").unwrap(),
+            state_dir: folder.path().to_owned(),
+            socket: folder.path().join("guard.sock"),
+            exec_shim: None,
+            fleets: vec![FleetConfig {
+                name: fleet.clone(),
+                link: at.join("current"),
+                releases: at.join("releases"),
+                driver: Driver::Link,
+            }],
+        };
+        Self { folder, settings: config.validate().unwrap(), fleet }
+    }
+
+    fn guard(&self) -> InProcess {
+        InProcess::new(&self.settings).unwrap()
+    }
+
+    fn guard_in_boot(&self, boot: &str) -> Fleets {
+        Fleets::open(&self.settings, BootId::new(boot).unwrap(), &(Arc::new(|_| {}) as Events)).unwrap()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join("fleets/smars").join(name)
+    }
+}
+
+fn one() -> Digest {
+    Digest::of(b"one")
+}
+
+fn two() -> Digest {
+    Digest::of(b"two")
+}
+
+#[test]
+fn opens_closes_and_does_neither_twice() {
+    let bench = Bench::new();
+    let guard = bench.guard();
+    let closed = guard.close(&bench.fleet).unwrap();
+    assert!(closed.is_closed());
+    assert_eq!((closed.driver, closed.generation), (DriverKind::Link, 0));
+
+    let open = guard.open(&bench.fleet, EPOCH, one()).unwrap();
+    assert!(open.serves(EPOCH, one()));
+    assert_eq!(guard.open(&bench.fleet, EPOCH, one()).unwrap(), open);
+    assert_eq!(guard.status(&bench.fleet).unwrap(), open);
+    assert!(bench.path("current").is_dir());
+
+    for (epoch, digest) in [(EPOCH, two()), (Epoch(4), one())] {
+        let error = guard.open(&bench.fleet, epoch, digest).unwrap_err();
+        assert!(matches!(error, GuardError::NotClosed { .. }), "{error}");
+        assert_eq!(guard.status(&bench.fleet).unwrap(), open);
+    }
+    let closed = guard.close(&bench.fleet).unwrap();
+    assert!(closed.is_closed() && closed.generation > open.generation);
+    assert_eq!(guard.close(&bench.fleet).unwrap(), closed);
+    assert!(guard.open(&bench.fleet, Epoch(4), two()).unwrap().serves(Epoch(4), two()));
+}
+
+#[test]
+fn refuses_by_name_and_changes_nothing() {
+    let bench = Bench::new();
+    let guard = bench.guard();
+    let other = FleetName::new("other").unwrap();
+    assert!(matches!(guard.open(&other, EPOCH, one()), Err(GuardError::UnknownFleet { .. })));
+    let missing = Digest::of(b"three");
+    assert!(matches!(guard.open(&bench.fleet, EPOCH, missing), Err(GuardError::ReleaseMissing { .. })));
+    assert!(guard.status(&bench.fleet).unwrap().is_closed());
+    assert!(!bench.path("permit.json").exists());
+}
+
+#[test]
+fn whatever_takes_the_links_place_is_named_and_kept() {
+    let bench = Bench::new();
+    let guard = bench.guard();
+    fs::create_dir(bench.path("current")).unwrap();
+    fs::write(bench.path("current/precious"), "x").unwrap();
+    assert!(matches!(guard.open(&bench.fleet, EPOCH, one()), Err(GuardError::LinkObstructed { .. })));
+    assert!(matches!(guard.close(&bench.fleet), Err(GuardError::LinkObstructed { .. })));
+    assert!(bench.path("current/precious").exists());
+    assert!(!bench.path("permit.json").exists());
+
+    fs::remove_dir_all(bench.path("current")).unwrap();
+    fs::write(bench.path("current"), "x").unwrap();
+    assert!(matches!(guard.open(&bench.fleet, EPOCH, one()), Err(GuardError::LinkObstructed { .. })));
+
+    fs::remove_file(bench.path("current")).unwrap();
+    symlink("/usr", bench.path("current")).unwrap();
+    assert!(matches!(guard.open(&bench.fleet, EPOCH, one()), Err(GuardError::NotClosed { .. })));
+    assert!(guard.close(&bench.fleet).unwrap().is_closed());
+}
+
+#[test]
+fn a_link_that_went_is_seen_and_made_again_on_request() {
+    let bench = Bench::new();
+    let guard = bench.guard();
+    guard.open(&bench.fleet, EPOCH, one()).unwrap();
+    fs::remove_file(bench.path("current")).unwrap();
+    let state = guard.status(&bench.fleet).unwrap();
+    assert_eq!(state.link, LinkState::Absent);
+    assert!(state.open.is_some() && !state.serves(EPOCH, one()));
+    assert!(guard.open(&bench.fleet, EPOCH, one()).unwrap().serves(EPOCH, one()));
+
+    fs::remove_file(bench.path("current")).unwrap();
+    symlink(format!("releases/{}", two().hex()), bench.path("current")).unwrap();
+    assert!(matches!(guard.open(&bench.fleet, EPOCH, one()), Err(GuardError::NotClosed { .. })));
+}
+
+#[test]
+fn a_restart_in_the_same_boot_keeps_what_was_permitted() {
+    let bench = Bench::new();
+    bench.guard().open(&bench.fleet, EPOCH, one()).unwrap();
+    assert!(bench.guard().status(&bench.fleet).unwrap().serves(EPOCH, one()));
+}
+
+#[test]
+fn a_reboot_revokes_before_anyone_can_ask() {
+    let bench = Bench::new();
+    let (first, second) = ("00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002");
+    bench.guard_in_boot(first).open(&bench.fleet, EPOCH, one()).unwrap();
+    assert!(bench.guard_in_boot(first).status(&bench.fleet).unwrap().serves(EPOCH, one()));
+    let guard = bench.guard_in_boot(second);
+    assert!(!bench.path("current").exists() && !bench.path("permit.json").exists());
+    assert!(guard.status(&bench.fleet).unwrap().is_closed());
+}
+
+#[test]
+fn a_link_without_a_readable_permit_does_not_survive_a_start() {
+    let bench = Bench::new();
+    for spoil in ["", "{\"boot_id\":", "{}"] {
+        bench.guard().open(&bench.fleet, EPOCH, one()).unwrap();
+        fs::write(bench.path("permit.json"), spoil).unwrap();
+        assert!(bench.guard().status(&bench.fleet).unwrap().is_closed(), "{spoil}");
+    }
+    bench.guard().open(&bench.fleet, EPOCH, one()).unwrap();
+    fs::remove_file(bench.path("permit.json")).unwrap();
+    assert!(bench.guard().status(&bench.fleet).unwrap().is_closed());
+}
+
+#[test]
+fn a_permit_spoilt_while_open_permits_nothing_and_can_be_closed() {
+    let bench = Bench::new();
+    let guard = bench.guard();
+    guard.open(&bench.fleet, EPOCH, one()).unwrap();
+    fs::write(bench.path("permit.json"), "x").unwrap();
+    assert!(matches!(guard.status(&bench.fleet), Err(GuardError::Corrupt { .. })));
+    assert!(guard.close(&bench.fleet).unwrap().is_closed());
+}
+
+#[test]
+fn one_guard_for_each_state_folder() {
+    let bench = Bench::new();
+    let first = bench.guard();
+    assert!(matches!(InProcess::new(&bench.settings), Err(GuardError::AlreadyRunning { .. })));
+    drop(first);
+    drop(bench.guard());
+}
+
+#[test]
+fn going_down_opens_nothing() {
+    let bench = Bench::new();
+    let guard = bench.guard_in_boot("00000000-0000-4000-8000-000000000001");
+    guard.open(&bench.fleet, EPOCH, one()).unwrap();
+    guard.shut_down().unwrap();
+    assert!(guard.status(&bench.fleet).unwrap().serves(EPOCH, one()));
+    guard.close(&bench.fleet).unwrap();
+    assert!(matches!(guard.open(&bench.fleet, EPOCH, one()), Err(GuardError::ShuttingDown)));
+}

@@ -1,0 +1,225 @@
+//! The keeper of one run of a service, and the last step before the command: the two hidden verbs of the guard's program.
+//!
+//! `keep-service` starts the command and stays until every process that descends from it is gone. It is the command's
+//! *child subreaper*: a descendant whose parent dies becomes the keeper's child, whatever session or group it moved
+//! to. So "no child left" means "no descendant left", as seen by the kernel and not by a search. Its stdin comes
+//! from the guard: `stop` asks the service to stop and kills what is left after the time-out; the end of stdin means
+//! that the guard is gone, however it went, and kills everything at once.
+//!
+//! `exec-service` is the command before it becomes the command: it opens a session of its own, asks the kernel to kill
+//! it when the keeper dies, and executes. (The kernel drops that request when a set-user-id program is executed; the
+//! keeper and the next guard still find such a process.) Both exist because a process can only arrange these things for
+//! itself, and doing so between `fork` and `exec` would need unsafe code.
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{
+    Pid, Signal, WaitOptions, WaitStatus, getpid, getppid, set_child_subreaper,
+    set_parent_process_death_signal, setsid, wait,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::config::StopSignal;
+use crate::process;
+use crate::protocol::ExitKind;
+use crate::record::ProcessKey;
+
+const STOP_LINE: &str = "stop";
+
+/// Between two rounds of killing: a process may fork while it is being killed.
+const KILL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What the keeper tells the guard, one line of JSON each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Report {
+    /// The command runs, or is about to.
+    Started { main: ProcessKey },
+    /// Nothing is left; this is how the main process ended.
+    Ended { status: ExitKind },
+}
+
+/// What the keeper is told on its command line.
+#[derive(Debug)]
+pub(crate) struct Keep {
+    pub(crate) stop_signal: StopSignal,
+    pub(crate) stop_timeout: Duration,
+    pub(crate) command: Vec<OsString>,
+}
+
+enum Order {
+    Stop,
+    GuardGone,
+    MainEnded,
+}
+
+/// Tells a keeper to stop its service.
+pub(crate) fn ask_to_stop(mut control: impl Write) -> io::Result<()> {
+    control.write_all(STOP_LINE.as_bytes())?;
+    control.write_all(b"\n")?;
+    control.flush()
+}
+
+/// The verb `keep-service`. Returns once nothing of the service is left.
+pub(crate) fn keep(plan: Keep) -> io::Result<()> {
+    // A session of its own keeps the keeper out of reach of a terminal's Ctrl-C.
+    setsid()?;
+    set_child_subreaper(Some(getpid()))?;
+    let main = start(&plan.command)?;
+    report(&Report::Started { main });
+    let (orders, received) = channel();
+    let listener = orders.clone();
+    thread::Builder::new().spawn(move || listen(&listener))?;
+    thread::Builder::new().spawn(move || stop(&plan, &received))?;
+    let status = reap(main.pid, &orders)?;
+    report(&Report::Ended { status });
+    Ok(())
+}
+
+/// The verb `exec-service`: becomes the command. Returns only if that failed.
+pub(crate) fn exec(parent: i32, command: &[OsString]) -> io::Error {
+    match become_service(parent) {
+        Err(error) => error,
+        Ok(()) => match command.split_first() {
+            None => io::Error::other("no command"),
+            Some((program, args)) => {
+                let error = Command::new(program).args(args).exec();
+                io::Error::new(error.kind(), format!("cannot execute {}: {error}", program.display()))
+            }
+        },
+    }
+}
+
+fn become_service(parent: i32) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // The keeper may have died before the request above: then nobody would be told any more.
+    if getppid() != Pid::from_raw(parent) {
+        return Err(io::Error::other("the keeper is gone"));
+    }
+    setsid()?;
+    Ok(())
+}
+
+fn start(command: &[OsString]) -> io::Result<ProcessKey> {
+    let child = Command::new("/proc/self/exe")
+        .arg("exec-service")
+        .arg(format!("--parent-pid={}", getpid().as_raw_pid()))
+        .arg("--")
+        .args(command)
+        .stdin(Stdio::null())
+        .stdout(io::stderr())
+        .spawn()?;
+    let pid = i32::try_from(child.id()).expect("Linux process numbers are below 2^22");
+    // A child that has ended already is still there, as a zombie, until `reap` has begun.
+    let found =
+        process::find(pid).ok_or_else(|| io::Error::other("the service's process is not in /proc"))?;
+    Ok(found.key)
+}
+
+/// Collects every child until none is left. As the subreaper this process is the last parent of all descendants, so
+/// that point is reached exactly when they are all gone.
+fn reap(main: i32, orders: &Sender<Order>) -> io::Result<ExitKind> {
+    let mut ended = ExitKind::Unknown;
+    loop {
+        match wait(WaitOptions::empty()) {
+            Ok(Some((pid, status))) if pid.as_raw_pid() == main => {
+                ended = exit_kind(status);
+                // The receiver lives as long as the process.
+                let _ = orders.send(Order::MainEnded);
+            }
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::CHILD) => return Ok(ended),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn listen(orders: &Sender<Order>) {
+    for line in io::stdin().lock().lines().map_while(Result::ok) {
+        if line == STOP_LINE {
+            let _ = orders.send(Order::Stop);
+        }
+    }
+    let _ = orders.send(Order::GuardGone);
+}
+
+/// Waits for the first reason to stop, then does so; ends with the process.
+fn stop(plan: &Keep, orders: &Receiver<Order>) {
+    match orders.recv() {
+        Ok(Order::Stop) => {
+            signal_all(plan.stop_signal.signal());
+            wait_out(orders, plan.stop_timeout);
+        }
+        Ok(Order::GuardGone | Order::MainEnded) | Err(_) => {}
+    }
+    loop {
+        signal_all(Signal::KILL);
+        thread::sleep(KILL_INTERVAL);
+    }
+}
+
+/// Gives all descendants their time to stop, unless the guard goes meanwhile.
+fn wait_out(orders: &Receiver<Order>, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    loop {
+        match orders.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Order::Stop | Order::MainEnded) => {}
+            Ok(Order::GuardGone) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+fn signal_all(signal: Signal) {
+    // What cannot be listed or signalled now is tried again in the next round; the guard bounds the rounds.
+    for process in
+        process::all().map(|all| process::descendants(getpid().as_raw_pid(), &all)).unwrap_or_default()
+    {
+        let _ = process::signal(process.key, signal);
+    }
+}
+
+/// A guard that is gone cannot be told; the end of stdin takes care of that.
+fn report(report: &Report) {
+    let line = serde_json::to_string(report).expect("a report of plain fields is always JSON");
+    let mut stdout = io::stdout().lock();
+    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+}
+
+fn exit_kind(status: WaitStatus) -> ExitKind {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => ExitKind::Code(code),
+        (None, Some(signal)) => ExitKind::Signal(signal),
+        (None, None) => ExitKind::Unknown,
+    }
+}
+
+impl StopSignal {
+    /// The name in the configuration and on the keeper's command line.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Term => "TERM",
+            Self::Int => "INT",
+            Self::Quit => "QUIT",
+            Self::Hup => "HUP",
+            Self::Usr1 => "USR1",
+            Self::Usr2 => "USR2",
+        }
+    }
+
+    const fn signal(self) -> Signal {
+        match self {
+            Self::Term => Signal::TERM,
+            Self::Int => Signal::INT,
+            Self::Quit => Signal::QUIT,
+            Self::Hup => Signal::HUP,
+            Self::Usr1 => Signal::USR1,
+            Self::Usr2 => Signal::USR2,
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Values of the fleet protocol, valid by construction.
+//!
+//! Everything that crosses a crate boundary is a type of this crate: once a value exists, it keeps its
+//! invariants, so no later code checks them again. The crate never does I/O, reads no clock and draws no
+//! randomness; it knows nothing of the wire (`proto`), of signatures (`crates/trust`) or of where state is
+//! kept (`crates/store`).
+
+mod attestation;
+mod blocker;
+mod digest;
+mod document;
+mod evidence;
+mod ids;
+mod key;
+mod manifest;
+mod merkle;
+mod message;
+mod name;
+mod order;
+mod path;
+mod proof;
+mod release;
+mod root;
+mod roster;
+mod time;
+
+pub use attestation::{Assurance, Attestation, BootGate, Comparable, HostFacts, Purpose, Scope};
+pub use blocker::{Blocker, Code, Refusal, UnknownCode};
+pub use digest::{Digest, DigestError};
+pub use document::{Document, DocumentError, DocumentKind, MAX_DOCUMENT_BYTES};
+pub use evidence::{Closing, Commitment, Secret};
+pub use ids::{BootId, Epoch, Incarnation, Nonce, RolloutId, RosterRevision, SessionId, Term, Token};
+pub use key::{KeyId, PublicKey, PublicKeyError};
+pub use manifest::{
+    Change, ChangeKind, Difference, DifferenceKind, Entry, EntryKind, External, ExternalCheck, MAX_ENTRIES,
+    MAX_FILE_BYTES, MAX_LINKS, MAX_MANIFEST_BYTES, MAX_RULES, MAX_TREE_BYTES, Manifest, ManifestError, Mode,
+    ModeError, Place, Rule, RuleList, TreeRules, diff,
+};
+pub use merkle::{MerkleProof, MerkleTree};
+pub use message::{
+    Documents, FromHost, HostMode, JoinReport, JournalHead, Leadership, ServingReport, Standing, ToHost,
+};
+pub use name::{FleetName, HostName, IdentityName, NameError, Version};
+pub use order::{Flip, FlipMode, OnFailure, Order, RosterRef};
+pub use path::{
+    EntryPath, HostPath, LinkTarget, MAX_COMPONENT_BYTES, MAX_DEPTH, MAX_PATH_BYTES, PathError, escape,
+};
+pub use proof::{Durable, Verified};
+pub use release::{FlagDeclaration, FlagKind, Release};
+pub use root::{RoleKeys, Root, SigningRole};
+pub use roster::{BootGatePolicy, Member, Policy, Roster};
+pub use time::{BootTime, UnixTime};

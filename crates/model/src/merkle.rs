@@ -1,0 +1,166 @@
+//! Merkle trees over short lists, hashed as in RFC 6962, section 2.1.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Digest;
+
+/// A Merkle tree over leaves in the order given. Leaves and nodes are hashed with different prefixes (0 and 1), so
+/// that neither passes for the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MerkleTree {
+    leaves: Vec<Digest>,
+}
+
+/// The audit path of one leaf: what is needed to compute the root from the leaf alone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MerkleProof {
+    /// The leaf's position.
+    pub index: u64,
+    /// How many leaves the tree has.
+    pub size: u64,
+    /// Siblings from the leaf upwards.
+    pub path: Vec<Digest>,
+}
+
+impl MerkleTree {
+    /// Builds the tree over `leaves`.
+    pub fn new<'a>(leaves: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        Self { leaves: leaves.into_iter().map(leaf_hash).collect() }
+    }
+
+    /// The root; of no leaves at all, the hash of the empty string.
+    #[must_use]
+    pub fn root(&self) -> Digest {
+        subtree(&self.leaves)
+    }
+
+    /// The audit path of leaf `index`, or nothing if there is no such leaf.
+    #[must_use]
+    pub fn proof(&self, index: usize) -> Option<MerkleProof> {
+        if index >= self.leaves.len() {
+            return None;
+        }
+        let mut path = Vec::new();
+        audit_path(index, &self.leaves, &mut path);
+        Some(MerkleProof { index: index as u64, size: self.leaves.len() as u64, path })
+    }
+}
+
+impl MerkleProof {
+    /// The longest path that is accepted: trees of up to 2^32 leaves.
+    const PATH_LEN_MAX: usize = 32;
+
+    /// Whether `leaf` is at this position of the tree with this `root` (RFC 9162, section 2.1.3.2).
+    #[must_use]
+    pub fn verify(&self, leaf: &[u8], root: &Digest) -> bool {
+        if self.index >= self.size || self.path.len() > Self::PATH_LEN_MAX {
+            return false;
+        }
+        let (mut index, mut last) = (self.index, self.size - 1);
+        let mut hash = leaf_hash(leaf);
+        for sibling in &self.path {
+            if last == 0 {
+                return false;
+            }
+            if index & 1 == 1 || index == last {
+                hash = node_hash(sibling, &hash);
+                while index & 1 == 0 && index != 0 {
+                    index >>= 1;
+                    last >>= 1;
+                }
+            } else {
+                hash = node_hash(&hash, sibling);
+            }
+            index >>= 1;
+            last >>= 1;
+        }
+        last == 0 && hash == *root
+    }
+}
+
+fn leaf_hash(leaf: &[u8]) -> Digest {
+    Digest::of_parts(&[&[0], leaf])
+}
+
+fn node_hash(left: &Digest, right: &Digest) -> Digest {
+    Digest::of_parts(&[&[1], left.as_bytes(), right.as_bytes()])
+}
+
+/// The largest power of two smaller than `len`, where RFC 6962 splits a list of two or more.
+fn split(len: usize) -> usize {
+    len.next_power_of_two() / 2
+}
+
+fn subtree(leaves: &[Digest]) -> Digest {
+    match leaves {
+        [] => Digest::of(b""),
+        [leaf] => *leaf,
+        _ => {
+            let (left, right) = leaves.split_at(split(leaves.len()));
+            node_hash(&subtree(left), &subtree(right))
+        }
+    }
+}
+
+fn audit_path(index: usize, leaves: &[Digest], path: &mut Vec<Digest>) {
+    if leaves.len() < 2 {
+        return;
+    }
+    let middle = split(leaves.len());
+    let (left, right) = leaves.split_at(middle);
+    if index < middle {
+        audit_path(index, left, path);
+        path.push(subtree(right));
+    } else {
+        audit_path(index - middle, right, path);
+        path.push(subtree(left));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roots_match_the_published_vectors() {
+        // The test vectors of the Certificate Transparency reference implementations.
+        let leaves: Vec<Vec<u8>> = [
+            "",
+            "00",
+            "10",
+            "2021",
+            "3031",
+            "40414243",
+            "5051525354555657",
+            "606162636465666768696a6b6c6d6e6f",
+        ]
+        .iter()
+        .map(|text| hex::decode(text).expect("hex"))
+        .collect();
+        let root = |n: usize| MerkleTree::new(leaves[..n].iter().map(Vec::as_slice)).root().hex();
+        assert_eq!(root(0), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!(root(1), "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d");
+        assert_eq!(root(8), "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328");
+    }
+
+    #[test]
+    fn every_leaf_is_proven_and_no_other() {
+        for size in 1..=17_usize {
+            let leaves: Vec<[u8; 2]> = (0..size).map(|i| [i as u8, 7]).collect();
+            let tree = MerkleTree::new(leaves.iter().map(|leaf| &leaf[..]));
+            for (index, leaf) in leaves.iter().enumerate() {
+                let proof = tree.proof(index).expect("within the tree");
+                assert!(proof.verify(leaf, &tree.root()));
+                assert!(!proof.verify(&[99, 99], &tree.root()));
+                let moved = MerkleProof { index: (proof.index + 1) % size as u64, ..proof.clone() };
+                assert!(size == 1 || !moved.verify(leaf, &tree.root()));
+                let mut cut = proof.clone();
+                if cut.path.pop().is_some() {
+                    assert!(!cut.verify(leaf, &tree.root()));
+                }
+            }
+            assert_eq!(tree.proof(size), None);
+        }
+    }
+}

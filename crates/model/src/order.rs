@@ -1,0 +1,183 @@
+//! The order: the signed statement of one flip.
+
+use serde::{Deserialize, Serialize};
+
+use crate::document::{check_format, parse_json, to_json};
+use crate::{Digest, Document, DocumentError, DocumentKind, FleetName, RolloutId, RosterRevision, UnixTime};
+
+const FORMAT: &str = "muster.order/1";
+
+/// How a fleet flips.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlipMode {
+    /// No instant with two releases served; a short one with none.
+    Strict,
+    /// At a fixed time, with bounded and measured skew.
+    Fast,
+}
+
+/// What happens when a host does not start the release it was told to open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// That host stays dark and alarmed, the others serve.
+    Hold,
+    /// The fleet rolls back when too many hosts fail, through the same gate.
+    Rollback,
+}
+
+/// The statement of one flip, signed by the operators. Its counter is the rollout's number `k`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    format: String,
+    /// The fleet.
+    pub fleet: FleetName,
+    /// The rollout's number; one more than the fleet's last.
+    pub counter: RolloutId,
+    /// The manifest that is served now; none before the first flip.
+    pub from: Option<Digest>,
+    /// The manifest to serve.
+    pub to: Digest,
+    /// The digest of the signed roster's payload.
+    pub roster: Digest,
+    /// The roster's revision.
+    pub roster_revision: RosterRevision,
+    /// N: how many hosts the roster has.
+    pub hosts: u32,
+    /// Strict or fast.
+    pub mode: FlipMode,
+    /// What to do when hosts fail to start.
+    pub on_failure: OnFailure,
+    /// How many hosts may be opened over without their closing secret, on the strength of a lapsed lease.
+    pub max_lapsed: u32,
+    /// Milliseconds since 1970 before which the order does not hold.
+    pub not_before_unix_ms: UnixTime,
+    /// Milliseconds since 1970 from which the order no longer holds.
+    pub expires_unix_ms: UnixTime,
+}
+
+/// What an order says, before it becomes a document.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Flip {
+    /// The manifest that is served now.
+    pub from: Option<Digest>,
+    /// The manifest to serve.
+    pub to: Digest,
+    /// Strict or fast.
+    pub mode: FlipMode,
+    /// What to do when hosts fail to start.
+    pub on_failure: OnFailure,
+}
+
+/// The roster an order is bound to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RosterRef {
+    /// The digest of the roster's payload.
+    pub digest: Digest,
+    /// Its revision.
+    pub revision: RosterRevision,
+    /// N.
+    pub hosts: u32,
+}
+
+impl Order {
+    /// The longest time an order may be valid for.
+    pub const VALIDITY_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
+
+    /// Makes an order and checks it.
+    pub fn new(
+        fleet: FleetName,
+        counter: RolloutId,
+        roster: RosterRef,
+        flip: Flip,
+        validity: std::ops::Range<UnixTime>,
+    ) -> Result<Self, DocumentError> {
+        let order = Self {
+            format: FORMAT.to_owned(),
+            fleet,
+            counter,
+            from: flip.from,
+            to: flip.to,
+            roster: roster.digest,
+            roster_revision: roster.revision,
+            hosts: roster.hosts,
+            mode: flip.mode,
+            on_failure: flip.on_failure,
+            max_lapsed: 0,
+            not_before_unix_ms: validity.start,
+            expires_unix_ms: validity.end,
+        };
+        order.check()?;
+        Ok(order)
+    }
+
+    fn check(&self) -> Result<(), DocumentError> {
+        let invalid = |reason: String| Err(DocumentError::Invalid { kind: "order", reason });
+        if self.counter.0 == 0 {
+            return invalid("counters begin at 1".to_owned());
+        }
+        if self.hosts == 0 {
+            return invalid("it is for no hosts".to_owned());
+        }
+        if self.max_lapsed >= self.hosts {
+            return invalid(format!("max_lapsed is {} of {} hosts", self.max_lapsed, self.hosts));
+        }
+        if self.from == Some(self.to) {
+            return invalid(format!("it goes from {} to itself", self.to));
+        }
+        let validity_ms = self.expires_unix_ms.0.saturating_sub(self.not_before_unix_ms.0);
+        if validity_ms == 0 || validity_ms > Self::VALIDITY_MS_MAX {
+            return invalid("it must be valid for more than nothing and at most seven days".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl Document for Order {
+    const KIND: DocumentKind = DocumentKind::Order;
+
+    fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
+        let order: Self = parse_json(Self::KIND, bytes)?;
+        check_format(Self::KIND, &order.format, FORMAT)?;
+        order.check()?;
+        Ok(order)
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        to_json(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(from: u8, to: u8, hosts: u32, validity: std::ops::Range<u64>) -> Result<Order, DocumentError> {
+        let digest = |byte| Digest::from_bytes([byte; 32]);
+        Order::new(
+            FleetName::new("smars").expect("a name"),
+            RolloutId(1),
+            RosterRef { digest: digest(9), revision: RosterRevision(1), hosts },
+            Flip {
+                from: Some(digest(from)),
+                to: digest(to),
+                mode: FlipMode::Strict,
+                on_failure: OnFailure::Hold,
+            },
+            UnixTime(validity.start)..UnixTime(validity.end),
+        )
+    }
+
+    #[test]
+    fn an_order_is_bound_to_hosts_time_and_a_change() {
+        let good = order(1, 2, 8, 0..1000).expect("valid");
+        assert_eq!(Order::parse(&good.to_bytes()), Ok(good));
+        assert!(order(1, 1, 8, 0..1000).is_err(), "no change");
+        assert!(order(1, 2, 0, 0..1000).is_err(), "no hosts");
+        assert!(order(1, 2, 8, 5..5).is_err(), "never valid");
+        assert!(order(1, 2, 8, 0..Order::VALIDITY_MS_MAX + 1).is_err(), "valid for ever");
+    }
+}

@@ -1,0 +1,185 @@
+//! The roster: the exact, signed set of hosts of a fleet.
+
+use serde::{Deserialize, Serialize};
+
+use crate::document::{check_format, parse_json, to_json};
+use crate::{Document, DocumentError, DocumentKind, FleetName, HostName, PublicKey, RosterRevision};
+
+const FORMAT: &str = "muster.roster/1";
+
+/// One host of a roster.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// The host.
+    pub name: HostName,
+    /// The key that signs the host's attestations, and nothing else.
+    pub attestation_key: PublicKey,
+}
+
+/// What a fleet accepts of its hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "lowercase")]
+pub struct Policy {
+    /// Whether the link must vanish at a reboot.
+    #[serde(default)]
+    pub boot_gate: BootGatePolicy,
+}
+
+/// Whether hosts are accepted whose link outlives a reboot, so that something could serve before it was admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootGatePolicy {
+    /// Every host's link must vanish at a reboot.
+    #[default]
+    Required,
+    /// A link that outlives a reboot is accepted: for development, or services that check the permit themselves.
+    Optional,
+}
+
+/// The roster of a fleet. N is its length, never the number of hosts that are connected.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Roster {
+    format: String,
+    fleet: FleetName,
+    revision: RosterRevision,
+    policy: Policy,
+    hosts: Vec<Member>,
+}
+
+impl Roster {
+    /// The largest roster that is accepted.
+    pub const HOSTS_MAX: usize = 20_000;
+
+    /// Makes a roster; `hosts` may come in any order.
+    pub fn new(
+        fleet: FleetName,
+        revision: RosterRevision,
+        policy: Policy,
+        mut hosts: Vec<Member>,
+    ) -> Result<Self, DocumentError> {
+        hosts.sort_by(|a, b| a.name.cmp(&b.name));
+        let roster = Self { format: FORMAT.to_owned(), fleet, revision, policy, hosts };
+        roster.check()?;
+        Ok(roster)
+    }
+
+    /// The fleet.
+    #[must_use]
+    pub const fn fleet(&self) -> &FleetName {
+        &self.fleet
+    }
+
+    /// The revision, from 1 on.
+    #[must_use]
+    pub const fn revision(&self) -> RosterRevision {
+        self.revision
+    }
+
+    /// What the fleet accepts.
+    #[must_use]
+    pub const fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// The hosts, sorted by name. Never empty.
+    #[must_use]
+    pub fn hosts(&self) -> &[Member] {
+        &self.hosts
+    }
+
+    /// The position of `host` in the order of the roster.
+    #[must_use]
+    pub fn position(&self, host: &HostName) -> Option<usize> {
+        self.hosts.binary_search_by(|member| member.name.cmp(host)).ok()
+    }
+
+    /// The entry of `host`.
+    #[must_use]
+    pub fn member(&self, host: &HostName) -> Option<&Member> {
+        self.position(host).map(|index| &self.hosts[index])
+    }
+
+    fn check(&self) -> Result<(), DocumentError> {
+        let invalid = |reason: String| Err(DocumentError::Invalid { kind: "roster", reason });
+        if self.revision.0 == 0 {
+            return invalid("revisions begin at 1".to_owned());
+        }
+        if self.hosts.is_empty() {
+            return invalid("it lists no hosts; nothing can be proven of an empty fleet".to_owned());
+        }
+        if self.hosts.len() > Self::HOSTS_MAX {
+            return invalid(format!(
+                "it lists {} hosts; at most {} are supported",
+                self.hosts.len(),
+                Self::HOSTS_MAX
+            ));
+        }
+        for pair in self.hosts.windows(2) {
+            if pair[0].name == pair[1].name {
+                return invalid(format!("the host {} is listed twice", pair[0].name));
+            }
+            if pair[0].name > pair[1].name {
+                return invalid(format!(
+                    "the hosts are not sorted: {} comes after {}",
+                    pair[1].name, pair[0].name
+                ));
+            }
+        }
+        let mut keys: Vec<_> =
+            self.hosts.iter().map(|member| (&member.attestation_key, &member.name)).collect();
+        keys.sort();
+        if let Some(pair) = keys.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return invalid(format!("the hosts {} and {} share an attestation key", pair[0].1, pair[1].1));
+        }
+        Ok(())
+    }
+}
+
+impl Document for Roster {
+    const KIND: DocumentKind = DocumentKind::Roster;
+
+    fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
+        let roster: Self = parse_json(Self::KIND, bytes)?;
+        check_format(Self::KIND, &roster.format, FORMAT)?;
+        roster.check()?;
+        Ok(roster)
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        to_json(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str, key: u8) -> Member {
+        Member { name: HostName::new(name).expect("a name"), attestation_key: PublicKey::Ed25519([key; 32]) }
+    }
+
+    fn roster(hosts: Vec<Member>) -> Result<Roster, DocumentError> {
+        Roster::new(FleetName::new("smars").expect("a name"), RosterRevision(1), Policy::default(), hosts)
+    }
+
+    #[test]
+    fn an_empty_roster_is_an_error() {
+        assert!(matches!(roster(vec![]), Err(DocumentError::Invalid { .. })));
+    }
+
+    #[test]
+    fn hosts_and_keys_are_unique_and_sorted() {
+        let good = roster(vec![member("host-2", 2), member("host-1", 1)]).expect("valid");
+        assert_eq!(good.hosts()[0].name.as_str(), "host-1");
+        assert_eq!(good.position(&HostName::new("host-2").expect("a name")), Some(1));
+        assert_eq!(good.member(&HostName::new("host-3").expect("a name")), None);
+        assert!(roster(vec![member("host-1", 1), member("host-1", 2)]).is_err());
+        assert!(roster(vec![member("host-1", 1), member("host-2", 1)]).is_err());
+        let text = String::from_utf8(good.to_bytes()).expect("JSON");
+        let swapped = text.replace("host-1", "host-9");
+        assert!(Roster::parse(swapped.as_bytes()).is_err_and(|e| e.to_string().contains("not sorted")));
+        assert_eq!(Roster::parse(text.as_bytes()), Ok(good));
+    }
+}

@@ -1,0 +1,264 @@
+//! The coordinator's half: one state machine for each fleet.
+//!
+//! It relays, keeps count and decides. It never acts by itself: [`Fleet::handle`] and the operator's calls return a
+//! [`Step`], and the driver writes and sends. The other half is [`crate::host`].
+
+mod event;
+mod flip;
+mod record;
+mod rollout;
+mod roster;
+mod session;
+mod view;
+
+use std::sync::Arc;
+
+use muster_model::{
+    Blocker, BootId, BootTime, Commitment, Digest, Epoch, HostMode, HostName, Nonce, RolloutId, Roster,
+    Secret, SessionId, ToHost, Verified,
+};
+
+pub use event::{DarkWindow, Effect, End, Event, Limits, NextRoster, Outcome, Proposal, Report, Stage};
+pub use record::{
+    Armament, Base, FleetRecord, Identity, Offers, Opening, Papers, Phase, RECORD_FORMAT, Record, Rollout,
+    SessionRecord, is_bound_to, roster_ref,
+};
+pub use view::{HostView, RolloutView};
+
+use crate::Step as AnyStep;
+use rollout::Progress;
+
+/// A step of the coordinator's half.
+pub type Step = AnyStep<Record, Effect>;
+
+/// The newest protocol version this half speaks; agents below [`PROTOCOL_MIN`] are blockers, never parse errors.
+pub const PROTOCOL: u32 = 1;
+/// The oldest agent protocol that takes part.
+pub const PROTOCOL_MIN: u32 = 1;
+
+/// One fleet, as its coordinator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Fleet {
+    record: FleetRecord,
+    roster: Arc<Verified<Roster>>,
+    hosts: Vec<Host>,
+    progress: Progress,
+    /// The closing secrets of the last completed flip, for hosts that are still to open.
+    secrets: Arc<[Secret]>,
+    /// Why this coordinator must not lead, if hosts remember more than it does.
+    frozen: Option<Blocker>,
+    limits: Limits,
+}
+
+/// What a new leader knows beside the fleet's record.
+#[derive(Debug, Clone)]
+pub struct Inheritance {
+    /// The roster in force.
+    pub roster: Arc<Verified<Roster>>,
+    /// The hosts' sessions.
+    pub sessions: Vec<SessionRecord>,
+    /// Of a decided rollout: the commitments of the N attestations, in the order of the roster.
+    pub commitments: Vec<Commitment>,
+    /// Of an opened one: the N closing secrets, in the order of the roster.
+    pub secrets: Vec<Secret>,
+}
+
+/// A host of the roster, as far as it is known at this moment.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Host {
+    name: HostName,
+    identity: Option<SessionRecord>,
+    session: Option<Session>,
+    /// What it stated last, whether or not it is still connected.
+    known: Option<Known>,
+    /// When it connected or was lost.
+    since: Option<BootTime>,
+    /// What is wrong with it beyond a missing connection.
+    trouble: Vec<Blocker>,
+    /// The epoch that it measured in full since it began to serve it.
+    measured: Option<Epoch>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Session {
+    id: SessionId,
+    boot_id: BootId,
+    /// For one admission.
+    nonce: Option<Nonce>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Known {
+    mode: HostMode,
+    last_k: RolloutId,
+    serving: Option<Epoch>,
+    agent_version: String,
+}
+
+/// What a step is made of while it is worked out.
+#[derive(Default)]
+struct Out {
+    documents: Vec<Record>,
+    sessions: Vec<Record>,
+    record_changed: bool,
+    effects: Vec<Effect>,
+}
+
+impl Fleet {
+    /// Step 1: takes the lead in the next term.
+    ///
+    /// A rollout that was not decided is given up; one that was is carried on. All volatile acknowledgements are
+    /// forgotten: hosts tell again what they are when they join.
+    pub fn take_over(
+        mut record: FleetRecord,
+        inheritance: Inheritance,
+        limits: Limits,
+        now: BootTime,
+    ) -> (Self, Step) {
+        record.leadership.term = record.leadership.term.next();
+        let mut sessions = inheritance.sessions;
+        let hosts = inheritance.roster.hosts().iter().map(|member| {
+            let known = sessions.iter().position(|session| session.host == member.name);
+            Host::new(&member.name, known.map(|index| sessions.swap_remove(index)))
+        });
+        let mut fleet = Self {
+            hosts: hosts.collect(),
+            roster: inheritance.roster,
+            progress: Progress::None,
+            secrets: inheritance.secrets.into(),
+            frozen: None,
+            limits,
+            record,
+        };
+        let mut out = Out { record_changed: true, ..Out::default() };
+        fleet.resume(inheritance.commitments, now, &mut out);
+        let step = fleet.step(out);
+        (fleet, step)
+    }
+
+    /// Takes note of an event and works out what follows.
+    pub fn handle(&mut self, event: Event, now: BootTime) -> Step {
+        let mut out = Out::default();
+        match event {
+            Event::Joining { host, session, report, next } => {
+                self.join(&host, session, report, next, now, &mut out)
+            }
+            Event::Left { host, session } => self.leave(&host, session, now, &mut out),
+            Event::Message { host, session, message } => {
+                if let Some(index) = self.current(&host, session) {
+                    self.message(index, message, now, &mut out);
+                }
+            }
+            Event::Attested { host, session, k, attestation, envelope } => {
+                if let Some(index) = self.current(&host, session) {
+                    self.attested(index, k, attestation, envelope, now, &mut out);
+                }
+            }
+            Event::Deployed { host, session, manifest } => {
+                if let Some(index) = self.current(&host, session)
+                    && self.record.serving == Some(manifest)
+                {
+                    self.reconcile(index, &mut out);
+                }
+            }
+            Event::DeadlineReached => self.deadline_reached(now, &mut out),
+        }
+        self.step(out)
+    }
+
+    /// When [`Event::DeadlineReached`] is due.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<BootTime> {
+        self.progress.deadline()
+    }
+
+    /// The durable state, as of the last step.
+    #[must_use]
+    pub const fn record(&self) -> &FleetRecord {
+        &self.record
+    }
+
+    /// The roster in force.
+    #[must_use]
+    pub const fn roster(&self) -> &Arc<Verified<Roster>> {
+        &self.roster
+    }
+
+    /// The position of `host`, if `session` is its current one. Whatever comes over another session is dropped: P9.
+    fn current(&self, host: &HostName, session: SessionId) -> Option<usize> {
+        let index = self.roster.position(host)?;
+        let current = self.hosts[index].session.as_ref()?;
+        (current.id == session).then_some(index)
+    }
+
+    /// Sends `message` to a host, if it is connected.
+    fn send(&self, index: usize, message: ToHost, out: &mut Out) {
+        let host = &self.hosts[index];
+        if let Some(session) = &host.session {
+            out.effects.push(Effect::Send { host: host.name.clone(), session: session.id, message });
+        }
+    }
+
+    /// Sends the same message to every connected host.
+    fn broadcast(&self, message: &ToHost, out: &mut Out) {
+        for index in 0..self.hosts.len() {
+            self.send(index, message.clone(), out);
+        }
+    }
+
+    /// Puts a document beside the records and returns its name.
+    fn keep_document(bytes: Vec<u8>, out: &mut Out) -> Digest {
+        let digest = Digest::of(&bytes);
+        out.documents.push(Record::Document(digest, bytes.into()));
+        digest
+    }
+
+    /// Documents come first, so that no record ever names one that is not there.
+    fn step(&mut self, out: Out) -> Step {
+        let mut records = out.documents;
+        records.extend(out.sessions);
+        if out.record_changed {
+            self.record.revision += 1;
+            records.push(Record::Fleet(Box::new(self.record.clone())));
+        }
+        Step::new(records, out.effects)
+    }
+}
+
+impl Host {
+    fn new(name: &HostName, identity: Option<SessionRecord>) -> Self {
+        Self {
+            name: name.clone(),
+            identity,
+            session: None,
+            known: None,
+            since: None,
+            trouble: Vec::new(),
+            measured: None,
+        }
+    }
+
+    /// Takes note that the host serves `epoch`, or nothing.
+    fn serves(&mut self, epoch: Option<Epoch>) {
+        if let Some(known) = &mut self.known {
+            known.serving = epoch;
+        }
+        if self.measured != epoch {
+            self.measured = None;
+        }
+    }
+
+    fn mode(&self) -> Option<HostMode> {
+        self.known.as_ref().map(|known| known.mode)
+    }
+
+    fn set_mode(&mut self, mode: HostMode) {
+        if let Some(known) = &mut self.known {
+            known.mode = mode;
+        }
+    }
+
+    fn serving(&self) -> Option<Epoch> {
+        self.known.as_ref().and_then(|known| known.serving)
+    }
+}

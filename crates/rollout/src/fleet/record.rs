@@ -1,0 +1,261 @@
+//! What a coordinator keeps durably of one fleet.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use muster_model::{
+    BootId, Digest, Epoch, FleetName, HostName, Incarnation, JournalHead, Leadership, Order, RolloutId,
+    Roster, RosterRef, Term, Token,
+};
+use serde::{Deserialize, Serialize};
+
+/// The version of these records' format.
+pub const RECORD_FORMAT: u32 = 1;
+
+/// One durable record. The newest of each kind (and host) counts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Record {
+    /// A document, kept as a blob under its digest. It must be durable before the records that follow it.
+    Document(Digest, Arc<[u8]>),
+    /// The fleet's state.
+    Fleet(Box<FleetRecord>),
+    /// A host's session.
+    Session(SessionRecord),
+}
+
+/// The durable state of a fleet.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FleetRecord {
+    /// [`RECORD_FORMAT`].
+    pub format: u32,
+    /// The fleet.
+    pub fleet: FleetName,
+    /// Whose word this is: the life of the database and the number of the leadership.
+    pub leadership: Leadership,
+    /// Rises with every write of this record.
+    pub revision: u64,
+    /// The roster in force.
+    pub roster: RosterRef,
+    /// The roster's envelope, a document.
+    pub roster_envelope: Digest,
+    /// The number of the last rollout, whatever became of it.
+    pub last_k: RolloutId,
+    /// What the fleet serves: 0 before the first flip.
+    pub epoch: Epoch,
+    /// The manifest of that epoch.
+    pub serving: Option<Digest>,
+    /// The manifest of the epoch before: what a rollback goes back to.
+    pub previous: Option<Digest>,
+    /// Where the fleet stands.
+    pub phase: Phase,
+    /// To whom unleased service was offered since it last closed.
+    pub offers: Offers,
+}
+
+/// Where a fleet stands.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Phase {
+    /// Every host serves the epoch and has measured it.
+    Settled,
+    /// A rollout gathers attestations; service is not touched.
+    Preparing(Rollout),
+    /// Hosts promise to stop serving.
+    Arming(Armament),
+    /// The rollout will be completed; hosts close.
+    Decided(Armament),
+    /// All hosts were closed; hosts open.
+    Opened(Opening),
+}
+
+/// A rollout that can still be given up.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollout {
+    /// Its number.
+    pub k: RolloutId,
+    /// The manifest to serve.
+    pub to: Digest,
+    /// What was ordered, by whom: documents.
+    pub papers: Papers,
+    /// Where an abort goes back to.
+    pub base: Base,
+}
+
+/// A rollout whose gate was open, with the evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Armament {
+    /// The rollout.
+    pub rollout: Rollout,
+    /// The N attestations, a document.
+    pub evidence: Digest,
+}
+
+/// A rollout that was completed except for hosts that have not opened or measured yet.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Opening {
+    /// The rollout.
+    pub k: RolloutId,
+    /// What was ordered.
+    pub papers: Papers,
+    /// The N attestations, a document.
+    pub evidence: Digest,
+    /// The N closing secrets, a document.
+    pub secrets: Digest,
+}
+
+/// The envelopes that a rollout rests on, each a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Papers {
+    /// The signed order.
+    pub order: Digest,
+    /// The signed release.
+    pub release: Digest,
+    /// The signed roster.
+    pub roster: Digest,
+}
+
+/// Where an abort goes back to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Base {
+    /// [`Phase::Settled`].
+    Settled,
+    /// [`Phase::Opened`].
+    Opened(Opening),
+}
+
+/// To whom ADMIT, OPEN or DISARM was offered: each lets a host serve without a lease, so an offer spoils older evidence
+/// that the host is closed. Recorded before it is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Offers {
+    /// To every host of the roster.
+    All,
+    /// To these only.
+    Only(BTreeSet<HostName>),
+}
+
+/// The durable state of the session between one host and the coordinator, for one fleet.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionRecord {
+    /// [`RECORD_FORMAT`].
+    pub format: u32,
+    /// The host.
+    pub host: HostName,
+    /// The token that the host was given for its next session.
+    pub next: Token,
+    /// The token of the session before, valid only until the host has confirmed the next.
+    pub previous: Option<Token>,
+    /// Where the host's journal stood when it joined.
+    pub journal: JournalHead,
+    /// The boot in which it joined.
+    pub boot_id: BootId,
+    /// How the identity stands.
+    pub identity: Identity,
+    /// Whether an operator has settled that the next join is by the right machine, whatever token it shows.
+    pub readmitted: bool,
+}
+
+/// Whether a host's identity is trusted to be one machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Identity {
+    /// One machine, as far as is known.
+    Single,
+    /// Seen twice: quarantined until an operator settles it.
+    Duplicate,
+}
+
+impl FleetRecord {
+    /// The state of a fleet whose first roster was just applied.
+    #[must_use]
+    pub fn first(roster: &Roster, digest: Digest, envelope: Digest, incarnation: Incarnation) -> Self {
+        Self {
+            format: RECORD_FORMAT,
+            fleet: roster.fleet().clone(),
+            leadership: Leadership { incarnation, term: Term(0) },
+            revision: 0,
+            roster: roster_ref(roster, digest),
+            roster_envelope: envelope,
+            last_k: RolloutId(0),
+            epoch: Epoch(0),
+            serving: None,
+            previous: None,
+            phase: Phase::Settled,
+            offers: Offers::Only(BTreeSet::new()),
+        }
+    }
+}
+
+impl Phase {
+    /// The rollout that is under way, if any.
+    #[must_use]
+    pub const fn rollout(&self) -> Option<&Rollout> {
+        match self {
+            Self::Preparing(rollout) => Some(rollout),
+            Self::Arming(armament) | Self::Decided(armament) => Some(&armament.rollout),
+            Self::Settled | Self::Opened(_) => None,
+        }
+    }
+
+    /// The completed rollout whose hosts are still to open, whether or not a new one is being prepared.
+    #[must_use]
+    pub const fn opening(&self) -> Option<&Opening> {
+        match self {
+            Self::Opened(opening) => Some(opening),
+            Self::Preparing(Rollout { base: Base::Opened(opening), .. }) => Some(opening),
+            Self::Arming(armament) | Self::Decided(armament) => match &armament.rollout.base {
+                Base::Opened(opening) => Some(opening),
+                Base::Settled => None,
+            },
+            Self::Settled | Self::Preparing(Rollout { base: Base::Settled, .. }) => None,
+        }
+    }
+}
+
+impl From<Base> for Phase {
+    fn from(base: Base) -> Self {
+        match base {
+            Base::Settled => Self::Settled,
+            Base::Opened(opening) => Self::Opened(opening),
+        }
+    }
+}
+
+impl Offers {
+    /// Whether `host` was offered service.
+    #[must_use]
+    pub fn include(&self, host: &HostName) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(hosts) => hosts.contains(host),
+        }
+    }
+
+    /// Adds `host`; says whether it was new.
+    pub(crate) fn add(&mut self, host: &HostName) -> bool {
+        match self {
+            Self::All => false,
+            Self::Only(hosts) => hosts.insert(host.clone()),
+        }
+    }
+}
+
+/// How documents refer to this roster.
+#[must_use]
+pub fn roster_ref(roster: &Roster, digest: Digest) -> RosterRef {
+    let hosts = u32::try_from(roster.hosts().len()).expect("a roster has at most 20,000 hosts");
+    RosterRef { digest, revision: roster.revision(), hosts }
+}
+
+/// Whether an order is bound to this roster.
+#[must_use]
+pub fn is_bound_to(order: &Order, roster: &RosterRef) -> bool {
+    order.roster == roster.digest && order.roster_revision == roster.revision && order.hosts == roster.hosts
+}

@@ -1,0 +1,330 @@
+//! Steps 2 and 3: sessions, and what a host is told when it appears.
+
+use muster_model::{
+    Blocker, BootTime, Code, FromHost, HostMode, HostName, JoinReport, Nonce, Refusal, RolloutId,
+    ServingReport, SessionId, ToHost, Token,
+};
+
+use super::record::{Identity, Phase, RECORD_FORMAT, Record, SessionRecord};
+use super::{Effect, Fleet, Known, Out, PROTOCOL_MIN, Session};
+
+impl Fleet {
+    /// Step 2. "Refused: a host not in the roster; a head older than the coordinator remembers; a spent token."
+    pub(super) fn join(
+        &mut self,
+        host: &HostName,
+        session: SessionId,
+        report: JoinReport,
+        next: Token,
+        now: BootTime,
+        out: &mut Out,
+    ) {
+        let Some(index) = self.roster.position(host) else {
+            let detail = format!(
+                "it is not in revision {} of the roster of {}",
+                self.roster.revision(),
+                self.record.fleet
+            );
+            out.refuse_session(
+                host,
+                session,
+                Refusal::because(Blocker::host(Code::HostNotInRoster, host, detail)),
+            );
+            return;
+        };
+        if let Err(blocker) = self.admissible(index, &report) {
+            if blocker.code == Code::DuplicateHost {
+                self.quarantine(index, out);
+            }
+            if blocker.code == Code::RolledBackCoordinator {
+                self.frozen = Some(blocker.clone());
+            }
+            let code = blocker.code;
+            let trouble = &mut self.hosts[index].trouble;
+            trouble.retain(|known| known.code != code);
+            trouble.push(blocker.clone());
+            out.refuse_session(host, session, Refusal::because(blocker));
+            return;
+        }
+        // "A join with the current token simply ends the old session (an ordinary reboot outruns keepalive)."
+        if let Some(old) = self.hosts[index].session.take() {
+            let refusal =
+                Refusal::because(Blocker::host(Code::StaleSession, host, "a newer session has begun"));
+            out.refuse_session(host, old.id, refusal);
+            self.session_ended(index, now, out);
+        }
+        let record = SessionRecord {
+            format: RECORD_FORMAT,
+            host: host.clone(),
+            next,
+            previous: report.token,
+            journal: report.journal,
+            boot_id: report.boot_id.clone(),
+            identity: Identity::Single,
+            readmitted: false,
+        };
+        out.sessions.push(Record::Session(record.clone()));
+        self.begin_session(index, session, record, report, now);
+        self.send(index, ToHost::Joined { next }, out);
+        self.reconcile(index, out);
+    }
+
+    /// Ends the session of a host whose stream is gone.
+    pub(super) fn leave(&mut self, host: &HostName, session: SessionId, now: BootTime, out: &mut Out) {
+        if let Some(index) = self.current(host, session) {
+            self.hosts[index].session = None;
+            self.session_ended(index, now, out);
+        }
+    }
+
+    /// Takes note of a host's message.
+    pub(super) fn message(&mut self, index: usize, message: FromHost, now: BootTime, out: &mut Out) {
+        match message {
+            FromHost::Join(_) => {
+                let refusal = Refusal::of(Code::WrongState, "a session begins once");
+                self.refuse_current(index, refusal, now, out);
+            }
+            FromHost::Confirmed => self.confirmed(index, out),
+            FromHost::Fresh { k, nonce } => self.fresh(index, k, nonce, now, out),
+            FromHost::CannotAttest { k, refusal } => self.cannot_attest(index, k, refusal, now, out),
+            FromHost::Prepared { k } => self.prepared(index, k, now, out),
+            FromHost::Armed { k } => self.armed(index, k, now, out),
+            FromHost::Closed { k, secret, at } => self.closed(index, k, secret, at, out),
+            FromHost::Disarmed { k } => self.disarmed(index, k, out),
+            FromHost::Serving { epoch, at } => self.serving(index, epoch, at, now, out),
+            FromHost::Measured { epoch } => self.measured(index, epoch, out),
+            FromHost::Dark { refusal, nonce } => self.dark(index, refusal, nonce, out),
+            FromHost::Refused { k, refusal } => self.refused(index, k, refusal, now, out),
+        }
+    }
+
+    /// Forgets what is remembered of a host's identity: an operator has settled that it is one machine.
+    ///
+    /// The host may then join without a token and with a journal that was lost.
+    pub fn readmit(&mut self, host: &HostName) -> Result<super::Step, Refusal> {
+        let Some(index) = self.roster.position(host) else {
+            return Err(Refusal::because(Blocker::host(
+                Code::HostNotInRoster,
+                host,
+                "it is not in the roster",
+            )));
+        };
+        let mut out = Out::default();
+        let host = &mut self.hosts[index];
+        host.trouble.clear();
+        if let Some(identity) = &mut host.identity {
+            identity.identity = Identity::Single;
+            identity.readmitted = true;
+            out.sessions.push(Record::Session(identity.clone()));
+        }
+        Ok(self.step(out))
+    }
+
+    /// "At join, and whenever a phase ends": tells a host what brings it in line with the fleet, if anything does.
+    ///
+    /// Step 3 (ADMIT), step 9 (DISARM), step 10 (CLOSE) and step 12 (OPEN) for hosts that missed theirs.
+    pub(super) fn reconcile(&mut self, index: usize, out: &mut Out) {
+        let Some(known) = self.hosts[index].known.clone() else { return };
+        match (&self.record.phase, known.mode) {
+            (Phase::Decided(armament), HostMode::Armed(k, _) | HostMode::Closed(k))
+                if k == armament.rollout.k =>
+            {
+                self.send(index, ToHost::Close { k }, out);
+            }
+            (Phase::Decided(_), HostMode::Serve(_) | HostMode::Armed(..) | HostMode::Closed(_)) => {
+                let detail = "it does not remember the rollout that it armed for";
+                self.trouble(index, Code::RolledBackDisk, detail);
+            }
+            // A session that changes while hosts arm gives the rollout up before this is reached.
+            (Phase::Arming(_), _) => {}
+            (Phase::Settled | Phase::Preparing(_) | Phase::Opened(_), HostMode::Armed(k, _)) => {
+                self.offer(index, ToHost::Disarm { k }, out);
+            }
+            (Phase::Settled | Phase::Preparing(_) | Phase::Opened(_), HostMode::Closed(k)) => {
+                self.open_closed(index, k, out);
+            }
+            (Phase::Settled | Phase::Preparing(_) | Phase::Opened(_), HostMode::Serve(epoch)) => {
+                self.admit(index, epoch, known.last_k, known.serving, out);
+            }
+        }
+    }
+
+    /// Tells a host something that lets it serve without a lease; the offer is recorded before it is sent.
+    pub(super) fn offer(&mut self, index: usize, message: ToHost, out: &mut Out) {
+        if self.record.offers.add(&self.hosts[index].name) {
+            out.record_changed = true;
+        }
+        self.send(index, message, out);
+    }
+
+    /// Takes note of what is wrong with a host.
+    pub(super) fn trouble(&mut self, index: usize, code: Code, detail: impl Into<String>) {
+        let host = &mut self.hosts[index];
+        let blocker = Blocker::host(code, &host.name, detail);
+        host.trouble.retain(|known| known.code != code);
+        host.trouble.push(blocker);
+    }
+
+    /// Step 3. "In SETTLED or PREPARING the coordinator offers ADMIT{e, nonce}."
+    fn admit(
+        &mut self,
+        index: usize,
+        epoch: muster_model::Epoch,
+        last_k: RolloutId,
+        serving: Option<muster_model::Epoch>,
+        out: &mut Out,
+    ) {
+        let Some(release) = self.record.serving else { return };
+        let is_current = epoch == self.record.epoch;
+        // A host that never served is new in the roster: it stays dark until SETTLED and is then admitted.
+        let is_new = epoch.0 == 0 && last_k.0 == 0;
+        if !is_current && !is_new {
+            let detail = format!("it is settled on epoch {epoch}, the fleet on {}", self.record.epoch);
+            self.trouble(index, Code::StaleEpoch, detail);
+            return;
+        }
+        if self.record.phase.opening().is_some() {
+            // OPEN again: it is acknowledged again, without a second effect.
+            if is_current && self.hosts[index].measured != Some(epoch) {
+                self.open(index, last_k, out);
+            }
+            return;
+        }
+        if is_current && serving == Some(epoch) {
+            return;
+        }
+        let nonce = self.hosts[index].session.as_mut().and_then(|session| session.nonce.take());
+        if let Some(nonce) = nonce {
+            let epoch = self.record.epoch;
+            self.offer(index, ToHost::Admit { epoch, release, nonce }, out);
+        }
+    }
+
+    fn admissible(&self, index: usize, report: &JoinReport) -> Result<(), Blocker> {
+        let host = &self.hosts[index];
+        let refuse = |code, detail: String| Err(Blocker::host(code, &host.name, detail));
+        if report.protocol < PROTOCOL_MIN {
+            let detail = format!("its agent {} speaks protocol {}", report.agent_version, report.protocol);
+            return refuse(Code::AgentTooOld, detail);
+        }
+        let standing = &report.standing;
+        // "A leader that is told of τ, k or e above its own stops."
+        let (leadership, ours) = (standing.leadership, self.record.leadership);
+        let epoch_ahead = match standing.mode {
+            HostMode::Serve(epoch) | HostMode::Armed(_, epoch) => epoch > self.record.epoch,
+            HostMode::Closed(_) => false,
+        };
+        if leadership > ours || standing.last_k > self.record.last_k || epoch_ahead {
+            let detail = format!(
+                "the host remembers term {} and rollout {}; this coordinator is at term {} and rollout {}",
+                leadership.term, standing.last_k, ours.term, self.record.last_k
+            );
+            return refuse(Code::RolledBackCoordinator, detail);
+        }
+        let Some(identity) = &host.identity else { return Ok(()) };
+        if identity.readmitted {
+            return Ok(());
+        }
+        let spent = match report.token {
+            None => true,
+            Some(token) => token != identity.next && Some(token) != identity.previous,
+        };
+        if identity.identity == Identity::Duplicate || spent {
+            let detail =
+                "it joined with a token that was used before: two machines may have the same identity";
+            return refuse(Code::DuplicateHost, detail.to_owned());
+        }
+        if report.journal.seq < identity.journal.seq
+            || (report.journal.seq == identity.journal.seq && report.journal.hash != identity.journal.hash)
+        {
+            let detail = format!(
+                "its journal stands at {}, and stood at {} when it joined last",
+                report.journal.seq, identity.journal.seq
+            );
+            return refuse(Code::RolledBackDisk, detail);
+        }
+        if standing.history_lost {
+            return refuse(Code::HistoryLost, "its journal was damaged and taken from its anchor".to_owned());
+        }
+        Ok(())
+    }
+
+    fn begin_session(
+        &mut self,
+        index: usize,
+        session: SessionId,
+        record: SessionRecord,
+        report: JoinReport,
+        now: BootTime,
+    ) {
+        let epoch = match report.serving {
+            ServingReport::Dark => None,
+            ServingReport::Open(epoch) => Some(epoch),
+        };
+        let host = &mut self.hosts[index];
+        host.identity = Some(record);
+        host.session = Some(Session { id: session, boot_id: report.boot_id, nonce: Some(report.nonce) });
+        host.since = Some(now);
+        host.trouble.clear();
+        host.known = Some(Known {
+            mode: report.standing.mode,
+            last_k: report.standing.last_k,
+            serving: epoch,
+            agent_version: report.agent_version,
+        });
+        host.serves(epoch);
+    }
+
+    fn session_ended(&mut self, index: usize, now: BootTime, out: &mut Out) {
+        self.hosts[index].since = Some(now);
+        self.hosts[index].measured = None;
+        self.lost(index, out);
+    }
+
+    fn confirmed(&mut self, index: usize, out: &mut Out) {
+        if let Some(identity) = &mut self.hosts[index].identity
+            && identity.previous.take().is_some()
+        {
+            out.sessions.push(Record::Session(identity.clone()));
+        }
+    }
+
+    fn quarantine(&mut self, index: usize, out: &mut Out) {
+        if let Some(identity) = &mut self.hosts[index].identity
+            && identity.identity == Identity::Single
+        {
+            identity.identity = Identity::Duplicate;
+            out.sessions.push(Record::Session(identity.clone()));
+        }
+    }
+
+    fn refuse_current(&mut self, index: usize, refusal: Refusal, now: BootTime, out: &mut Out) {
+        let host = &mut self.hosts[index];
+        if let Some(session) = host.session.take() {
+            out.refuse_session(&host.name.clone(), session.id, refusal);
+            self.session_ended(index, now, out);
+        }
+    }
+
+    /// A host stopped serving by itself, or could not begin to.
+    fn dark(&mut self, index: usize, refusal: Refusal, nonce: Option<Nonce>, out: &mut Out) {
+        let host = &mut self.hosts[index];
+        host.serves(None);
+        host.trouble =
+            refusal.blockers.iter().map(|blocker| crate::gate::at_host(blocker, &host.name)).collect();
+        let may_ask = nonce.is_some();
+        if let (Some(session), Some(nonce)) = (&mut host.session, nonce) {
+            session.nonce = Some(nonce);
+        }
+        self.trouble_while_opening(index, out);
+        if may_ask {
+            self.reconcile(index, out);
+        }
+    }
+}
+
+impl Out {
+    pub(super) fn refuse_session(&mut self, host: &HostName, session: SessionId, refusal: Refusal) {
+        self.effects.push(Effect::EndSession { host: host.clone(), session, refusal });
+    }
+}

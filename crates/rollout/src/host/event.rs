@@ -1,0 +1,205 @@
+//! What goes into a host's state machine, and what comes out of it.
+
+use muster_model::{
+    Attestation, BootId, BootTime, Comparable, Digest, Documents, Epoch, FromHost, HostFacts, Leadership,
+    Nonce, Order, Refusal, Release, RolloutId, Roster, ToHost, UnixTime, Verified,
+};
+
+/// Something that happened to the host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// The stream to the coordinator is up. Its answers are recognised by `nonce`.
+    Connected {
+        /// A fresh nonce.
+        nonce: Nonce,
+        /// Where the journal stands.
+        journal: muster_model::JournalHead,
+    },
+    /// The stream is down.
+    Disconnected,
+    /// The coordinator said something over the current stream.
+    Message {
+        /// Whose word it is.
+        leadership: Leadership,
+        /// What it said.
+        message: ToHost,
+    },
+    /// A measurement that [`Effect::Measure`] asked for.
+    Measured {
+        /// Why it was made.
+        purpose: Purpose,
+        /// What was found, or why it could not be.
+        outcome: Result<Measured, Refusal>,
+    },
+    /// The documents that [`Effect::Verify`] asked for.
+    Verified {
+        /// The rollout.
+        k: RolloutId,
+        /// The documents, or why they do not verify.
+        outcome: Result<Box<Evidence>, Refusal>,
+    },
+    /// The tree that [`Effect::Seal`] asked for.
+    Sealed {
+        /// The rollout.
+        k: RolloutId,
+        /// Whether it is the release's tree.
+        outcome: Result<(), Refusal>,
+    },
+    /// The seal that [`Effect::CheckSeal`] asked for.
+    SealChecked {
+        /// Why it was checked.
+        purpose: SealPurpose,
+        /// Whether the tree is still the one that was sealed.
+        outcome: Result<(), Refusal>,
+    },
+    /// The guard closed, as [`Effect::Close`] asked for.
+    Closed {
+        /// The rollout, or nothing if the host closed what it must not serve.
+        k: Option<RolloutId>,
+        /// Since when nothing is served, or why something still is.
+        outcome: Result<BootTime, Refusal>,
+    },
+    /// The guard opened, as [`Effect::Open`] asked for.
+    Opened {
+        /// The epoch.
+        epoch: Epoch,
+        /// Since when it is served, or why it is not.
+        outcome: Result<BootTime, Refusal>,
+    },
+    /// What the guard serves, as it says by itself: at the start, and after something ended.
+    Guard {
+        /// What it serves.
+        state: GuardState,
+        /// Why nothing is served, for people.
+        refusal: Option<Refusal>,
+    },
+}
+
+/// What the guard serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GuardState {
+    /// The guard has not answered yet.
+    Unknown,
+    /// Nothing.
+    Dark,
+    /// An epoch of a release.
+    Open(Epoch, Digest),
+}
+
+/// Why a tree is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Step 5: to attest.
+    Attest(RolloutId),
+    /// Step 3: to be admitted.
+    Admit(Epoch),
+    /// Step 13: to settle.
+    Settle(Epoch),
+}
+
+/// Why a seal is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SealPurpose {
+    /// Step 7: to arm.
+    Arm(RolloutId),
+    /// Step 12: to open.
+    Open(Epoch),
+}
+
+/// What a full measurement found, when it is the release's tree.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Measured {
+    /// What is compared between hosts.
+    pub compared: Comparable,
+    /// Milliseconds since 1970 when it ended.
+    pub at: UnixTime,
+    /// How long it took.
+    pub elapsed_ms: u64,
+}
+
+/// The documents of a rollout, each verified with the keys that may sign it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Evidence {
+    /// The order.
+    pub order: Verified<Order>,
+    /// The release it names.
+    pub release: Verified<Release>,
+    /// The roster it is bound to.
+    pub roster: Verified<Roster>,
+    /// The digest of the roster's payload.
+    pub roster_digest: Digest,
+    /// The N attestations, in the order of the roster.
+    pub attestations: Vec<Verified<Attestation>>,
+    /// Now, for the validity of the order.
+    pub now: UnixTime,
+}
+
+/// Something for the driver to do, without a choice of its own. Each that has an answer is answered by one event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Send a message to the coordinator.
+    Send(FromHost),
+    /// Sign this attestation and send it.
+    SignAndSend(RolloutId, Box<Attestation>),
+    /// Measure a release's tree in full.
+    Measure {
+        /// Why.
+        purpose: Purpose,
+        /// The manifest.
+        release: Digest,
+    },
+    /// Fetch documents and verify their signatures.
+    Verify {
+        /// The rollout.
+        k: RolloutId,
+        /// Which.
+        documents: Documents,
+    },
+    /// Measure a release's tree in full and keep its seal.
+    Seal {
+        /// The rollout.
+        k: RolloutId,
+        /// The manifest.
+        release: Digest,
+    },
+    /// Compare a release's tree with its seal.
+    CheckSeal {
+        /// Why.
+        purpose: SealPurpose,
+        /// The manifest.
+        release: Digest,
+    },
+    /// Have the guard stop whatever is served.
+    Close {
+        /// The rollout, or nothing if something is served that must not be.
+        k: Option<RolloutId>,
+        /// How often this was tried before: wait longer each time.
+        attempt: u32,
+    },
+    /// Have the guard serve a release.
+    Open {
+        /// The epoch.
+        epoch: Epoch,
+        /// The manifest.
+        release: Digest,
+    },
+    /// End the stream: the coordinator refused the session.
+    Hang(Refusal),
+}
+
+/// What belongs to this host and does not change while its agent runs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Profile {
+    /// The facts of every attestation; epoch, release and times are filled in.
+    pub facts: HostFacts,
+    /// The newest protocol this agent speaks.
+    pub protocol: u32,
+}
+
+impl Profile {
+    /// The host's boot.
+    #[must_use]
+    pub const fn boot_id(&self) -> &BootId {
+        &self.facts.boot_id
+    }
+}

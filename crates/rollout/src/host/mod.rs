@@ -1,0 +1,279 @@
+//! The host's half: one state machine for each fleet on a host.
+//!
+//! The agent trusts nothing that it can check itself: it measures, verifies and remembers, and does what it is told only
+//! where its record allows it. The other half is [`crate::fleet`].
+
+mod event;
+mod flip;
+mod prepare;
+mod record;
+
+use muster_model::{
+    Code, Commitment, Digest, Epoch, FromHost, JoinReport, JournalHead, Leadership, Nonce, Refusal,
+    RolloutId, Secret, ServingReport, ToHost,
+};
+
+pub use event::{Effect, Event, Evidence, GuardState, Measured, Profile, Purpose, SealPurpose};
+pub use record::{Committed, History, HostRecord, Mode, Next, RECORD_FORMAT, Serving};
+
+use crate::Step as AnyStep;
+
+/// A step of the host's half.
+pub type Step = AnyStep<HostRecord, Effect>;
+
+/// 32 random bytes that the driver draws for each event.
+pub type Entropy = [u8; 32];
+
+/// One fleet on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Host {
+    record: HostRecord,
+    profile: Profile,
+    stream: Stream,
+    guard: GuardState,
+    /// What the host does for a rollout that it has not armed for. Volatile.
+    round: Option<Round>,
+    /// What the host is about to serve. Volatile.
+    opening: Option<Serving>,
+    /// How often the guard failed to close in a row.
+    close_attempts: u32,
+}
+
+/// The stream to the coordinator.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Stream {
+    Down,
+    /// JOIN was sent; nothing else counts before JOINED.
+    Joining {
+        nonce: Nonce,
+    },
+    /// The session stands. The nonce is for one admission.
+    Joined {
+        leadership: Leadership,
+        nonce: Option<Nonce>,
+    },
+}
+
+/// A rollout up to the point where the host arms.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Round {
+    k: RolloutId,
+    to: Digest,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Stage {
+    /// Step 4: the nonce was sent.
+    Fresh { nonce: Nonce },
+    /// Step 5: the attestation was sent or is being made, for this root.
+    Attesting { nonce_root: Digest },
+    /// Step 7: everything is verified; the tree is being sealed.
+    Verified { next: record::Next, roster_revision: muster_model::RosterRevision },
+    /// Step 7: the tree is sealed.
+    Prepared { next: record::Next, roster_revision: muster_model::RosterRevision },
+}
+
+#[derive(Default)]
+struct Out {
+    record_changed: bool,
+    effects: Vec<Effect>,
+}
+
+impl Host {
+    /// The host with the record that its journal holds, before it is connected.
+    #[must_use]
+    pub const fn new(record: HostRecord, profile: Profile) -> Self {
+        Self {
+            record,
+            profile,
+            stream: Stream::Down,
+            guard: GuardState::Unknown,
+            round: None,
+            opening: None,
+            close_attempts: 0,
+        }
+    }
+
+    /// Takes note of an event and works out what follows. `entropy` must be fresh for each call.
+    pub fn handle(&mut self, event: Event, entropy: Entropy) -> Step {
+        let mut out = Out::default();
+        match event {
+            Event::Connected { nonce, journal } => self.connected(nonce, journal, &mut out),
+            Event::Disconnected => self.disconnected(),
+            Event::Message { leadership, message } => self.message(leadership, message, entropy, &mut out),
+            Event::Measured { purpose, outcome } => match purpose {
+                Purpose::Attest(k) => self.measured_to_attest(k, outcome, &mut out),
+                Purpose::Admit(epoch) => self.measured_to_admit(epoch, outcome, &mut out),
+                Purpose::Settle(epoch) => self.measured_to_settle(epoch, outcome, &mut out),
+            },
+            Event::Verified { k, outcome } => self.verified(k, outcome, &mut out),
+            Event::Sealed { k, outcome } => self.sealed(k, outcome, &mut out),
+            Event::SealChecked { purpose, outcome } => match purpose {
+                SealPurpose::Arm(k) => self.seal_checked_to_arm(k, outcome, &mut out),
+                SealPurpose::Open(epoch) => self.seal_checked_to_open(epoch, outcome, &mut out),
+            },
+            Event::Closed { k, outcome } => self.closed(k, outcome, entropy, &mut out),
+            Event::Opened { epoch, outcome } => self.opened(epoch, outcome, &mut out),
+            Event::Guard { state, refusal } => self.guard_says(state, refusal, entropy, &mut out),
+        }
+        let records = if out.record_changed { vec![self.record.clone()] } else { Vec::new() };
+        Step::new(records, out.effects)
+    }
+
+    /// The durable state, as of the last step.
+    #[must_use]
+    pub const fn record(&self) -> &HostRecord {
+        &self.record
+    }
+
+    /// What the guard serves, as far as it is known.
+    #[must_use]
+    pub const fn guard(&self) -> GuardState {
+        self.guard
+    }
+
+    /// Releases that must stay on disk: served, to be served, or being prepared.
+    #[must_use]
+    pub fn needed_releases(&self) -> Vec<Digest> {
+        let mut needed = self.record.needed_releases();
+        needed.extend(self.round.as_ref().map(|round| round.to));
+        needed.extend(self.opening.and_then(|opening| opening.release));
+        needed
+    }
+
+    /// Step 2. "Agent sends host, boot id, session token, record, nonce."
+    fn connected(&mut self, nonce: Nonce, journal: JournalHead, out: &mut Out) {
+        self.stream = Stream::Joining { nonce };
+        // Acknowledgements of the stream before are worth nothing to the session that begins.
+        self.round = None;
+        out.send(FromHost::Join(JoinReport {
+            token: self.record.token,
+            boot_id: self.profile.boot_id().clone(),
+            agent_version: self.profile.facts.agent_version.clone(),
+            protocol: self.profile.protocol,
+            nonce,
+            journal,
+            standing: self.record.standing(),
+            serving: self.serving_report(),
+        }));
+    }
+
+    fn disconnected(&mut self) {
+        self.stream = Stream::Down;
+        self.round = None;
+    }
+
+    fn message(&mut self, leadership: Leadership, message: ToHost, entropy: Entropy, out: &mut Out) {
+        // "Agents drop τ < τ_max and anything that does not come over the current stream."
+        if leadership < self.record.leadership {
+            let detail = format!(
+                "term {} is over; this host has seen {}",
+                leadership.term, self.record.leadership.term
+            );
+            out.refuse(None, Refusal::of(Code::StaleTerm, detail));
+            return;
+        }
+        match (&self.stream, message) {
+            (Stream::Joining { nonce }, ToHost::Joined { next }) => {
+                self.stream = Stream::Joined { leadership, nonce: Some(*nonce) };
+                self.record.leadership = leadership;
+                self.record.token = Some(next);
+                self.record.history = History::Whole;
+                out.record_changed = true;
+                out.send(FromHost::Confirmed);
+            }
+            (Stream::Down | Stream::Joining { .. } | Stream::Joined { .. }, ToHost::Refuse { refusal }) => {
+                self.stream = Stream::Down;
+                out.effects.push(Effect::Hang(refusal));
+            }
+            (Stream::Joined { leadership: current, .. }, message) if *current == leadership => {
+                self.obey(message, entropy, out);
+            }
+            (Stream::Down | Stream::Joining { .. } | Stream::Joined { .. }, _) => {
+                out.refuse(
+                    None,
+                    Refusal::of(Code::StaleSession, "it does not belong to the session of this stream"),
+                );
+            }
+        }
+    }
+
+    fn obey(&mut self, message: ToHost, entropy: Entropy, out: &mut Out) {
+        match message {
+            ToHost::Propose { k, to } => self.propose(k, to, Nonce::from_bytes(entropy), out),
+            ToHost::Attest { k, to, nonce_root, proof } => {
+                self.attest(k, to, nonce_root, &proof, Secret::from_bytes(entropy), out);
+            }
+            ToHost::Prepare { k, epoch, documents } => self.prepare(k, epoch, documents, out),
+            ToHost::Arm { k } => self.arm(k, out),
+            ToHost::Close { k } => self.close(k, out),
+            ToHost::Open { k, epoch, release, secrets } => self.open(k, epoch, release, &secrets, out),
+            ToHost::Disarm { k } => self.disarm(k, out),
+            ToHost::Admit { epoch, release, nonce } => self.admit(epoch, release, nonce, out),
+            ToHost::Joined { .. } => {
+                out.refuse(None, Refusal::of(Code::WrongState, "the session has begun already"));
+            }
+            // Handled before.
+            ToHost::Refuse { .. } => {}
+        }
+    }
+
+    /// The guard's own word counts, not what the record says should be.
+    fn serving_report(&self) -> ServingReport {
+        match (self.guard, self.record.may_serve()) {
+            (GuardState::Open(epoch, digest), Some(serving))
+                if serving.epoch == epoch && serving.release == Some(digest) =>
+            {
+                ServingReport::Open(epoch)
+            }
+            (GuardState::Unknown | GuardState::Dark | GuardState::Open(..), _) => ServingReport::Dark,
+        }
+    }
+
+    fn facts(&self, measured: &Measured) -> muster_model::HostFacts {
+        let serving = match self.guard {
+            GuardState::Open(_, digest) => Some(digest),
+            GuardState::Unknown | GuardState::Dark => None,
+        };
+        muster_model::HostFacts {
+            epoch: self.record.may_serve().map_or(Epoch(0), |serving| serving.epoch),
+            serving,
+            measured_unix_ms: measured.at,
+            elapsed_ms: measured.elapsed_ms,
+            ..self.profile.facts.clone()
+        }
+    }
+
+    /// The attestation of a check, which is outside of any rollout and changes nothing.
+    #[must_use]
+    pub fn attest_check(&self, challenge: Digest, measured: Measured) -> muster_model::Attestation {
+        let facts = self.facts(&measured);
+        let purpose = muster_model::Purpose::Check;
+        let (fleet, host) = (self.record.fleet.clone(), self.record.host.clone());
+        muster_model::Attestation::new(fleet, host, purpose, challenge, measured.compared, facts)
+    }
+
+    fn attestation(
+        &self,
+        k: RolloutId,
+        commitment: Commitment,
+        nonce_root: Digest,
+        measured: Measured,
+    ) -> muster_model::Attestation {
+        let facts = self.facts(&measured);
+        let purpose = muster_model::Purpose::Rollout { k, commitment };
+        let (fleet, host) = (self.record.fleet.clone(), self.record.host.clone());
+        muster_model::Attestation::new(fleet, host, purpose, nonce_root, measured.compared, facts)
+    }
+}
+
+impl Out {
+    fn send(&mut self, message: FromHost) {
+        self.effects.push(Effect::Send(message));
+    }
+
+    fn refuse(&mut self, k: Option<RolloutId>, refusal: Refusal) {
+        self.send(FromHost::Refused { k, refusal });
+    }
+}

@@ -1,0 +1,164 @@
+//! What an agent keeps durably of one fleet.
+
+use muster_model::{
+    Closing, Digest, Epoch, FleetName, HostMode, HostName, Leadership, RolloutId, RosterRevision, Secret,
+    Standing, Token,
+};
+use serde::{Deserialize, Serialize};
+
+/// The version of this record's format.
+pub const RECORD_FORMAT: u32 = 1;
+
+/// A host's promises. P6: its counters never fall.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostRecord {
+    /// [`RECORD_FORMAT`].
+    pub format: u32,
+    /// The fleet.
+    pub fleet: FleetName,
+    /// This host.
+    pub host: HostName,
+    /// Its mode.
+    pub mode: Mode,
+    /// The last rollout it armed for; also the newest order it has accepted.
+    pub last_k: RolloutId,
+    /// The newest leadership it has obeyed.
+    pub leadership: Leadership,
+    /// The newest roster it has verified.
+    pub roster_revision: RosterRevision,
+    /// What its attestation for a rollout committed to, until it arms or the rollout is over.
+    pub committed: Option<Committed>,
+    /// The token for its next session.
+    pub token: Option<Token>,
+    /// Whether the journal was damaged and this record taken from its anchor.
+    pub history: History,
+}
+
+/// A closing secret that an attestation has committed to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Committed {
+    /// The rollout.
+    pub k: RolloutId,
+    /// The secret.
+    pub secret: Secret,
+}
+
+/// Whether the journal is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum History {
+    /// It is.
+    Whole,
+    /// It was lost; the coordinator has not let the host join since.
+    Lost,
+}
+
+/// What a host may do.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Mode {
+    /// Serve an epoch without a lease.
+    Serve(Serving),
+    /// Serve it until told to close for rollout `k`.
+    Armed {
+        /// The rollout.
+        k: RolloutId,
+        /// What is served meanwhile.
+        serving: Serving,
+        /// What follows.
+        next: Next,
+    },
+    /// Serve nothing until told to open.
+    Closed {
+        /// The rollout it last armed for.
+        k: RolloutId,
+        /// What follows if rollout `k` is completed.
+        next: Next,
+        /// What follows if `k` is given up: the rollout before, which the host was closed for already.
+        fallback: Option<Next>,
+        /// When it stopped serving, on the host's clock, in milliseconds.
+        at_boot_ms: u64,
+    },
+}
+
+/// An epoch and its release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Serving {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The manifest; nothing at epoch 0.
+    pub release: Option<Digest>,
+}
+
+/// What a host will serve once all hosts have closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Next {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The manifest.
+    pub release: Digest,
+    /// What all N hosts committed to: only their secrets open this host.
+    pub closing: Closing,
+    /// This host's own secret.
+    pub secret: Secret,
+}
+
+impl HostRecord {
+    /// The record of a host that has never served.
+    #[must_use]
+    pub const fn first(fleet: FleetName, host: HostName) -> Self {
+        Self {
+            format: RECORD_FORMAT,
+            fleet,
+            host,
+            mode: Mode::Serve(Serving { epoch: Epoch(0), release: None }),
+            last_k: RolloutId(0),
+            leadership: Leadership { incarnation: muster_model::Incarnation(0), term: muster_model::Term(0) },
+            roster_revision: RosterRevision(0),
+            committed: None,
+            token: None,
+            history: History::Whole,
+        }
+    }
+
+    /// What the coordinator is told of it.
+    #[must_use]
+    pub const fn standing(&self) -> Standing {
+        Standing {
+            mode: match &self.mode {
+                Mode::Serve(serving) => HostMode::Serve(serving.epoch),
+                Mode::Armed { k, serving, .. } => HostMode::Armed(*k, serving.epoch),
+                Mode::Closed { k, .. } => HostMode::Closed(*k),
+            },
+            last_k: self.last_k,
+            leadership: self.leadership,
+            roster_revision: self.roster_revision,
+            history_lost: matches!(self.history, History::Lost),
+        }
+    }
+
+    /// What the host may serve at this moment; nothing while it is closed.
+    #[must_use]
+    pub const fn may_serve(&self) -> Option<Serving> {
+        match &self.mode {
+            Mode::Serve(serving) | Mode::Armed { serving, .. } => Some(*serving),
+            Mode::Closed { .. } => None,
+        }
+    }
+
+    /// The releases that must stay on disk: what is served and what may be opened.
+    #[must_use]
+    pub fn needed_releases(&self) -> Vec<Digest> {
+        match &self.mode {
+            Mode::Serve(serving) => serving.release.into_iter().collect(),
+            Mode::Armed { serving, next, .. } => serving.release.into_iter().chain([next.release]).collect(),
+            Mode::Closed { next, fallback, .. } => {
+                [next.release].into_iter().chain(fallback.iter().map(|next| next.release)).collect()
+            }
+        }
+    }
+}

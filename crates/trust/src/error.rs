@@ -1,0 +1,268 @@
+//! Why something is not believed.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use muster_model::{DocumentError, DocumentKind, FleetName, HostName, PublicKey, RosterRevision, UnixTime};
+
+use crate::dsse::EnvelopeError;
+use crate::keys::SigningFailure;
+use crate::receipt::ReceiptError;
+
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
+/// Which document an error is about; of an attestation also whose it should be, where that is known.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct DocumentName {
+    kind: DocumentKind,
+    host: Option<HostName>,
+}
+
+impl DocumentName {
+    /// The attestation of this host.
+    pub(crate) fn attestation_of(host: &HostName) -> Self {
+        Self { kind: DocumentKind::Attestation, host: Some(host.clone()) }
+    }
+
+    /// What kind of document it is.
+    #[must_use]
+    pub const fn kind(&self) -> DocumentKind {
+        self.kind
+    }
+
+    /// The host whose attestation it should be.
+    #[must_use]
+    pub const fn host(&self) -> Option<&HostName> {
+        self.host.as_ref()
+    }
+}
+
+impl From<DocumentKind> for DocumentName {
+    fn from(kind: DocumentKind) -> Self {
+        Self { kind, host: None }
+    }
+}
+
+impl fmt::Display for DocumentName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind.name())?;
+        match &self.host {
+            Some(host) => write!(f, " of {host}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why a document is not believed, or could not be signed.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// Not an envelope.
+    #[error("the {document} cannot be read; get it again from whoever signed it")]
+    Envelope {
+        /// Which document.
+        document: DocumentName,
+        /// What is wrong with it.
+        #[source]
+        source: EnvelopeError,
+    },
+    /// An envelope of something else.
+    #[error("this is not a {document}: its payload type is `{}` instead of `{expected}`", .found.escape_debug())]
+    PayloadType {
+        /// Which document was expected.
+        document: DocumentName,
+        /// The payload type of such documents.
+        expected: &'static str,
+        /// What the envelope says.
+        found: String,
+    },
+    /// The payload is not the document it should be.
+    #[error("the content of the {document} is not acceptable")]
+    Document {
+        /// Which document.
+        document: DocumentName,
+        /// What is wrong with it.
+        #[source]
+        source: DocumentError,
+    },
+    /// Keys by which nothing can be verified.
+    #[error(
+        "nothing can be verified by {keys} {role} keys with a threshold of {threshold}; correct the root"
+    )]
+    Keys {
+        /// Whose keys.
+        role: &'static str,
+        /// How many must sign.
+        threshold: usize,
+        /// How many unique keys there are.
+        keys: usize,
+    },
+    /// Too few unique keys have signed.
+    #[error(
+        "the {document} is signed by {signed} of {keys} {role} keys and needs {threshold}; \
+         collect what is missing with `approve` or `sign`, or check that the root is the right one"
+    )]
+    Threshold {
+        /// Which document.
+        document: DocumentName,
+        /// Whose keys must sign it.
+        role: &'static str,
+        /// How many of them did.
+        signed: usize,
+        /// How many must.
+        threshold: usize,
+        /// How many unique keys there are.
+        keys: usize,
+    },
+    /// Verifying would take too long.
+    #[error(
+        "the {document} would need {checks} signature checks; remove the signatures that do not belong to it"
+    )]
+    TooMuchWork {
+        /// Which document.
+        document: DocumentName,
+        /// Signatures times keys.
+        checks: u64,
+    },
+    /// The root has expired.
+    #[error(
+        "root version {version} expired {} days ago by this machine's clock; apply its successor with `root apply`",
+        (.now_unix_ms.0 - .expired_unix_ms.0) / DAY_MS
+    )]
+    RootExpired {
+        /// Its version.
+        version: u64,
+        /// When it expired, in milliseconds since 1970.
+        expired_unix_ms: UnixTime,
+        /// The time now, in milliseconds since 1970; not before `expired_unix_ms`.
+        now_unix_ms: UnixTime,
+    },
+    /// Not the next version.
+    #[error("root version {found} does not follow version {present}; apply the versions one by one")]
+    RootVersion {
+        /// The version of the present root.
+        present: u64,
+        /// The version that was offered.
+        found: u64,
+    },
+    /// A document of another fleet.
+    #[error("the {document} is for the fleet {found}, not for {expected}")]
+    ForeignFleet {
+        /// Which document.
+        document: DocumentName,
+        /// The fleet that it should be for.
+        expected: FleetName,
+        /// The fleet that it is for.
+        found: FleetName,
+    },
+    /// An attestation of a host that is not on the roster.
+    #[error(
+        "{host} has attested, but roster revision {revision} of {fleet} does not list it; add it or stop its agent"
+    )]
+    NotInRoster {
+        /// The host that the attestation names.
+        host: HostName,
+        /// The fleet.
+        fleet: FleetName,
+        /// The roster's revision.
+        revision: RosterRevision,
+    },
+    /// An attestation by another key than its host's.
+    #[error(
+        "the attestation of {host} is not signed by the key that the roster has for it; \
+         put its present key into the roster, or find out who speaks in its name"
+    )]
+    NotTheHostsKey {
+        /// The host that the attestation names.
+        host: HostName,
+    },
+    /// An attestation with more than one signature.
+    #[error("the attestation of {host} carries {found} signatures; a host signs alone and once")]
+    AttestationSignatures {
+        /// The host that the attestation names.
+        host: HostName,
+        /// How many signatures it carries.
+        found: usize,
+    },
+    /// An attestation that would break the lines of evidence.
+    #[error("the attestation of {host} contains a line break and cannot be evidence; is its agent ours?")]
+    AttestationLineBreak {
+        /// The host that the attestation names.
+        host: HostName,
+    },
+    /// Not one attestation for each host.
+    #[error(
+        "there are {found} attestations for {expected} hosts; every host of the roster attests exactly once"
+    )]
+    AttestationCount {
+        /// The length of the roster.
+        expected: usize,
+        /// How many attestations there are.
+        found: usize,
+    },
+    /// Another host's attestation in a host's place.
+    #[error(
+        "attestation {line} should be that of {expected} and is that of {found}; they come in the roster's order"
+    )]
+    AttestationOrder {
+        /// Its place, from 1 on.
+        line: usize,
+        /// The host of that place in the roster.
+        expected: HostName,
+        /// The host that it names.
+        found: HostName,
+    },
+    /// More evidence than is read.
+    #[error("the evidence has {len} bytes; at most {max} are read")]
+    EvidenceTooLarge {
+        /// Its length in bytes.
+        len: usize,
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// Evidence without its last line break.
+    #[error("the evidence does not end with a line break, so it was cut short; get it again")]
+    EvidenceCutShort,
+    /// A receipt that proves no flip.
+    #[error(transparent)]
+    Receipt(#[from] ReceiptError),
+    /// A key file that others may touch.
+    #[error("{} has mode {mode:04o}, so others can use the key in it; run `chmod 600` on it, or make a new key", .path.display())]
+    KeyFileMode {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// A key file that does not hold a usable key.
+    #[error("{} is not a key file that can be used: {reason}", .path.display())]
+    KeyFileContent {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A key file that could not be read or written.
+    #[error("cannot {action} the key file {}", .path.display())]
+    KeyFile {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// No key could be made.
+    #[error("no key could be made, because the system's source of randomness failed")]
+    KeyGeneration,
+    /// A key did not sign.
+    #[error("cannot sign with the key {key}")]
+    Signing {
+        /// The public half.
+        key: PublicKey,
+        /// What the keeper of the key said.
+        #[source]
+        source: SigningFailure,
+    },
+}

@@ -1,0 +1,29 @@
+//! Signed documents: DSSE envelopes, the keys that sign them, and the rules by which hosts believe them.
+//!
+//! A document is believed only as an [`Authentic`] value, and only this crate makes those. The bytes that were signed
+//! are kept as they arrived; nothing is written anew in order to be checked. Every limit on size and work is here.
+//!
+//! The crate never decides whether a fleet may flip: whether an order is still open, a release fit or the attestations
+//! young is for `crates/rollout`. It never reads a clock, and touches no file but a key's. What documents say is
+//! defined in `crates/model`; transport identities and certificates are the business of `crates/mtls`.
+
+mod authentic;
+mod dsse;
+mod error;
+mod evidence;
+mod keys;
+mod receipt;
+mod root;
+
+#[cfg(test)]
+mod fixture;
+
+pub use authentic::{Authentic, add_signature, sign, verify};
+pub use dsse::{ENVELOPE_BYTES_MAX, Envelope, EnvelopeError, SIGNATURES_MAX, Signature, pae};
+pub use error::{DocumentName, TrustError};
+pub use evidence::{
+    ATTESTATION_BYTES_MAX, EVIDENCE_BYTES_MAX, assemble_evidence, verify_attestation, verify_evidence,
+};
+pub use keys::{KeyAlgorithm, Signer, SigningKey};
+pub use receipt::{RECEIPT_BYTES_MAX, Receipt, ReceiptError, VerifiedReceipt, verify_receipt};
+pub use root::TrustRoot;

@@ -1,0 +1,144 @@
+//! The root of trust, and what it vouches for.
+
+use muster_model::{
+    Document, DocumentKind, FleetName, Order, Release, Root, Roster, SigningRole, UnixTime, Verified,
+};
+
+use crate::authentic::{check_threshold, open, parse};
+use crate::dsse::ENVELOPE_BYTES_MAX;
+use crate::{Authentic, TrustError, verify};
+
+/// A verified root document: the beginning of all other trust.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustRoot {
+    root: Authentic<Root>,
+}
+
+/// Whether the root must not have expired. An enum, because forgetting the check means that nothing ever expires.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum RootExpiry {
+    /// What happens now needs a root that holds now.
+    Enforced {
+        /// The time now.
+        now: UnixTime,
+    },
+    /// What is verified is history: it was right when it happened, and stays so.
+    IgnoredForHistory,
+}
+
+impl TrustRoot {
+    /// Takes a root document as given, once it is signed by its own root keys. Those who call this have the bytes from
+    /// somewhere they trust, which is never the coordinator.
+    ///
+    /// Its expiry is checked whenever it is used.
+    pub fn pin(raw: &[u8]) -> Result<Self, TrustError> {
+        let name = DocumentKind::Root.into();
+        let envelope = open(raw, ENVELOPE_BYTES_MAX, DocumentKind::Root, &name)?;
+        let root: Root = parse(envelope.payload(), &name)?;
+        let signers = check_threshold(&envelope, &name, "root", root.role(SigningRole::Root))?;
+        Ok(Self { root: Authentic::new(root, signers, &envelope) })
+    }
+
+    /// Goes on to the next version, which the thresholds of this root and of the next one must have signed. It may come
+    /// from anywhere.
+    ///
+    /// An expired root still vouches for its successor: otherwise a host that was off for long could never come back.
+    pub fn successor(&self, raw: &[u8]) -> Result<Self, TrustError> {
+        let name = DocumentKind::Root.into();
+        let envelope = open(raw, ENVELOPE_BYTES_MAX, DocumentKind::Root, &name)?;
+        let by_old = check_threshold(&envelope, &name, "present root", self.root().role(SigningRole::Root))?;
+        let next: Root = parse(envelope.payload(), &name)?;
+        let by_new = check_threshold(&envelope, &name, "next root", next.role(SigningRole::Root))?;
+        let present = self.root().version;
+        if present.checked_add(1) != Some(next.version) {
+            return Err(TrustError::RootVersion { present, found: next.version });
+        }
+        let mut signers = [by_old, by_new].concat();
+        signers.sort();
+        signers.dedup();
+        Ok(Self { root: Authentic::new(next, signers, &envelope) })
+    }
+
+    /// The root document.
+    #[must_use]
+    pub const fn root(&self) -> &Verified<Root> {
+        self.root.document()
+    }
+
+    /// The root document with its envelope.
+    #[must_use]
+    pub const fn authentic(&self) -> &Authentic<Root> {
+        &self.root
+    }
+
+    /// Verifies a roster. Whether its revision is the right one is for the caller.
+    pub fn verify_roster(&self, raw: &[u8], now: UnixTime) -> Result<Authentic<Roster>, TrustError> {
+        self.verify_by(SigningRole::Operator, raw, RootExpiry::Enforced { now })
+    }
+
+    /// Verifies a release, and that it is one of `fleet`. Whether it may still be flipped to is for the gate.
+    pub fn verify_release(
+        &self,
+        raw: &[u8],
+        fleet: &FleetName,
+        now: UnixTime,
+    ) -> Result<Authentic<Release>, TrustError> {
+        self.release_of(raw, fleet, RootExpiry::Enforced { now })
+    }
+
+    /// Verifies an order. Whether it is open, fits the fleet and was not used before is for the gate and the hosts.
+    pub fn verify_order(&self, raw: &[u8], now: UnixTime) -> Result<Authentic<Order>, TrustError> {
+        self.verify_by(SigningRole::Operator, raw, RootExpiry::Enforced { now })
+    }
+
+    /// Verifies a release of `fleet`.
+    pub(crate) fn release_of(
+        &self,
+        raw: &[u8],
+        fleet: &FleetName,
+        expiry: RootExpiry,
+    ) -> Result<Authentic<Release>, TrustError> {
+        let release: Authentic<Release> = self.verify_by(SigningRole::Release, raw, expiry)?;
+        check_fleet(DocumentKind::Release, fleet, &release.document().fleet)?;
+        Ok(release)
+    }
+
+    /// Verifies a document that `role` signs.
+    pub(crate) fn verify_by<T: Document>(
+        &self,
+        role: SigningRole,
+        raw: &[u8],
+        expiry: RootExpiry,
+    ) -> Result<Authentic<T>, TrustError> {
+        self.check_expiry(expiry)?;
+        verify(raw, self.root().role(role))
+    }
+
+    fn check_expiry(&self, expiry: RootExpiry) -> Result<(), TrustError> {
+        match expiry {
+            RootExpiry::Enforced { now } if now >= self.root().expires_unix_ms => {
+                Err(TrustError::RootExpired {
+                    version: self.root().version,
+                    expired_unix_ms: self.root().expires_unix_ms,
+                    now_unix_ms: now,
+                })
+            }
+            RootExpiry::Enforced { .. } | RootExpiry::IgnoredForHistory => Ok(()),
+        }
+    }
+}
+
+/// Refuses a document of another fleet.
+pub(crate) fn check_fleet(
+    kind: DocumentKind,
+    expected: &FleetName,
+    found: &FleetName,
+) -> Result<(), TrustError> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(TrustError::ForeignFleet { document: kind.into(), expected: expected.clone(), found: found.clone() })
+}
+
+#[cfg(test)]
+mod tests;

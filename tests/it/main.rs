@@ -1,0 +1,3 @@
+//! Integration tests: the real programs, real files and real processes.
+
+mod guard;
