@@ -1,1 +1,92 @@
 //! The coordinator: relays, keeps count and decides when a release may flip.
+//!
+//! Decisions are made in `muster-rollout`, verification in `muster-trust`; this crate is the edge between them and the
+//! network, the disk and the operators. It never measures anything: what it knows of a host is what the host has signed.
+//! The other ends of its wire are `agent` and `cli`.
+
+mod access;
+mod backup;
+mod blobs;
+mod cli;
+mod config;
+mod control;
+mod coordinator;
+mod error;
+mod fleet;
+mod ledger;
+mod operations;
+mod receipt;
+mod status;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use muster_daemon::Shutdown;
+use muster_model::{Code, Refusal};
+use muster_mtls::{Acceptor, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Limits};
+use muster_proto::v1;
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+
+pub use access::{TABLE, is_allowed};
+pub use backup::restore;
+pub use cli::main;
+pub use config::CoordinatorConfig;
+pub use error::Error;
+
+use coordinator::Shared;
+
+/// How long streams may take to end when the coordinator shuts down.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Runs a coordinator until `shutdown`. `listening` is told the address once it accepts connections.
+pub async fn run(
+    config: CoordinatorConfig,
+    shutdown: Shutdown,
+    listening: impl FnOnce(SocketAddr),
+) -> Result<(), Error> {
+    let (shared, drivers) = Shared::open(&config, shutdown.clone())?;
+    let listen = |source| Error::Listen { address: config.listen, source };
+    let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+    let acceptor = Acceptor::new(listener, shared.tls.clone(), Limits::default());
+    let address = acceptor.local_addr().map_err(listen)?;
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<v1::control_server::ControlServer<control::Control>>().await;
+    health.set_serving::<v1::operations_server::OperationsServer<operations::Operations>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(muster_proto::DESCRIPTORS)
+        .build_v1()
+        .expect("the descriptors are those that the services were generated from");
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .tcp_nodelay(true)
+        .layer(access::AccessLayer)
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(v1::control_server::ControlServer::new(control::Control { shared: shared.clone() }))
+        .add_service(v1::blobs_server::BlobsServer::new(blobs::Blobs { shared: shared.clone() }))
+        .add_service(operations::service(&shared))
+        .serve_with_incoming_shutdown(acceptor, shutdown.requested());
+    listening(address);
+    tracing::info!(%address, "listening");
+    let patience = async {
+        shutdown.requested().await;
+        // "Graceful shutdown waits for open streams": they are told to end, and are not waited for without end.
+        tokio::time::sleep(SHUTDOWN_PATIENCE).await;
+    };
+    tokio::select! {
+        served = server => Ok(served?),
+        failed = drivers.run() => Err(Error::StoreFailed(failed)),
+        () = patience => Ok(()),
+    }
+}
+
+/// 32 bytes from the operating system.
+fn random() -> Result<[u8; 32], Refusal> {
+    let mut bytes = [0; 32];
+    let failed = |error| Refusal::of(Code::Unsupported, format!("the system gives no random bytes: {error}"));
+    getrandom::fill(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}

@@ -7,6 +7,7 @@
     missing_docs,
     unreachable_pub,
     clippy::all,
+    clippy::too_many_lines,
     reason = "generated; the proto files carry the documentation"
 )]
 pub mod v1 {

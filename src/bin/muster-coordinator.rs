@@ -1,2 +1,5 @@
-//! placeholder
-fn main() {}
+//! The coordinator's executable.
+
+fn main() -> std::process::ExitCode {
+    muster_coordinator::main()
+}

@@ -135,8 +135,15 @@ impl Host {
         living().into_iter().filter(|pid| cmdline(*pid).contains(&self.tag)).collect()
     }
 
+    /// The members of `FAMILY`; what they fork bears the tag as well until it has become something else.
+    fn family(&self) -> usize {
+        let tagged = self.tagged();
+        let forked = |pid: &&i32| parent(**pid).is_some_and(|parent| tagged.contains(&parent));
+        tagged.len() - tagged.iter().filter(forked).count()
+    }
+
     fn await_family(&self) {
-        until("the family is complete", || self.tagged().len() == 3);
+        until("the family is complete", || self.family() == 3);
     }
 }
 
@@ -145,6 +152,10 @@ impl Drop for Host {
         // The keeper sees the guard's end, and the test's service ends with it.
         let _ = self.guard.kill();
         let _ = self.guard.wait();
+        // Only a test that failed leaves these.
+        for pid in self.tagged() {
+            let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
+        }
     }
 }
 
@@ -187,8 +198,8 @@ fn is_alive(pid: i32) -> bool {
     stat_field(pid, 0).is_some_and(|state| state != "Z" && state != "X")
 }
 
-fn parent(pid: i32) -> i32 {
-    stat_field(pid, 1).unwrap().parse().unwrap()
+fn parent(pid: i32) -> Option<i32> {
+    stat_field(pid, 1)?.parse().ok()
 }
 
 /// The fields after the process's name: state, parent, group, session.
@@ -229,7 +240,8 @@ fn a_service_starts_in_its_release_with_a_clean_environment_and_stops_in_order()
     assert!(host.client.close(&host.fleet).unwrap().is_closed());
     assert!(!is_alive(pid) && !host.link_exists());
     assert!(host.path("bye").exists(), "the service was asked before it was killed");
-    assert_eq!(fs::read_to_string(host.path("state/fleets/smars/service.log")).unwrap(), "hello\n");
+    let log = fs::read_to_string(host.path("state/fleets/smars/service.log")).unwrap();
+    assert_eq!(log.lines().next(), Some("hello"));
     assert!(host.client.close(&host.fleet).unwrap().is_closed());
 }
 
@@ -286,7 +298,7 @@ fn what_a_service_that_ended_has_left_behind_is_killed() {
 fn killing_the_guard_kills_the_service_and_all_it_started() {
     let mut host = Host::new(FAMILY);
     let main = host.open_until_up();
-    let keeper = parent(main);
+    let keeper = parent(main).unwrap();
     host.await_family();
     assert_eq!(host.kill_guard(Signal::KILL).signal(), Some(9));
     until("nothing is left", || host.tagged().is_empty() && !is_alive(main) && !is_alive(keeper));
@@ -305,14 +317,14 @@ fn a_guard_finds_what_was_left_when_guard_and_keeper_died_together() {
     let family = FAMILY.replace("env -i PATH=\"$PATH\" ", "");
     let mut host = Host::new(&family);
     let main = host.open_until_up();
-    let keeper = parent(main);
+    let keeper = parent(main).unwrap();
     host.await_family();
     // A stopped keeper cannot react to the guard's end before it is killed itself.
     kill(keeper, Signal::STOP);
     host.kill_guard(Signal::KILL);
     kill(keeper, Signal::KILL);
     until("the kernel has killed the service", || !is_alive(main));
-    assert_eq!(host.tagged().len(), 3, "the others are what the next guard is for");
+    assert_eq!(host.family(), 3, "the others are what the next guard is for");
     host.restart_guard();
     assert!(host.tagged().is_empty());
     assert_eq!(host.state().service, Some(ServiceState::Stopped));
@@ -323,7 +335,7 @@ fn the_guard_survives_the_death_of_a_keeper() {
     let host = Host::new(PLAIN);
     let main = host.open_until_up();
     let mut watch = host.client.watch().unwrap();
-    kill(parent(main), Signal::KILL);
+    kill(parent(main).unwrap(), Signal::KILL);
     let event = watch.next().unwrap().unwrap();
     assert!(matches!(event, Event::ServiceExited { status: ExitKind::Unknown, .. }), "{event:?}");
     assert!(!is_alive(main));

@@ -1,7 +1,8 @@
 //! The blob store: files named by the digest of their content.
 //!
-//! A blob is `<first two hex digits>/<64 hex digits>` in the store's folder, written once, read-only, and only ever renamed to that
-//! name after its bytes were hashed. What the disk does to it later is noticed when it is read: a reader hashes too.
+//! A blob is `<first two hex digits>/<64 hex digits>` in the store's folder, written once, read-only, and
+//! only ever renamed to that name after its bytes were hashed. What the disk does to it later is noticed when
+//! it is read: a reader hashes too.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -29,8 +30,9 @@ pub struct BlobStore {
 pub enum Durability {
     /// Before the writer finishes.
     Each,
-    /// Once [`BlobStore::sync`] has returned. A crash before that may leave the blob's name with other bytes, which its
-    /// next reader notices. For many small blobs, of which each costs two flushes of the disk otherwise.
+    /// Once [`BlobStore::sync`] has returned. A crash before that may leave the blob's name with other bytes,
+    /// which its next reader notices. For many small blobs, of which each costs two flushes of the disk
+    /// otherwise.
     Batch,
 }
 
@@ -94,13 +96,16 @@ impl BlobStore {
         })
     }
 
-    /// Opens a blob. Its content is verified while it is read, so it counts only when the end was reached without an error.
+    /// Opens a blob. Its content is verified while it is read, so it counts only when the end was reached
+    /// without an error.
     pub fn reader(&self, digest: Digest) -> Result<BlobReader, ArtifactError> {
         let path = self.path(digest);
         let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
-        let (size, file) = opened.map_err(|error| match error.kind() {
-            ErrorKind::NotFound => ArtifactError::BlobMissing { digest },
-            _ => ArtifactError::io("open", &path, error),
+        let (size, file) = opened.map_err(|error| {
+            if error.kind() == ErrorKind::NotFound {
+                return ArtifactError::BlobMissing { digest };
+            }
+            ArtifactError::io("open", &path, error)
         })?;
         Ok(BlobReader { path, file, hasher: Sha256::new(), digest, size, read: 0 })
     }
@@ -113,7 +118,8 @@ impl BlobStore {
         let mut size: u64 = 0;
         let mut buffer = vec![0; COPY_BYTES];
         loop {
-            let bytes = read_some(&mut from, &mut buffer).map_err(|error| ArtifactError::io("read", source, error))?;
+            let bytes = read_some(&mut from, &mut buffer)
+                .map_err(|error| ArtifactError::io("read", source, error))?;
             if bytes == 0 {
                 break;
             }
@@ -127,11 +133,14 @@ impl BlobStore {
         Ok((digest, size))
     }
 
-    /// Removes a blob, if it is there: because nothing needs it, or because it is damaged and has to be fetched again.
+    /// Removes a blob, if it is there: because nothing needs it, or because it is damaged and has to be
+    /// fetched again.
     pub fn remove(&self, digest: Digest) -> Result<(), ArtifactError> {
         let path = self.path(digest);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(ArtifactError::io("remove", &path, error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(ArtifactError::io("remove", &path, error))
+            }
             Ok(()) | Err(_) => Ok(()),
         }
     }
@@ -174,7 +183,11 @@ impl BlobWriter {
     /// Verifies size and digest and gives the blob its name.
     pub fn finish(self) -> Result<(), ArtifactError> {
         if self.written != self.size {
-            return Err(ArtifactError::WrongSize { digest: self.digest, stated: self.size, found: self.written });
+            return Err(ArtifactError::WrongSize {
+                digest: self.digest,
+                stated: self.size,
+                found: self.written,
+            });
         }
         let measured = Digest::from_bytes(self.hasher.finalize().into());
         if measured != self.digest {
@@ -191,10 +204,11 @@ impl BlobReader {
         self.size
     }
 
-    /// Reads up to `buffer.len()` bytes; 0 means that the end was reached and everything read before it is the blob.
+    /// Reads up to `buffer.len()` bytes; 0 means that the end was reached and everything read before it is
+    /// the blob.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, ArtifactError> {
-        let bytes =
-            read_some(&mut self.file, buffer).map_err(|error| ArtifactError::io("read", &self.path, error))?;
+        let bytes = read_some(&mut self.file, buffer)
+            .map_err(|error| ArtifactError::io("read", &self.path, error))?;
         self.hasher.update(&buffer[..bytes]);
         self.read += bytes as u64;
         if bytes > 0 || buffer.is_empty() {
@@ -213,10 +227,18 @@ fn path_in(store: &Path, digest: Digest) -> PathBuf {
     store.join(&hex[..2]).join(&hex)
 }
 
-fn settle(store: &Path, file: NamedTempFile, digest: Digest, durability: Durability) -> Result<(), ArtifactError> {
+fn settle(
+    store: &Path,
+    file: NamedTempFile,
+    digest: Digest,
+    durability: Durability,
+) -> Result<(), ArtifactError> {
     let path = path_in(store, digest);
     let folder = path.parent().expect("a blob's path has a folder");
-    let failed = |doing| { let path = &path; move |error| ArtifactError::io(doing, path, error) };
+    let failed = |doing| {
+        let path = &path;
+        move |error| ArtifactError::io(doing, path, error)
+    };
     match DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         Err(error) => return Err(ArtifactError::io("create the folder", folder, error)),

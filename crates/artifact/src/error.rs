@@ -142,7 +142,7 @@ pub enum ArtifactError {
         path: PathBuf,
     },
     /// A tree was touched since it was sealed.
-    #[error("{} was touched since it was measured: {count} differences, first {}", path.display(), First(differences))]
+    #[error("{} was touched since it was measured ({count} differences): {}", path.display(), First(differences))]
     SealBroken {
         /// The tree.
         path: PathBuf,
@@ -217,19 +217,20 @@ impl fmt::Display for Unpackable {
             }
             UnpackableKind::SpecialMode(bits) => write!(
                 f,
-                "`{path}` has mode {bits:04o}; take the set-user-id, set-group-id or sticky bit away (chmod ug-s,-t), \
-                 or declare the path `mutable`"
+                "`{path}` has mode {bits:04o}; take the set-user-id, set-group-id or sticky bit away \
+                 (chmod ug-s,-t), or declare the path `mutable`"
             ),
             UnpackableKind::Capabilities => write!(
                 f,
-                "`{path}` has file capabilities; take them away (setcap -r) and grant them in the unit (AmbientCapabilities=)"
+                "`{path}` has file capabilities; take them away (setcap -r) and grant them in the unit \
+                 (AmbientCapabilities=)"
             ),
             UnpackableKind::Unreadable(why) => write!(f, "`{path}` cannot be read: {why}"),
             UnpackableKind::Path(why) => write!(f, "below `{path}`: {why}"),
             UnpackableKind::LeadsOut(target) => write!(
                 f,
-                "`{path}` points to `{target}` outside the tree, which is not measured; copy the target into the tree, or \
-                 remove the symlink and name its target as `external`"
+                "`{path}` points to `{target}` outside the tree, which is not measured; copy the target into \
+                 the tree, or remove the symlink and name its target as `external`"
             ),
         }
     }

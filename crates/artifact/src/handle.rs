@@ -1,7 +1,7 @@
 //! Folders by descriptor, so that nobody who swaps a folder for a symlink can send us elsewhere.
 //!
-//! A name is looked up in a descriptor that is already held, one component at a time and never through a symlink; where a longer
-//! path is needed, `openat2` is told to stay beneath the root.
+//! A name is looked up in a descriptor that is already held, one component at a time and never through a
+//! symlink; where a longer path is needed, `openat2` is told to stay beneath the root.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

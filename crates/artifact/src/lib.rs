@@ -10,21 +10,22 @@
 //! | `measure` | reads a tree again and compares |
 //! | `seal` | notices cheaply that a measured tree was touched |
 //!
-//! All of it is synchronous and uses no global state: threads belong to the call that asked for them. It never opens
-//! a connection, never decides whether a release may go live, and never touches the link that services use: that is the
-//! guard's. Manifests themselves live in `crates/model`.
+//! All of it is synchronous and uses no global state: threads belong to the call that asked for them. It
+//! never opens a connection, never decides whether a release may go live, and never touches the link that
+//! services use: that is the guard's. Manifests themselves live in `crates/model`.
 //!
 //! # What a digest covers
-//! Paths, types, the permission bits of folders and files, sizes, contents and symlink targets, of every entry: whatever is
-//! not listed must not be there. Group and other write bits count too, so a tree that was checked out under another umask is
-//! another tree: set the modes before packing, for example with `chmod -R go-w`.
+//! Paths, types, the permission bits of folders and files, sizes, contents and symlink targets, of every entry:
+//! whatever is not listed must not be there. Group and other write bits count too, so a tree that was checked out
+//! under another umask is another tree: set the modes before packing, for example with `chmod -R go-w`.
 //!
-//! Not covered: owner and group (the host's configuration sets them), times, extended attributes and ACLs, which names are hard
-//! links of each other (they become separate files), holes in files, and the root folder's own mode. Packing refuses what would be
-//! lost without a trace: set-user-id, set-group-id and sticky bits, file capabilities, devices, sockets and FIFOs.
+//! Not covered: owner and group (the host's configuration sets them), times, extended attributes and ACLs,
+//! which names are hard links of each other (they become separate files), holes in files, and the root
+//! folder's own mode. Packing refuses what would be lost without a trace: set-user-id, set-group-id and
+//! sticky bits, file capabilities, devices, sockets and FIFOs.
 //!
-//! Installed trees carry exactly the modes of their manifest. They are read-only by convention and by owner, not by mode:
-//! taking the write bits away would be another tree.
+//! Installed trees carry exactly the modes of their manifest. They are read-only by convention and by owner,
+//! not by mode: taking the write bits away would be another tree.
 
 mod blobs;
 mod durable;

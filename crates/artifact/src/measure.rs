@@ -1,10 +1,12 @@
 //! Measuring: every byte of a tree is read now, and compared with a manifest afterwards.
 //!
-//! The digest that comes out is that of a manifest rebuilt from what was read. Of the expected manifest it takes over only which
-//! paths the release makes rules about, and each of those only as far as the host was found to keep it.
+//! The digest that comes out is that of a manifest rebuilt from what was read. Of the expected manifest it
+//! takes over only which paths the release makes rules about, and each of those only as far as the host was
+//! found to keep it.
 
 mod compare;
 mod host;
+mod rebuild;
 
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::Path;
@@ -15,7 +17,7 @@ use muster_model::{Difference, Digest, Manifest, UnixTime};
 use crate::walk::{FoundKind, Pace, Reading, Walk, Walked};
 use crate::{ArtifactError, Progress, handle};
 
-pub(crate) use host::{HostStamp, host_stamps};
+pub(crate) use host::{Links, stamp as host_stamp};
 
 /// How many differences a measurement names; all are counted.
 pub const DIFFERENCES_MAX: usize = 64;
@@ -32,10 +34,11 @@ pub struct MeasureOptions {
 /// What was found on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Measurement {
-    /// The digest of the manifest rebuilt from what was read: equal to the expected one if and only if tree and host are as it says.
+    /// The digest of the manifest rebuilt from what was read: equal to the expected one if and only if tree
+    /// and host are as it says.
     pub digest: Digest,
-    /// One digest over all `uniform` externals, to be compared between hosts; none if the release names none. It depends on the
-    /// manifest, so that it tells nothing about a secret's content across releases.
+    /// One digest over all `uniform` externals, to be compared between hosts; none if the release names none.
+    /// It depends on the manifest, so that it tells nothing about a secret's content across releases.
     pub uniform: Option<Digest>,
     /// The first [`DIFFERENCES_MAX`] differences, in the order of their paths, those outside the tree last.
     pub differences: Vec<Difference>,
@@ -59,26 +62,34 @@ impl Measurement {
     pub const fn matches(&self) -> bool {
         self.difference_count == 0
     }
+
+    /// Keeps the first differences and counts all.
+    pub(crate) fn add(&mut self, mut differences: Vec<Difference>) {
+        self.difference_count += differences.len() as u64;
+        self.differences.append(&mut differences);
+        self.differences.sort_unstable();
+        self.differences.truncate(DIFFERENCES_MAX);
+    }
 }
 
-/// Measures the tree at `tree` against `expected`. Differences are a result; an error means that nothing can be said.
+/// Measures the tree at `tree` against `expected`. Differences are a result; an error means that nothing can
+/// be said.
 pub fn measure(
     tree: &Path,
     expected: &Manifest,
     options: &MeasureOptions,
     progress: &Progress,
 ) -> Result<Measurement, ArtifactError> {
-    measure_with(tree, expected, options, progress, |_| Vec::new()).map(|(measurement, ())| measurement)
+    measure_walk(tree, expected, options, progress).map(|(measurement, _)| measurement)
 }
 
-/// Measures and lets `examine` look at the walk and add differences of its own.
-pub(crate) fn measure_with<T: From<Examined>>(
+/// Measures, and keeps the walk for whoever wants to seal what was measured.
+pub(crate) fn measure_walk(
     tree: &Path,
     expected: &Manifest,
     options: &MeasureOptions,
     progress: &Progress,
-    examine: impl FnOnce(&Walked) -> Vec<Difference>,
-) -> Result<(Measurement, T), ArtifactError> {
+) -> Result<(Measurement, Walked), ArtifactError> {
     let (started, clock) = (unix_now(), Instant::now());
     let walk = Walk {
         reading: Reading::Content,
@@ -89,29 +100,29 @@ pub(crate) fn measure_with<T: From<Examined>>(
     };
     let walked = walk.run(handle::open_tree(tree)?, tree)?;
     let on_host = host::measure(expected);
-    let mut differences = compare::compare(expected, &walked);
-    differences.extend(examine(&walked));
-    differences.extend(on_host.differences);
-    differences.sort_unstable();
-    let difference_count = differences.len() as u64;
-    differences.truncate(DIFFERENCES_MAX);
+    let digest = rebuild::digest(expected, &walked, on_host.kept);
     let files = walked.found.iter().filter(|found| matches!(found.kind, FoundKind::File { .. }));
     let (files, bytes) = files.fold((0, 0), |(files, bytes), found| (files + 1, bytes + found.stamp.size));
-    let measurement = Measurement {
-        digest: Digest::of(b""),
+    let mut measurement = Measurement {
+        digest,
         uniform: on_host.uniform,
-        differences,
-        difference_count,
+        differences: Vec::new(),
+        difference_count: 0,
         entries: walked.found.len() as u64,
         files,
         bytes,
         started,
         elapsed: clock.elapsed(),
     };
-    todo!()
+    measurement.add(compare::compare(expected, &walked));
+    measurement.add(on_host.differences);
+    Ok((measurement, walked))
 }
 
 fn unix_now() -> UnixTime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     UnixTime(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+mod tests;

@@ -54,12 +54,15 @@ pub enum WarningKind {
     },
 }
 
-/// Reads every byte of the folder `dir` and makes its manifest. The result depends on nothing but names, types, modes, targets and bytes.
+/// Reads every byte of the folder `dir` and makes its manifest. The result depends on nothing but names,
+/// types, modes, targets and bytes.
 pub fn pack(dir: &Path, options: &PackOptions, progress: &Progress) -> Result<Packed, ArtifactError> {
     // The tree itself may be named through a symlink; what is in it may not.
-    let resolved = dir.canonicalize().map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => ArtifactError::TreeMissing { path: dir.to_owned() },
-        _ => ArtifactError::io("find", dir, error),
+    let resolved = dir.canonicalize().map_err(|error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            return ArtifactError::TreeMissing { path: dir.to_owned() };
+        }
+        ArtifactError::io("find", dir, error)
     })?;
     let mut rules = options.rules.clone();
     rules.mutable.sort_unstable();
@@ -99,7 +102,7 @@ fn entries(dir: &Path, walked: Walked) -> Result<(Vec<Entry>, Vec<Warning>), Art
         .beyond
         .iter()
         .map(|(folder, error)| Unpackable {
-            path: folder.as_ref().map_or_else(|| ".".to_owned(), ToString::to_string),
+            path: folder.to_string(),
             kind: UnpackableKind::Path(error.to_string()),
         })
         .collect();
@@ -132,7 +135,8 @@ fn entry_kind(found: &Found) -> Result<Option<EntryKind>, UnpackableKind> {
             digest: digest.expect("a walk for packing reads every file"),
         },
         FoundKind::Symlink { target } => EntryKind::Symlink {
-            target: LinkTarget::from_bytes(target).map_err(|error| UnpackableKind::Path(error.to_string()))?,
+            target: LinkTarget::from_bytes(target)
+                .map_err(|error| UnpackableKind::Path(error.to_string()))?,
         },
         FoundKind::Special(what) => return Err(UnpackableKind::Special(what)),
         FoundKind::Unreadable(why) => return Err(UnpackableKind::Unreadable(why.clone())),
@@ -151,13 +155,13 @@ impl fmt::Display for Warning {
         match &self.kind {
             WarningKind::PrivateKey => write!(
                 f,
-                "`{path}` is a private key: every host and every reader of the release will have it; keep it outside the tree \
-                 and name it as `external`"
+                "`{path}` is a private key: every host and every reader of the release will have it; keep it \
+                 outside the tree and name it as `external`"
             ),
             WarningKind::LeadsOut { target } => write!(
                 f,
-                "`{path}` points to `{target}` outside the tree: only the symlink is measured, not what it leads to; name that as \
-                 `external` if it matters"
+                "`{path}` points to `{target}` outside the tree: only the symlink is measured, not what it \
+                 leads to; name that as `external` if it matters"
             ),
         }
     }

@@ -144,7 +144,10 @@ impl RawExternal {
                 ExternalCheck::Digest { digest }
             }
             ("digest", None) => {
-                return Err(problem(&self.check, "check `digest` needs `digest = \"sha256:…\"` (see sha256sum)"));
+                return Err(problem(
+                    &self.check,
+                    "check `digest` needs `digest = \"sha256:…\"` (see sha256sum)",
+                ));
             }
             ("uniform" | "present", Some(text)) => {
                 return Err(problem(text, "only check `digest` takes a digest"));
@@ -164,7 +167,13 @@ impl RawFlag {
             if kind.is_some() || default.is_some() || semantics.is_some() || expires.is_some() {
                 return Err(problem(key, "a removed flag has no other field"));
             }
-            return Ok(FlagDeclaration { kind: None, default: None, semantics: None, expires: None, removed });
+            return Ok(FlagDeclaration {
+                kind: None,
+                default: None,
+                semantics: None,
+                expires: None,
+                removed,
+            });
         }
         let (Some(kind), Some(default), Some(semantics)) = (kind, default, semantics) else {
             return Err(problem(key, "a flag needs `type`, `default` and `semantics`, or `removed = true`"));
@@ -173,7 +182,8 @@ impl RawFlag {
             let reason = format!("`semantics` says in 1 to {SEMANTICS_LEN_MAX} bytes what the flag does");
             return Err(problem(&semantics, reason));
         }
-        let value = json(default.get_ref()).ok_or_else(|| problem(&default, "a default is no date and no NaN"))?;
+        let value =
+            json(default.get_ref()).ok_or_else(|| problem(&default, "a default is no date and no NaN"))?;
         if !is_of_kind(kind, &value) {
             return Err(problem(&default, "the default is not of the flag's type"));
         }
@@ -190,14 +200,17 @@ impl RawFlag {
 fn check_key(key: &Spanned<String>) -> Result<(), Problem> {
     let text = key.get_ref();
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    if text.len() <= FLAG_KEY_LEN_MAX && text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(inner) {
+    if text.len() <= FLAG_KEY_LEN_MAX
+        && text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.chars().all(inner)
+    {
         return Ok(());
     }
     let rule = "letters, digits, `_`, `-` and `.`, beginning with a letter";
     Err(problem(key, format!("a flag's key has 1 to {FLAG_KEY_LEN_MAX} characters: {rule}")))
 }
 
-const fn is_of_kind(kind: FlagKind, value: &serde_json::Value) -> bool {
+fn is_of_kind(kind: FlagKind, value: &serde_json::Value) -> bool {
     match kind {
         FlagKind::Boolean => value.is_boolean(),
         FlagKind::String => value.is_string(),

@@ -1,8 +1,8 @@
 //! The walk over a tree on disk: every entry once, by descriptor, in parallel, in no order.
 //!
-//! The walk reports what it finds and judges nothing; its result is sorted, so that order and number of threads never show.
-//! Each task holds the descriptor of one folder and works on names in it. Tasks are taken newest first, which keeps the number of
-//! open folders near depth times threads however wide the tree is.
+//! The walk reports what it finds and judges nothing; its result is sorted, so that order and number of
+//! threads never show. Each task holds the descriptor of one folder and works on names in it. Tasks are taken
+//! newest first, which keeps the number of open folders near depth times threads however wide the tree is.
 
 mod read;
 
@@ -21,10 +21,11 @@ use crate::{ArtifactError, Progress, handle, pool};
 
 pub(crate) use read::{Pace, hash_file};
 
-/// Names handed to one task: enough to outweigh the cost of a task, few enough to spread a flat folder over threads.
+/// Names handed to one task: enough to outweigh the cost of a task, few enough to spread a flat folder over
+/// threads.
 const BATCH: usize = 64;
 const DIRENTS_BYTES: usize = 32 << 10;
-const READ_BYTES: usize = 256 << 10;
+const READ_BYTES: usize = 128 << 10;
 /// A folder that keeps changing must not be able to fill memory.
 const FOUND_MAX: usize = 2 * MAX_ENTRIES;
 
@@ -54,8 +55,9 @@ pub(crate) struct Walked {
     pub(crate) root: Stamp,
     /// Sorted by path, each path once.
     pub(crate) found: Vec<Found>,
-    /// Folders with names that no entry can have.
-    pub(crate) beyond: Vec<(Option<EntryPath>, PathError)>,
+    /// Folders that hold a path too long or too deep for an entry. The root cannot: its names are single
+    /// components.
+    pub(crate) beyond: Vec<(EntryPath, PathError)>,
 }
 
 /// One entry on disk.
@@ -116,9 +118,8 @@ impl Stamp {
 
 impl From<&Stat> for Stamp {
     fn from(stat: &Stat) -> Self {
-        let nanoseconds = |seconds: i64, rest: u64| {
-            seconds.saturating_mul(1_000_000_000).saturating_add_unsigned(rest)
-        };
+        let nanoseconds =
+            |seconds: i64, rest: u64| seconds.saturating_mul(1_000_000_000).saturating_add_unsigned(rest);
         Self {
             device: stat.st_dev,
             inode: stat.st_ino,
@@ -160,7 +161,6 @@ impl Walk<'_> {
     }
 }
 
-
 fn spawn<'scope>(state: &'scope State<'_>, scope: &rayon::Scope<'scope>, task: Task) {
     scope.spawn(move |scope| state.handle(task, &mut |next| spawn(state, scope, next)));
 }
@@ -187,7 +187,7 @@ struct Names {
 struct State<'a> {
     walk: &'a Walk<'a>,
     found: Mutex<Vec<Vec<Found>>>,
-    beyond: Mutex<Vec<(Option<EntryPath>, PathError)>>,
+    beyond: Mutex<Vec<(EntryPath, PathError)>>,
     /// Why the root itself could not be listed.
     root_failure: Mutex<Option<rustix::io::Errno>>,
     count: AtomicUsize,
@@ -260,7 +260,8 @@ impl<'a> State<'a> {
         }
     }
 
-    /// Opens and lists one folder. A folder that turned into something else since its parent was listed is reported as such.
+    /// Opens and lists one folder. A folder that turned into something else since its parent was listed is
+    /// reported as such.
     fn enter(&self, parent: &Folder, name: &CStr, path: EntryPath, spawn: &mut dyn FnMut(Task)) -> Found {
         let opened = handle::open_folder(&parent.fd, name).and_then(|fd| Ok((stamp_of(&fd)?, fd)));
         let (kind, stamp) = match opened {
@@ -268,7 +269,9 @@ impl<'a> State<'a> {
                 Ok(()) => (FoundKind::Dir, stamp),
                 Err(error) => (FoundKind::Unreadable(error.to_string()), stamp),
             },
-            Err(error) => (FoundKind::Unreadable(error.to_string()), stamp_at(parent, name).unwrap_or(NO_STAMP)),
+            Err(error) => {
+                (FoundKind::Unreadable(error.to_string()), stamp_at(parent, name).unwrap_or(NO_STAMP))
+            }
         };
         Found { path, kind, stamp }
     }
@@ -288,11 +291,11 @@ impl<'a> State<'a> {
             if matches!(name.to_bytes(), b"." | b"..") {
                 continue;
             }
+            let mut file_type = dirent.file_type();
             // Some file systems do not tell types in listings.
-            let file_type = match dirent.file_type() {
-                FileType::Unknown => stamp_at(&folder, name).map_or(FileType::Unknown, |stamp| stamp.file_type()),
-                known => known,
-            };
+            if file_type == FileType::Unknown {
+                file_type = stamp_at(&folder, name).map_or(FileType::Unknown, |stamp| stamp.file_type());
+            }
             if self.is_mutable(&folder, name) {
                 mutable.push(name.to_owned());
             } else if file_type == FileType::Directory {
@@ -306,7 +309,10 @@ impl<'a> State<'a> {
         }
         drop(buffers);
         batches.push(names);
-        self.count.fetch_add(folders.len() + batches.iter().map(|batch| batch.types.len()).sum::<usize>(), Ordering::Relaxed);
+        self.count.fetch_add(
+            folders.len() + batches.iter().map(|batch| batch.types.len()).sum::<usize>(),
+            Ordering::Relaxed,
+        );
         self.add(mutable.iter().filter_map(|name| self.note_mutable(&folder, name)).collect());
         for names in batches.into_iter().filter(|names| !names.types.is_empty()) {
             spawn(Task::Files { folder: Arc::clone(&folder), names });
@@ -333,7 +339,7 @@ impl<'a> State<'a> {
 
     fn child(&self, folder: &Folder, name: &CStr) -> Option<EntryPath> {
         EntryPath::child(folder.path.as_ref(), name.to_bytes())
-            .map_err(|error| lock(&self.beyond).push((folder.path.clone(), error)))
+            .map_err(|error| lock(&self.beyond).extend(folder.path.clone().map(|folder| (folder, error))))
             .ok()
     }
 
@@ -357,7 +363,8 @@ impl Names {
 
     fn iter(&self) -> impl Iterator<Item = (&CStr, FileType)> {
         let names = self.bytes.split_inclusive(|&byte| byte == 0);
-        let names = names.map(|name| CStr::from_bytes_with_nul(name).expect("each name was pushed with its NUL"));
+        let names =
+            names.map(|name| CStr::from_bytes_with_nul(name).expect("each name was pushed with its NUL"));
         names.zip(self.types.iter().copied())
     }
 }
@@ -373,7 +380,8 @@ fn stamp_at(folder: &Folder, name: &CStr) -> Result<Stamp, rustix::io::Errno> {
     statat(&folder.fd, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| Stamp::from(&stat))
 }
 
-/// A poisoned lock means that another thread panics; its panic is reported when the scope ends, so what the lock holds does not matter.
+/// A poisoned lock means that another thread panics; its panic is reported when the scope ends, so what the
+/// lock holds does not matter.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

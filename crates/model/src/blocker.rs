@@ -38,6 +38,8 @@ codes! {
     HostSilent = "host-silent",
     /// The host is not in the fleet's roster.
     HostNotInRoster = "host-not-in-roster",
+    /// The host serves nothing while its fleet serves a release.
+    HostDark = "host-dark",
     /// The same host identity is connected twice.
     DuplicateHost = "duplicate-host",
     /// The host's journal is older than what it told before.

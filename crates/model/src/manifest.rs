@@ -1,19 +1,20 @@
 //! The manifest: the closed-world list of an artifact's entries, and the exact bytes that are hashed.
 //!
-//! Format `muster.manifest/1` is JSON Lines: a header, then one line for each entry in the order of the paths' bytes,
-//! each ended by a newline. Every manifest has exactly one encoding; any other is refused, so that a digest names one
-//! tree and a tree has one digest. The root folder is not an entry: its name and mode belong to the host.
+//! Format `muster.manifest/1` is JSON Lines: a header, then one line for each entry in the order of the
+//! paths' bytes, each ended by a newline. Every manifest has exactly one encoding; any other is refused, so
+//! that a digest names one tree and a tree has one digest. The root folder is not an entry: its name and mode
+//! belong to the host.
 //!
 //! ```json
-//! {"format":"muster.manifest/1","entries":3,"bytes":123,"absent":[],"external":[],"mutable":["var"],"variants":[]}
+//! {"format":"muster.manifest/1","entries":3,"bytes":9,"absent":[],"external":[],"mutable":[],"variants":[]}
 //! {"path":"bin","type":"dir","mode":"0755"}
 //! {"path":"bin/run","type":"symlink","target":"server"}
-//! {"path":"bin/server","type":"file","mode":"0755","size":123,"digest":"sha256:…"}
+//! {"path":"bin/server","type":"file","mode":"0755","size":9,"digest":"sha256:…"}
 //! ```
 //!
-//! A symlink is measured by its target's text. One that leads out of the tree is allowed, as installed trees are full of
-//! them, but what it leads to is not measured: [`Manifest::links_out`] names these, and `external` is the way to have
-//! the other end measured too. One that leads round in a circle is refused.
+//! A symlink is measured by its target's text. One that leads out of the tree is allowed, as installed trees
+//! are full of them, but what it leads to is not measured: [`Manifest::links_out`] names these, and
+//! `external` is the way to have the other end measured too. One that leads round in a circle is refused.
 
 mod change;
 mod check;
@@ -91,7 +92,8 @@ pub enum EntryKind {
     },
 }
 
-/// Permission bits, at most `0777`: set-user-id, set-group-id and sticky bits have no place in a tree. Written with four octal digits.
+/// Permission bits, at most `0777`: set-user-id, set-group-id and sticky bits have no place in a tree.
+/// Written with four octal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Mode(u16);
@@ -122,9 +124,10 @@ pub struct TreeRules {
     pub absent: Vec<HostPath>,
     /// Paths on the host that belong to the service though they are not in the tree.
     pub external: Vec<External>,
-    /// Paths in the tree that the service writes to. Nothing below such a path is measured or listed. Where the path
-    /// itself is a folder entry, installing makes the folder and its type and mode are measured; where it is not an entry,
-    /// a file or folder may come and go there. The folder that it is in is an entry or the root.
+    /// Paths in the tree that the service writes to. Nothing below such a path is measured or listed. Where
+    /// the path itself is a folder entry, installing makes the folder and its type and mode are measured;
+    /// where it is not an entry, a file or folder may come and go there. The folder that it is in is an entry
+    /// or the root.
     pub mutable: Vec<EntryPath>,
 }
 
@@ -142,7 +145,8 @@ pub struct External {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "check", rename_all = "lowercase")]
 pub enum ExternalCheck {
-    /// A file with this content. The digest is public with the release: not for a secret that could be guessed.
+    /// A file with this content. The digest is public with the release: not for a secret that could be
+    /// guessed.
     Digest {
         /// SHA-256 of its content.
         digest: Digest,
@@ -168,7 +172,8 @@ impl Manifest {
         Ok(Self { entries, rules, total_bytes, digest: Digest::of(&bytes) })
     }
 
-    /// Reads the exact bytes of a manifest. Strict: whatever [`Manifest::to_bytes`] would write otherwise is an error.
+    /// Reads the exact bytes of a manifest. Strict: whatever [`Manifest::to_bytes`] would write otherwise is
+    /// an error.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         let lines::Parsed { entries, rules, stated_bytes } = lines::parse(bytes)?;
         let total_bytes = check::check(&entries, &rules)?;

@@ -1,8 +1,9 @@
 //! Names of files as bytes, and their one text form.
 //!
-//! A file name on Linux is a string of bytes, not of characters. Documents and people get a text form that loses
-//! nothing and hides nothing: printable UTF-8 stays as it is, and every byte of anything else is `%` and two upper-case
-//! hex digits. Each string of bytes has exactly one text form, so two paths are equal when their texts are.
+//! A file name on Linux is a string of bytes, not of characters. Documents and people get a text form that
+//! loses nothing and hides nothing: printable UTF-8 stays as it is, and every byte of anything else is `%`
+//! and two upper-case hex digits. Each string of bytes has exactly one text form, so two paths are equal when
+//! their texts are.
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,9 +23,9 @@ const MAX_TEXT_BYTES: usize = 3 * MAX_PATH_BYTES + 1;
 /// How much of a refused text an error repeats, in characters.
 const SHOWN_CHARS: usize = 120;
 
-/// Characters that nobody can see or that move others about: blanks other than the space, format and bidi controls,
-/// fillers, variation selectors and tags. The list belongs to the manifest format and does not follow Unicode's releases:
-/// a longer list would change the text, and so the digest, of a manifest.
+/// Characters that nobody can see or that move others about: blanks other than the space, format and bidi
+/// controls, fillers, variation selectors and tags. The list belongs to the manifest format and does not
+/// follow Unicode's releases: a longer list would change the text, and so the digest, of a manifest.
 const INVISIBLE: &[(char, char)] = &[
     ('\u{a0}', '\u{a0}'),
     ('\u{ad}', '\u{ad}'),
@@ -57,8 +58,8 @@ const INVISIBLE: &[(char, char)] = &[
     ('\u{e0000}', '\u{e0fff}'),
 ];
 
-/// A path inside a tree: relative and normal by construction, so that it can only name something below the tree's root.
-/// Ordered by its bytes.
+/// A path inside a tree: relative and normal by construction, so that it can only name something below the
+/// tree's root. Ordered by its bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct EntryPath(Box<[u8]>);
@@ -254,6 +255,9 @@ impl LinkTarget {
 /// The text form of any bytes, for people; what the paths of this module print.
 #[must_use]
 pub fn escape(bytes: &[u8]) -> String {
+    if bytes.iter().all(|&byte| matches!(byte, b' '..=b'~') && byte != b'%') {
+        return String::from_utf8_lossy(bytes).into_owned();
+    }
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {

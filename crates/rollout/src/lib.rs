@@ -11,5 +11,7 @@ pub mod fleet;
 pub mod gate;
 pub mod host;
 mod step;
+#[cfg(test)]
+mod tests;
 
 pub use step::{Step, Write};

@@ -96,6 +96,9 @@ impl Anchor {
             .take((SLOTS * SLOT_BYTES) as u64)
             .read_to_end(&mut bytes)
             .map_err(|source| StoreError::io("read", path, source))?;
+        if bytes.chunks(SLOT_BYTES).any(Slot::is_newer) {
+            return Err(StoreError::Newer { path: path.to_owned() });
+        }
         let mut slots = bytes.chunks(SLOT_BYTES).map(Slot::decode).collect::<Vec<_>>();
         slots.resize(SLOTS, None);
         let other = if slots.iter().all(Option::is_some) { OtherSlot::Valid } else { OtherSlot::Damaged };
@@ -161,13 +164,16 @@ impl Slot {
         bytes
     }
 
+    /// Whether a slot is whole, and in a format that this program does not read.
+    fn is_newer(bytes: &[u8]) -> bool {
+        checked_content(bytes)
+            .and_then(|content| content.strip_prefix(MAGIC))
+            .is_some_and(|rest| !rest.starts_with(&FORMAT.to_be_bytes()))
+    }
+
     /// `None` for anything that [`Slot::encode`] did not write.
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let (content, crc) = bytes.split_last_chunk::<CRC_BYTES>()?;
-        if bytes.len() != SLOT_BYTES || crc32fast::hash(content) != u32::from_be_bytes(*crc) {
-            return None;
-        }
-        let rest = content.strip_prefix(MAGIC)?;
+        let rest = checked_content(bytes)?.strip_prefix(MAGIC)?;
         let rest = rest.strip_prefix(&FORMAT.to_be_bytes())?;
         let (generation, rest) = rest.split_first_chunk()?;
         let (seq, rest) = rest.split_first_chunk()?;
@@ -182,6 +188,13 @@ impl Slot {
         };
         Some(Self { generation: u64::from_be_bytes(*generation), head, payload })
     }
+}
+
+/// What comes before the checksum of a whole slot.
+fn checked_content(bytes: &[u8]) -> Option<&[u8]> {
+    let (content, crc) = bytes.split_last_chunk::<CRC_BYTES>()?;
+    let whole = bytes.len() == SLOT_BYTES && crc32fast::hash(content) == u32::from_be_bytes(*crc);
+    whole.then_some(content)
 }
 
 #[cfg(test)]

@@ -133,6 +133,16 @@ pub enum ChainFault {
     Missing,
 }
 
+impl ChainFault {
+    /// Whether the record is whole, and only newer than this program.
+    pub(crate) const fn is_newer(self) -> bool {
+        match self {
+            Self::Format { .. } | Self::Kind { .. } => true,
+            Self::Length | Self::Checksum | Self::Place { .. } | Self::Link | Self::Missing => false,
+        }
+    }
+}
+
 /// One record of the chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

@@ -183,6 +183,12 @@ pub enum StoreError {
         #[source]
         fault: AnchorFault,
     },
+    /// The store is whole, and in a format of a later program: not damage, so that nothing is put aside.
+    #[error("{} was written by a newer program; start that one", path.display())]
+    Newer {
+        /// The file or database.
+        path: PathBuf,
+    },
     /// So many damaged databases lie in the folder that the disk itself is in question.
     #[error(
         "{} holds {count} damaged databases already; check the disk, then remove them",
@@ -232,6 +238,7 @@ impl StoreError {
             | Self::Database { .. }
             | Self::HistoryDamaged { .. }
             | Self::AnchorMissing { .. }
+            | Self::Newer { .. }
             | Self::TooManyDamaged { .. } => true,
             Self::HeadMoved { .. }
             | Self::EmptyBatch

@@ -67,8 +67,12 @@ impl Log {
 
     /// Adds a record, which is durable after the next [`Log::make_durable`].
     pub(crate) fn insert(&self, record: &StoredRecord) -> Result<(), StoreError> {
+        self.insert_encoded(record.seq, record.encode())
+    }
+
+    pub(crate) fn insert_encoded(&self, seq: u64, record: Vec<u8>) -> Result<(), StoreError> {
         self.step("append to")?;
-        guarded("append to", &self.path, || self.db.insert(record.seq.to_be_bytes(), record.encode()))
+        guarded("append to", &self.path, || self.db.insert(seq.to_be_bytes(), record))
             .map_err(|error| self.failed("append to", error))?;
         Ok(())
     }

@@ -205,6 +205,10 @@ impl Place<'_> {
                 None => return Ok(Verdict::Agrees { log, chain }),
                 Some(damage) => Ok(Verdict::Damaged(damage)),
             },
+            // Its checksum holds, so that this is no damage: a downgrade must not put the history aside.
+            Err(LogError::Damaged(Damage::Record { fault, .. })) if fault.is_newer() => {
+                Err(StoreError::Newer { path: self.database() })
+            }
             Err(LogError::Damaged(damage)) => Ok(Verdict::Damaged(damage)),
             Err(LogError::System(error)) => Err(error),
         };

@@ -101,7 +101,8 @@ impl State<'_> {
         (kind, stamp)
     }
 
-    /// Opens without following a symlink, without waiting for a FIFO's writer and, where we may, without touching the access time.
+    /// Opens without following a symlink, without waiting for a FIFO's writer and, where we may, without
+    /// touching the access time.
     fn open_file(&self, folder: &Folder, name: &CStr) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         if !self.with_atime.load(Ordering::Relaxed) {
@@ -150,7 +151,8 @@ impl State<'_> {
     }
 }
 
-/// Hashes a file of `size` bytes from its start; none if it has another size by now. `step` is told of each read.
+/// Hashes a file of `size` bytes from its start; none if it has another size by now. `step` is told of each
+/// read.
 pub(crate) fn hash_file(
     fd: &OwnedFd,
     size: u64,

@@ -1,7 +1,7 @@
 //! Link fleets, without a socket.
 
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 
 use muster_model::HostName;
@@ -21,11 +21,13 @@ const EPOCH: Epoch = Epoch(3);
 
 impl Bench {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let private = Permissions::from_mode(0o700);
+        let folder = tempfile::Builder::new().permissions(private).tempdir().unwrap();
         let fleet = FleetName::new("smars").unwrap();
         let at = folder.path().join("fleets/smars");
         for digest in [one(), two()] {
-            fs::create_dir_all(at.join("releases").join(digest.hex())).unwrap();
+            let release = at.join("releases").join(digest.hex());
+            DirBuilder::new().recursive(true).mode(0o700).create(release).unwrap();
         }
         let config = GuardConfig {
             host: HostName::new("host-1").unwrap(),

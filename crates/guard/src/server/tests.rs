@@ -1,6 +1,8 @@
 //! The protocol over a real socket, with link fleets.
 
+use std::fs::{DirBuilder, Permissions};
 use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 use muster_model::{Digest, Epoch, FleetName, HostName};
@@ -38,8 +40,10 @@ fn settings(folder: &Path) -> Settings {
 
 impl Bench {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(folder.path().join("fleets/smars/releases").join(digest().hex())).unwrap();
+        let private = Permissions::from_mode(0o700);
+        let folder = tempfile::Builder::new().permissions(private).tempdir().unwrap();
+        let release = folder.path().join("fleets/smars/releases").join(digest().hex());
+        DirBuilder::new().recursive(true).mode(0o700).create(release).unwrap();
         let guard = spawn(&settings(folder.path())).unwrap();
         Self { folder, guard, fleet: FleetName::new("smars").unwrap() }
     }

@@ -30,6 +30,9 @@ use crate::process;
 use crate::protocol::ExitKind;
 use crate::record::ProcessKey;
 
+/// The name under which the hidden verbs show in a list of processes.
+pub(crate) const PROGRAM: &str = "muster-guard";
+
 const STOP_LINE: &str = "stop";
 
 /// Between two rounds of killing: a process may fork while it is being killed.
@@ -108,6 +111,7 @@ fn become_service(parent: i32) -> io::Result<()> {
 
 fn start(command: &[OsString]) -> io::Result<ProcessKey> {
     let child = Command::new("/proc/self/exe")
+        .arg0(PROGRAM)
         .arg("exec-service")
         .arg(format!("--parent-pid={}", getpid().as_raw_pid()))
         .arg("--")

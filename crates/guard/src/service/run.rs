@@ -1,13 +1,14 @@
 //! One run of a service, from the keeper's start to the end of its last process.
 
 use std::io::{self, BufRead, BufReader, PipeReader, Read};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::keeper::Report;
+use super::keeper::{PROGRAM, Report};
 use super::{Intent, Launch, Phase, Shared, output};
 use crate::log::log;
 use crate::process::{self, RUN_ID_VARIABLE};
@@ -100,6 +101,7 @@ fn start_keeper(shared: &Shared, launch: &Launch, run_id: &str) -> io::Result<(C
     let (output, write_end) = io::pipe()?;
     let mut command = Command::new(&setup.exec_shim);
     command
+        .arg0(PROGRAM)
         .arg("keep-service")
         .arg(format!("--stop-signal={}", setup.config.stop_signal.as_str()))
         .arg(format!("--stop-timeout-ms={}", setup.config.stop_timeout_ms))

@@ -26,8 +26,8 @@ impl fmt::Display for RuleList {
     }
 }
 
-/// Why bytes or entries are not a manifest. `line` counts from 1, which is the header; the entries' lines are those that the manifest has
-/// or would have.
+/// Why bytes or entries are not a manifest. `line` counts from 1, which is the header; the entries' lines are
+/// those that the manifest has or would have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the fields are what each message says")]
 pub enum ManifestError {
@@ -37,7 +37,8 @@ pub enum ManifestError {
     /// A format version that this program does not read.
     #[error("this manifest has format `{found}`; this program reads `muster.manifest/1`")]
     Format { found: String },
-    /// Not a JSON object of the expected shape: an unknown, missing or repeated field, or a value of the wrong type.
+    /// Not a JSON object of the expected shape: an unknown, missing or repeated field, or a value of the
+    /// wrong type.
     #[error("line {line} of the manifest is malformed: {reason}")]
     Syntax { line: usize, reason: String },
     /// The same content in another spelling.
@@ -117,9 +118,7 @@ pub enum ManifestError {
     #[error("mutable `{path}` is in a folder that is not listed")]
     MutableParent { path: EntryPath },
     /// A file or symlink at a mutable path, or any entry below one.
-    #[error(
-        "`{path}` is listed though `{mutable}` is mutable: only a folder may be listed at a mutable path, and nothing below"
-    )]
+    #[error("`{path}` is listed though `{mutable}` is mutable: only a folder at that very path may be")]
     MutableEntry { path: EntryPath, mutable: EntryPath },
     /// An external path at or below one that must be absent.
     #[error("external `{path}` lies at or below `{absent}`, which must be absent")]

@@ -1,8 +1,8 @@
 //! Where symlinks lead, decided from the manifest alone.
 //!
-//! Resolution is Linux's, within the tree: component by component, through other symlinks, up with `..`. It ends where the tree does,
-//! because what lies around it differs from host to host. Each symlink is resolved once, so that the work is
-//! proportional to the length of all targets whatever they say.
+//! Resolution is Linux's, within the tree: component by component, through other symlinks, up with `..`. It
+//! ends where the tree does, because what lies around it differs from host to host. Each symlink is resolved
+//! once, so that the work is proportional to the length of all targets whatever they say.
 
 use std::collections::HashMap;
 
@@ -58,7 +58,8 @@ struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    /// `depth` counts the symlinks being resolved at the moment, and bounds the recursion: a circle runs into it.
+    /// `depth` counts the symlinks being resolved at the moment, and bounds the recursion: a circle runs into
+    /// it.
     fn resolve(&mut self, index: usize, depth: usize) -> Result<End, Cycle> {
         let entries = self.entries;
         let EntryKind::Symlink { target } = &entries[index].kind else {

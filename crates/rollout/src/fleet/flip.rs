@@ -159,11 +159,21 @@ impl Fleet {
         }
         host.measured = Some(epoch);
         let Phase::Opened(opening) = &self.record.phase else { return };
-        let k = opening.k;
         let done = self.hosts.iter().filter(|host| host.measured == Some(epoch)).count();
-        reached(k, Stage::Measured, Some(&self.hosts[index].name), done, out);
+        reached(opening.k, Stage::Measured, Some(&self.hosts[index].name), done, out);
         if done < self.hosts.len() {
             self.report_if_all_answered(out);
+            return;
+        }
+        self.settle_if_measured(out);
+    }
+
+    /// Step 13. The last measurement may also have come while a rollout that was then given up was being prepared.
+    pub(super) fn settle_if_measured(&mut self, out: &mut Out) {
+        let Phase::Opened(opening) = &self.record.phase else { return };
+        let k = opening.k;
+        let done = self.hosts.iter().filter(|host| host.measured == Some(self.record.epoch)).count();
+        if done < self.hosts.len() {
             return;
         }
         let dark_window = match &self.progress {
@@ -177,6 +187,7 @@ impl Fleet {
             | Progress::Closing(_) => None,
         };
         reached(k, Stage::Measured, None, done, out);
+        self.completed = Some(opening.clone());
         self.record.phase = Phase::Settled;
         self.progress = Progress::None;
         out.record_changed = true;

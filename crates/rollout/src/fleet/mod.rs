@@ -20,7 +20,7 @@ use muster_model::{
 
 pub use event::{DarkWindow, Effect, End, Event, Limits, NextRoster, Outcome, Proposal, Report, Stage};
 pub use record::{
-    Armament, Base, FleetRecord, Identity, Offers, Opening, Papers, Phase, RECORD_FORMAT, Record, Rollout,
+    Armament, Base, FleetRecord, Identity, Offers, Opening, Papers, Phase, PreviousToken, RECORD_FORMAT, Record, Rollout,
     SessionRecord, is_bound_to, roster_ref,
 };
 pub use view::{HostView, RolloutView};
@@ -45,6 +45,8 @@ pub struct Fleet {
     progress: Progress,
     /// The closing secrets of the last completed flip, for hosts that are still to open.
     secrets: Arc<[Secret]>,
+    /// The last rollout that was settled under this leader.
+    completed: Option<Opening>,
     /// Why this coordinator must not lead, if hosts remember more than it does.
     frozen: Option<Blocker>,
     limits: Limits,
@@ -126,6 +128,7 @@ impl Fleet {
             roster: inheritance.roster,
             progress: Progress::None,
             secrets: inheritance.secrets.into(),
+            completed: None,
             frozen: None,
             limits,
             record,

@@ -151,7 +151,7 @@ pub struct SessionRecord {
     /// The token that the host was given for its next session.
     pub next: Token,
     /// The token of the session before, valid only until the host has confirmed the next.
-    pub previous: Option<Token>,
+    pub previous: PreviousToken,
     /// Where the host's journal stood when it joined.
     pub journal: JournalHead,
     /// The boot in which it joined.
@@ -160,6 +160,16 @@ pub struct SessionRecord {
     pub identity: Identity,
     /// Whether an operator has settled that the next join is by the right machine, whatever token it shows.
     pub readmitted: bool,
+}
+
+/// What a host showed when it joined last, and may show again if it never got the next token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PreviousToken {
+    /// The host has confirmed the next token: no other is valid.
+    Spent,
+    /// The next token is unconfirmed. A host that joined for the first time showed none.
+    Valid(Option<Token>),
 }
 
 /// Whether a host's identity is trusted to be one machine.
@@ -193,6 +203,13 @@ impl FleetRecord {
     }
 }
 
+impl SessionRecord {
+    /// Whether a join may show `token`: the next one, or the one before while the next is unconfirmed.
+    pub(crate) fn accepts(&self, token: Option<Token>) -> bool {
+        token == Some(self.next) || self.previous == PreviousToken::Valid(token)
+    }
+}
+
 impl Phase {
     /// The rollout that is under way, if any.
     #[must_use]
@@ -202,6 +219,23 @@ impl Phase {
             Self::Arming(armament) | Self::Decided(armament) => Some(&armament.rollout),
             Self::Settled | Self::Opened(_) => None,
         }
+    }
+
+    /// The documents that this phase rests on.
+    #[must_use]
+    pub fn documents(&self) -> Vec<Digest> {
+        let mut named = Vec::new();
+        if let Some(rollout) = self.rollout() {
+            named.extend(rollout.papers.all());
+        }
+        if let Self::Arming(armament) | Self::Decided(armament) = self {
+            named.push(armament.evidence);
+        }
+        if let Some(opening) = self.opening() {
+            named.extend(opening.papers.all());
+            named.extend([opening.evidence, opening.secrets]);
+        }
+        named
     }
 
     /// The completed rollout whose hosts are still to open, whether or not a new one is being prepared.
@@ -216,6 +250,12 @@ impl Phase {
             },
             Self::Settled | Self::Preparing(Rollout { base: Base::Settled, .. }) => None,
         }
+    }
+}
+
+impl Papers {
+    fn all(&self) -> [Digest; 3] {
+        [self.order, self.release, self.roster]
     }
 }
 

@@ -354,6 +354,7 @@ impl Fleet {
         let end =
             End { k, to, outcome: Outcome::Unchanged, epoch: self.record.epoch, blockers, dark_window: None };
         out.effects.push(Effect::Report(Report::Ended(end)));
+        self.settle_if_measured(out);
     }
 
     /// Step 9: a host is back where it was. One that is dark is told what it may serve.

@@ -5,7 +5,7 @@ use muster_model::{
     ServingReport, SessionId, ToHost, Token,
 };
 
-use super::record::{Identity, Phase, RECORD_FORMAT, Record, SessionRecord};
+use super::record::{Identity, Phase, PreviousToken, RECORD_FORMAT, Record, SessionRecord};
 use super::{Effect, Fleet, Known, Out, PROTOCOL_MIN, Session};
 
 impl Fleet {
@@ -57,7 +57,7 @@ impl Fleet {
             format: RECORD_FORMAT,
             host: host.clone(),
             next,
-            previous: report.token,
+            previous: PreviousToken::Valid(report.token),
             journal: report.journal,
             boot_id: report.boot_id.clone(),
             identity: Identity::Single,
@@ -225,11 +225,7 @@ impl Fleet {
         if identity.readmitted {
             return Ok(());
         }
-        let spent = match report.token {
-            None => true,
-            Some(token) => token != identity.next && Some(token) != identity.previous,
-        };
-        if identity.identity == Identity::Duplicate || spent {
+        if identity.identity == Identity::Duplicate || !identity.accepts(report.token) {
             let detail =
                 "it joined with a token that was used before: two machines may have the same identity";
             return refuse(Code::DuplicateHost, detail.to_owned());
@@ -283,8 +279,9 @@ impl Fleet {
 
     fn confirmed(&mut self, index: usize, out: &mut Out) {
         if let Some(identity) = &mut self.hosts[index].identity
-            && identity.previous.take().is_some()
+            && identity.previous != PreviousToken::Spent
         {
+            identity.previous = PreviousToken::Spent;
             out.sessions.push(Record::Session(identity.clone()));
         }
     }

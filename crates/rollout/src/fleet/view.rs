@@ -2,7 +2,7 @@
 
 use muster_model::{Blocker, BootTime, Digest, Epoch, HostMode, HostName, RolloutId, SessionId};
 
-use super::record::Phase;
+use super::record::{Opening, Phase};
 use super::rollout::Progress;
 use super::{Fleet, Identity};
 use crate::gate;
@@ -92,6 +92,12 @@ impl Fleet {
                 self.hosts.iter().filter(|host| host.measured == Some(self.record.epoch)).count()
             }
         }
+    }
+
+    /// The last rollout that was settled under this leader: what its receipt is made of.
+    #[must_use]
+    pub const fn completed(&self) -> Option<&Opening> {
+        self.completed.as_ref()
     }
 
     /// Why this coordinator must not lead, if so.

@@ -1,0 +1,136 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use muster_model::FleetName;
+
+use crate::commands;
+use crate::output::Format;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done, or proven for N of N hosts
+  1   internal or transport error
+  2   wrong usage
+  10  mismatch: a host measured something else
+  11  a host is missing, unreachable or unknown
+  12  a signature, an approval or a policy does not hold
+  13  stale or expired
+  14  superseded by another rollout
+  15  the roster is empty or has changed
+  16  timed out while waiting
+  17  aborted or rolled back
+  18  some host serves nothing
+
+Begin with `muster init DIR`; `muster explain CODE` says what a code means.";
+
+/// Deploy a release to all hosts of a fleet, and make it live only when every one of them proves that it has it.
+#[derive(Debug, Parser)]
+#[command(name = "muster", version, after_help = EXIT_CODES, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub(crate) struct Global {
+    /// Use this context: which coordinator, as whom, with which keys [default: ~/.config/muster/config.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "MUSTER_CONTEXT")]
+    pub(crate) context: Option<PathBuf>,
+    /// Write reports in this format; messages and progress go to stderr
+    #[arg(long, short, global = true, value_enum, default_value_t)]
+    pub(crate) output: Format,
+    /// Draw no progress bars, as where stderr is no terminal
+    #[arg(long, global = true)]
+    pub(crate) no_progress: bool,
+}
+
+/// Which fleet is meant.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct FleetArg {
+    /// The fleet [default: the context's, or the only one there is]
+    #[arg(long, short, value_name = "FLEET")]
+    pub(crate) fleet: Option<FleetName>,
+}
+
+/// The commands. The local fleet for development (`dev`) has its place at the end.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Init(commands::init::Init),
+    #[command(subcommand)]
+    Host(commands::host::Host),
+    #[command(subcommand)]
+    Roster(commands::roster::RosterCommand),
+    #[command(subcommand)]
+    Release(commands::release::ReleaseCommand),
+    Deploy(commands::deploy::Deploy),
+    Status(commands::status::Status),
+    Check(commands::check::Check),
+    Flip(commands::flip::Flip),
+    Rollback(commands::rollback::Rollback),
+    Abort(commands::abort::Abort),
+    Find(commands::find::Find),
+    #[command(subcommand)]
+    Receipt(commands::receipt::ReceiptCommand),
+    Backup(commands::backup::Backup),
+    Restore(commands::restore::Restore),
+    Explain(commands::explain::Explain),
+    Completions(commands::completions::Completions),
+    Man(commands::man::Man),
+}
+
+/// Parses a duration such as `90s`, `10m` or `1h 30m`; more than nothing, at most a year.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+    let duration =
+        humantime::parse_duration(text).map_err(|_| "write a duration such as 90s, 10m or 1h".to_owned())?;
+    if duration.is_zero() || duration > DURATION_MAX {
+        return Err("a duration is more than nothing and at most a year".to_owned());
+    }
+    Ok(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_says_what_it_does() {
+        fn walk(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{} has no help", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+            command.get_subcommands().for_each(walk);
+        }
+        walk(&Cli::command());
+    }
+
+    #[test]
+    fn global_options_may_stand_after_the_command() {
+        let cli = Cli::try_parse_from(["muster", "status", "--output", "json", "--context", "c.toml"]).unwrap();
+        assert_eq!(cli.global.output, Format::Json);
+        assert_eq!(cli.global.context, Some(PathBuf::from("c.toml")));
+    }
+
+    #[test]
+    fn durations_are_bounded() {
+        assert_eq!(duration("1h 30m"), Ok(Duration::from_secs(5400)));
+        for bad in ["", "0s", "ten", "2y", "-1s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

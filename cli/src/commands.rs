@@ -1,0 +1,78 @@
+//! The commands, one file for each verb.
+
+pub(crate) mod abort;
+pub(crate) mod backup;
+pub(crate) mod check;
+pub(crate) mod completions;
+pub(crate) mod deploy;
+pub(crate) mod explain;
+pub(crate) mod find;
+pub(crate) mod flip;
+pub(crate) mod host;
+pub(crate) mod init;
+pub(crate) mod man;
+pub(crate) mod receipt;
+pub(crate) mod release;
+pub(crate) mod restore;
+pub(crate) mod rollback;
+pub(crate) mod roster;
+pub(crate) mod status;
+
+use std::path::PathBuf;
+
+use crate::args::{Cli, Command};
+use crate::connect::Session;
+use crate::context::Context;
+use crate::error::CliError;
+use crate::exit::Exit;
+use crate::output::{Format, Ui};
+
+/// What every command is given beside its arguments.
+pub(crate) struct Env {
+    /// Where its words go.
+    pub(crate) ui: Ui,
+    /// The context that was named, if any.
+    context: Option<PathBuf>,
+}
+
+impl Env {
+    /// Reads the context.
+    pub(crate) fn context(&self) -> Result<Context, CliError> {
+        Context::find(self.context.as_deref())
+    }
+
+    /// Connects to the coordinator.
+    pub(crate) async fn session(&self) -> Result<Session, CliError> {
+        Session::open(self.context.as_deref()).await
+    }
+}
+
+/// Does what was asked.
+pub(crate) async fn run(cli: Cli, ui: Ui) -> Result<Exit, CliError> {
+    if cli.global.output == Format::Junit && !matches!(cli.command, Command::Check(_)) {
+        return Err(CliError::Usage {
+            what: "only `muster check` can write JUnit".to_owned(),
+            next: "use --output text or --output json".to_owned(),
+        });
+    }
+    let env = Env { ui, context: cli.global.context };
+    match cli.command {
+        Command::Init(init) => init.run(&env),
+        Command::Host(host) => host.run(&env),
+        Command::Roster(roster) => Box::pin(roster.run(&env)).await,
+        Command::Release(release) => Box::pin(release.run(&env)).await,
+        Command::Deploy(deploy) => Box::pin(deploy.run(&env)).await,
+        Command::Status(status) => Box::pin(status.run(&env)).await,
+        Command::Check(check) => Box::pin(check.run(&env)).await,
+        Command::Flip(flip) => Box::pin(flip.run(&env)).await,
+        Command::Rollback(rollback) => Box::pin(rollback.run(&env)).await,
+        Command::Abort(abort) => Box::pin(abort.run(&env)).await,
+        Command::Find(find) => Box::pin(find.run(&env)).await,
+        Command::Receipt(receipt) => Box::pin(receipt.run(&env)).await,
+        Command::Backup(backup) => Box::pin(backup.run(&env)).await,
+        Command::Restore(restore) => restore.run(&env),
+        Command::Explain(explain) => explain.run(&env),
+        Command::Completions(completions) => completions.run(&env),
+        Command::Man(man) => man.run(&env),
+    }
+}

@@ -1,0 +1,39 @@
+//! `muster host`: the identities of hosts.
+
+mod issue;
+mod list;
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use super::Env;
+use crate::error::CliError;
+use crate::exit::Exit;
+
+/// Issue and list the identities of hosts.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Host {
+    Issue(issue::Issue),
+    List(list::List),
+}
+
+impl Host {
+    pub(super) fn run(self, env: &Env) -> Result<Exit, CliError> {
+        match self {
+            Self::Issue(issue) => issue.run(env),
+            Self::List(list) => list.run(env),
+        }
+    }
+}
+
+/// The folder that `muster init` made: the one named, else the one that holds the context.
+pub(super) fn fleet_folder(named: Option<PathBuf>, env: &Env) -> Result<PathBuf, CliError> {
+    if let Some(dir) = named {
+        return Ok(dir);
+    }
+    env.context()?.fleet_folder().ok_or_else(|| CliError::Usage {
+        what: "the context is not in a folder that `muster init` made".to_owned(),
+        next: "name that folder with --dir".to_owned(),
+    })
+}

@@ -1,0 +1,30 @@
+//! `muster roster`: the signed set of hosts.
+
+mod apply;
+mod draft;
+mod file;
+mod show;
+
+use clap::Subcommand;
+
+use super::Env;
+use crate::error::CliError;
+use crate::exit::Exit;
+
+/// Show and change the signed set of hosts of a fleet.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RosterCommand {
+    Draft(draft::Draft),
+    Apply(apply::Apply),
+    Show(show::Show),
+}
+
+impl RosterCommand {
+    pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
+        match self {
+            Self::Draft(draft) => draft.run(env),
+            Self::Apply(apply) => Box::pin(apply.run(env)).await,
+            Self::Show(show) => Box::pin(show.run(env)).await,
+        }
+    }
+}

@@ -1,0 +1,179 @@
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use muster_model::{Code, FleetName, HostName, Roster, RosterRevision};
+use muster_proto::v1;
+use muster_trust::{Authentic, Signer, sign};
+use serde::Serialize;
+
+use super::file::RosterFile;
+use crate::clock::unix_time;
+use crate::commands::Env;
+use crate::connect::{Session, answer};
+use crate::error::CliError;
+use crate::exit::Exit;
+use crate::files::read_bounded;
+use crate::output::{Format, Page, Report, Tone};
+
+/// The largest file that is read, in bytes.
+const ROSTER_BYTES_MAX: u64 = muster_trust::ENVELOPE_BYTES_MAX as u64;
+
+/// Sign a roster and make it the fleet's next one. The first roster makes the fleet.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  muster roster apply roster.toml")]
+pub(crate) struct Apply {
+    /// The roster: TOML to be signed with the context's operator key, or a signed roster (JSON)
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+impl Apply {
+    pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
+        let bytes = read_bounded(&self.file, ROSTER_BYTES_MAX)?;
+        let session = env.session().await?;
+        let (current, next) = if bytes.trim_ascii_start().starts_with(b"{") {
+            let doing = format!("apply the signed roster {}", self.file.display());
+            let next = session.root().verify_roster(&bytes, unix_time()).map_err(CliError::trust(doing))?;
+            (present(&session, next.document().fleet()).await?, next)
+        } else {
+            self.sign(&session, &bytes).await?
+        };
+        let roster = next.document();
+        let change = Change::of(current.as_ref().map(|roster| &**roster.document()), roster);
+        if env.ui.format() == Format::Text {
+            change.say(env);
+        }
+        let doing = format!("apply revision {} of the roster of {}", roster.revision(), roster.fleet());
+        let mut client = session.operations();
+        let request = v1::ApplyRosterRequest { envelope: next.raw().to_vec() };
+        let applied = Box::pin(answer(&doing, client.apply_roster(request))).await?;
+        env.ui.report(&Applied {
+            fleet: applied.fleet,
+            revision: applied.revision,
+            hosts: applied.hosts,
+            added: change.added,
+            removed: change.removed,
+            solo: session.root().root().is_solo(),
+        })?;
+        Ok(Exit::Proven)
+    }
+
+    async fn sign(
+        &self,
+        session: &Session,
+        bytes: &[u8],
+    ) -> Result<(Option<Authentic<Roster>>, Authentic<Roster>), CliError> {
+        let file = parse(&self.file, bytes)?;
+        let current = present(session, &file.fleet).await?;
+        let expected = current.as_ref().map_or(RosterRevision(1), |roster| roster.document().revision().next());
+        if let Some(stated) = file.revision
+            && stated != expected.0
+        {
+            return Err(CliError::Usage {
+                what: format!("{} is revision {stated}, but the next one is {expected}", self.file.display()),
+                next: "look at `muster roster show`, then correct or remove `revision`".to_owned(),
+            });
+        }
+        let doing = format!("sign the roster of {}", file.fleet);
+        let roster = file
+            .to_roster(expected)
+            .map_err(|source| CliError::Document { doing: doing.clone(), source })?;
+        let key = session.context().operator_key()?;
+        let signers: [&dyn Signer; 1] = [&key];
+        let envelope = sign(&roster, &signers).map_err(CliError::trust(doing.as_str()))?;
+        let next =
+            session.root().verify_roster(envelope.raw(), unix_time()).map_err(CliError::trust(doing))?;
+        Ok((current, next))
+    }
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<RosterFile, CliError> {
+    let wrong = |reason: String| CliError::Content { path: path.to_owned(), reason };
+    let text = std::str::from_utf8(bytes).map_err(|_| wrong("it is not text".to_owned()))?;
+    toml::from_str(text).map_err(|error| wrong(error.to_string()))
+}
+
+/// The fleet's roster; none if the fleet is still to be made.
+async fn present(session: &Session, fleet: &FleetName) -> Result<Option<Authentic<Roster>>, CliError> {
+    match Box::pin(session.roster(fleet)).await {
+        Ok(roster) => Ok(Some(roster)),
+        Err(CliError::Refused { refusal, .. })
+            if matches!(refusal.code(), Some(Code::FleetUnknown | Code::RosterEmpty)) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Who comes and who goes.
+struct Change {
+    added: Vec<HostName>,
+    removed: Vec<HostName>,
+}
+
+impl Change {
+    fn of(current: Option<&Roster>, next: &Roster) -> Self {
+        let hosts = |roster: &Roster| roster.hosts().iter().map(|host| host.name.clone()).collect::<Vec<_>>();
+        let (old, new) = (current.map(hosts).unwrap_or_default(), hosts(next));
+        Self {
+            added: new.iter().filter(|host| !old.contains(host)).cloned().collect(),
+            removed: old.iter().filter(|host| !new.contains(host)).cloned().collect(),
+        }
+    }
+
+    fn say(&self, env: &Env) {
+        for host in &self.added {
+            env.ui.say(format_args!("+ {host}"));
+        }
+        for host in &self.removed {
+            env.ui.say(format_args!("- {host}"));
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Applied {
+    fleet: String,
+    revision: u64,
+    hosts: u32,
+    added: Vec<HostName>,
+    removed: Vec<HostName>,
+    solo: bool,
+}
+
+impl Report for Applied {
+    const SCHEMA: &'static str = "muster.roster-applied/1";
+
+    fn print(&self, page: &mut Page) {
+        let Self { fleet, revision, hosts, .. } = self;
+        page.toned(Tone::Good, format_args!("the roster of {fleet} is now revision {revision} with {hosts} hosts"));
+        if self.solo {
+            page.labelled(Tone::Warning, "solo mode", "it was signed by one operator alone");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_model::{Member, Policy, PublicKey};
+
+    use super::*;
+
+    #[test]
+    fn the_change_names_who_comes_and_who_goes() {
+        let roster = |names: &[&str]| {
+            let member = |(index, name): (usize, &&str)| Member {
+                name: HostName::new(name).unwrap(),
+                attestation_key: PublicKey::Ed25519([u8::try_from(index).unwrap(); 32]),
+            };
+            let members = names.iter().enumerate().map(member).collect();
+            Roster::new(FleetName::new("demo").unwrap(), RosterRevision(1), Policy::default(), members).unwrap()
+        };
+        let change = Change::of(Some(&roster(&["a", "b"])), &roster(&["b", "c"]));
+        assert_eq!(change.added, [HostName::new("c").unwrap()]);
+        assert_eq!(change.removed, [HostName::new("a").unwrap()]);
+        assert_eq!(Change::of(None, &roster(&["a"])).added.len(), 1);
+    }
+}

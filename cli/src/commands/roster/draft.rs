@@ -1,0 +1,104 @@
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use muster_model::{BootGatePolicy, FleetName, HostName};
+
+use super::file::{HostFile, PolicyFile, RosterFile};
+use crate::commands::Env;
+use crate::commands::host::fleet_folder;
+use crate::error::CliError;
+use crate::exit::Exit;
+use crate::files::{Existing, write};
+use crate::output::{Format, json};
+use crate::provision::{HostBundle, hosts};
+
+/// Write a roster of the hosts that were issued, to read over, edit and apply. Nothing is signed or sent.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  muster roster draft --fleet demo --out roster.toml && muster roster apply roster.toml")]
+pub(crate) struct Draft {
+    /// The fleet
+    #[arg(long, short, value_name = "FLEET")]
+    fleet: FleetName,
+    /// The hosts [default: all that were issued for the fleet]
+    #[arg(value_name = "HOST")]
+    hosts: Vec<HostName>,
+    /// The folder that `muster init` made [default: the one that holds the context]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Whether a host's link must vanish at a reboot
+    #[arg(long, value_enum, default_value_t = BootGate::Required)]
+    boot_gate: BootGate,
+    /// Write to this file instead of stdout
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Whether a host's link must vanish at a reboot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BootGate {
+    /// Every host's link must vanish
+    Required,
+    /// A link that outlives a reboot is accepted, as for development
+    Optional,
+}
+
+impl Draft {
+    pub(super) fn run(self, env: &Env) -> Result<Exit, CliError> {
+        let dir = fleet_folder(self.dir, env)?;
+        let chosen = choose(hosts(&dir)?, &self.fleet, &self.hosts)?;
+        let file = RosterFile {
+            fleet: self.fleet,
+            revision: None,
+            policy: PolicyFile {
+                boot_gate: match self.boot_gate {
+                    BootGate::Required => BootGatePolicy::Required,
+                    BootGate::Optional => BootGatePolicy::Optional,
+                },
+            },
+            hosts: chosen
+                .into_iter()
+                .map(|host| HostFile { name: host.name, attestation_key: host.attestation_key })
+                .collect(),
+        };
+        let text = match env.ui.format() {
+            Format::Json => json("muster.roster-draft/1", &file),
+            Format::Text | Format::Junit => {
+                toml::to_string(&file).expect("a roster has string keys and no failing serialisers")
+            }
+        };
+        match self.out {
+            None => env.ui.raw(text.as_bytes())?,
+            Some(path) => {
+                write(&path, text.as_bytes(), 0o644, Existing::Keep)?;
+                env.ui.say(format_args!("wrote {} with {} hosts", path.display(), file.hosts.len()));
+            }
+        }
+        Ok(Exit::Proven)
+    }
+}
+
+/// The named hosts, or all of the fleet.
+fn choose(
+    issued: Vec<HostBundle>,
+    fleet: &FleetName,
+    named: &[HostName],
+) -> Result<Vec<HostBundle>, CliError> {
+    if let Some(missing) = named.iter().find(|name| !issued.iter().any(|host| host.name == **name)) {
+        return Err(CliError::Usage {
+            what: format!("the host {missing} was not issued here"),
+            next: format!("look at `muster host list`, or issue it with `muster host issue {missing}`"),
+        });
+    }
+    let is_chosen = |host: &HostBundle| {
+        if named.is_empty() { host.fleets.contains(fleet) } else { named.contains(&host.name) }
+    };
+    let chosen: Vec<_> = issued.into_iter().filter(is_chosen).collect();
+    if chosen.is_empty() {
+        return Err(CliError::Usage {
+            what: format!("no host was issued for the fleet {fleet}, and an empty roster proves nothing"),
+            next: format!("issue one with `muster host issue NAME --fleet {fleet}`"),
+        });
+    }
+    Ok(chosen)
+}

@@ -1,0 +1,277 @@
+//! Why a command failed, what its exit code is, and what to do next.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use muster_artifact::ArtifactError;
+use muster_model::{Blocker, DocumentError, FleetName, Refusal};
+use muster_proto::convert::ConvertError;
+use muster_trust::TrustError;
+
+use crate::clock::{millis, span_text};
+use crate::exit::Exit;
+use crate::hints;
+use crate::resolve::ResolveError;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    /// The command line fits together, but not with what it names.
+    #[error("{what}")]
+    Usage {
+        /// What does not fit.
+        what: String,
+        /// What to do instead.
+        next: String,
+    },
+    /// The coordinator refused, with reasons.
+    #[error("cannot {doing}: it was refused")]
+    Refused {
+        /// What was asked.
+        doing: String,
+        /// The reasons.
+        refusal: Refusal,
+    },
+    /// A call failed for a reason that is not a refusal.
+    #[error("cannot {doing}: the coordinator answered `{}`", .status.code())]
+    Call {
+        /// What was asked.
+        doing: String,
+        /// What came back.
+        #[source]
+        status: Box<tonic::Status>,
+    },
+    /// A call's answers broke off.
+    #[error("the connection broke off while the coordinator was to {doing}; what it has begun goes on without us")]
+    Lost {
+        /// What was asked.
+        doing: String,
+        /// What came instead of the next answer, if it was a failure and not just an end.
+        #[source]
+        status: Option<Box<tonic::Status>>,
+    },
+    /// No answer in time.
+    #[error("cannot {doing}: there was no answer for {}", span_text(millis(*.after)))]
+    TimedOut {
+        /// What was asked.
+        doing: String,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// The coordinator answered something that is no answer.
+    #[error("cannot {doing}: the coordinator's answer makes no sense (is it another version?)")]
+    Answer {
+        /// What was asked.
+        doing: String,
+        /// What is wrong with it.
+        #[source]
+        source: ConvertError,
+    },
+    /// The coordinator's answer contradicts itself or what was asked.
+    #[error("cannot {doing}: {what}")]
+    Contradiction {
+        /// What was asked.
+        doing: String,
+        /// What does not fit.
+        what: String,
+    },
+    /// Credentials, or the connection itself.
+    #[error("cannot {doing}")]
+    Tls {
+        /// What was being done.
+        doing: String,
+        /// What went wrong.
+        #[source]
+        source: muster_mtls::Error,
+    },
+    /// A document is not believed, or cannot be signed.
+    #[error("cannot {doing}")]
+    Trust {
+        /// What was being done.
+        doing: String,
+        /// Why not.
+        #[source]
+        source: TrustError,
+    },
+    /// A document cannot be made from these values.
+    #[error("cannot {doing}")]
+    Document {
+        /// What was being done.
+        doing: String,
+        /// Why not.
+        #[source]
+        source: DocumentError,
+    },
+    /// A tree cannot be read or packed.
+    #[error("cannot {doing}")]
+    Tree {
+        /// What was being done.
+        doing: String,
+        /// Why not.
+        #[source]
+        source: ArtifactError,
+    },
+    /// A release cannot be found by what was given.
+    #[error(transparent)]
+    Release(#[from] ResolveError),
+    /// No fleet was named and there is none or more than one.
+    #[error("{}", fleet_unclear(.candidates))]
+    FleetUnclear {
+        /// The fleets that there are.
+        candidates: Vec<FleetName>,
+    },
+    /// There is no context file.
+    #[error("there is no context: no --context, no MUSTER_CONTEXT, and no file {}", .looked_for.display())]
+    NoContext {
+        /// The file that was looked for last.
+        looked_for: PathBuf,
+    },
+    /// A file of ours cannot be understood.
+    #[error("{} cannot be used: {reason}", .path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file cannot be read or written.
+    #[error("cannot {action} {}", .path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The system did not do what it always does.
+    #[error("cannot {doing}")]
+    System {
+        /// What was tried.
+        doing: &'static str,
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl CliError {
+    /// A closure that gives the error of a file operation its context.
+    pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { action, path, source }
+    }
+
+    /// The same for what is not believed.
+    pub(crate) fn trust(doing: impl Into<String>) -> impl FnOnce(TrustError) -> Self {
+        let doing = doing.into();
+        move |source| Self::Trust { doing, source }
+    }
+
+    /// The same for answers that cannot be read.
+    pub(crate) fn answer(doing: impl Into<String>) -> impl FnOnce(ConvertError) -> Self {
+        let doing = doing.into();
+        move |source| Self::Answer { doing, source }
+    }
+
+    /// The command's exit code.
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Self::Usage { .. } | Self::FleetUnclear { .. } => Exit::Usage,
+            Self::Refused { refusal, .. } => Exit::of_blockers(&refusal.blockers),
+            Self::Trust { .. } => Exit::NotAllowed,
+            Self::TimedOut { .. } => Exit::TimedOut,
+            Self::Release(error) => error.exit(),
+            Self::Call { .. }
+            | Self::Lost { .. }
+            | Self::Answer { .. }
+            | Self::Contradiction { .. }
+            | Self::Tls { .. }
+            | Self::Document { .. }
+            | Self::Tree { .. }
+            | Self::NoContext { .. }
+            | Self::Content { .. }
+            | Self::File { .. }
+            | Self::System { .. } => Exit::Internal,
+        }
+    }
+
+    /// The reasons of a refusal; none for other errors.
+    pub(crate) fn blockers(&self) -> &[Blocker] {
+        if let Self::Refused { refusal, .. } = self { &refusal.blockers } else { &[] }
+    }
+
+    /// What to do next, where that does not follow from the reasons.
+    pub(crate) fn next(&self) -> Option<String> {
+        match self {
+            Self::Usage { next, .. } => Some(next.clone()),
+            Self::Tls { source, .. } => hints::of_tls(source),
+            Self::Call { status, .. } => hints::of_status(status),
+            Self::Lost { .. } => Some("look at `muster status` before you repeat the command".to_owned()),
+            Self::TimedOut { .. } => Some("look at `muster status`, and at the coordinator's log".to_owned()),
+            Self::Release(error) => Some(error.next().to_owned()),
+            Self::FleetUnclear { candidates } if candidates.is_empty() => {
+                Some("make one by applying its roster: `muster roster draft`, then `muster roster apply`".to_owned())
+            }
+            Self::FleetUnclear { .. } => Some("name one with --fleet, or as `fleet` in the context".to_owned()),
+            Self::NoContext { .. } => {
+                Some("make a fleet with `muster init DIR`, then use `--context DIR/operator/context.toml`".to_owned())
+            }
+            Self::Refused { .. }
+            | Self::Answer { .. }
+            | Self::Contradiction { .. }
+            | Self::Trust { .. }
+            | Self::Document { .. }
+            | Self::Tree { .. }
+            | Self::Content { .. }
+            | Self::File { .. }
+            | Self::System { .. } => None,
+        }
+    }
+
+    /// The causes, one below the other, each without the texts above it.
+    pub(crate) fn causes(&self) -> Vec<String> {
+        let first = std::error::Error::source(self);
+        let mut causes: Vec<String> =
+            std::iter::successors(first, |error| error.source()).map(ToString::to_string).collect();
+        causes.dedup();
+        causes
+    }
+}
+
+fn fleet_unclear(candidates: &[FleetName]) -> String {
+    if candidates.is_empty() {
+        return "the coordinator knows no fleet yet".to_owned();
+    }
+    let names: Vec<&str> = candidates.iter().map(FleetName::as_str).collect();
+    format!("which fleet is meant? There are {}", names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_model::Code;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_ends_with_the_exit_code_of_its_reasons() {
+        let refusal = Refusal {
+            blockers: vec![Blocker::fleet(Code::Busy, "rollout 3"), Blocker::fleet(Code::TimedOut, "")],
+        };
+        let error = CliError::Refused { doing: "flip".to_owned(), refusal };
+        assert_eq!(error.exit(), Exit::TimedOut);
+        assert_eq!(error.blockers().len(), 2);
+        let missing = CliError::NoContext { looked_for: "/nowhere".into() };
+        assert_eq!(missing.exit(), Exit::Internal);
+        assert!(missing.next().is_some_and(|next| next.contains("muster init")));
+    }
+
+    #[test]
+    fn the_causes_are_listed_without_repetition() {
+        let error = CliError::file("read", "/x")(io::Error::new(io::ErrorKind::NotFound, "no such file"));
+        assert_eq!(error.to_string(), "cannot read /x");
+        assert_eq!(error.causes(), ["no such file"]);
+    }
+}

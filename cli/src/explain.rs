@@ -1,0 +1,255 @@
+//! What each code means and what to do about it.
+
+use muster_model::Code;
+
+/// One code in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Explanation {
+    /// The code as a short sentence.
+    pub(crate) title: &'static str,
+    /// What was found, and why that shuts the gate.
+    pub(crate) meaning: &'static str,
+    /// What to do next, as an imperative.
+    pub(crate) action: &'static str,
+}
+
+macro_rules! explanations {
+    ($($code:ident => $title:literal, $meaning:literal, $action:literal;)*) => {
+        /// The explanation of `code`.
+        pub(crate) const fn explanation(code: Code) -> Explanation {
+            match code {
+                $(Code::$code => Explanation { title: $title, meaning: $meaning, action: $action },)*
+            }
+        }
+    };
+}
+
+explanations! {
+    HostMissing =>
+        "A host of the roster is not connected.",
+        "The roster lists the host, but no agent speaks for it. Nothing is known of what it serves, and what is not known counts as wrong.",
+        "start muster-agent and muster-guard on the host, look into the agent's log, and check the network between the two";
+    HostSilent =>
+        "A host is connected but did not answer in time.",
+        "The agent's stream stands, yet the answer that was needed did not come. The host may be overloaded, or its disk may hang.",
+        "look at load, disk and the agent's log on the host, then ask again with a longer --timeout";
+    HostNotInRoster =>
+        "A host speaks that the roster does not list.",
+        "Only hosts of the signed roster count. This one has a valid certificate, but the fleet does not know it.",
+        "add the host to the roster with `muster roster apply`, or take the fleet out of the host's agent.toml";
+    DuplicateHost =>
+        "One host identity is connected twice.",
+        "Two machines hold the same certificate and both are alive, as after cloning a virtual machine. Neither can be believed.",
+        "stop the agent on the copy, issue the copy an identity of its own with `muster host issue`, and restart the original's agent";
+    RolledBackDisk =>
+        "A host's journal is older than what it told before.",
+        "The host's disk was set back to an earlier state, as by restoring a snapshot. It may have forgotten a promise that it made.",
+        "do not restore snapshots of agent state; stop the service there and issue the host anew with `muster host issue`";
+    HistoryLost =>
+        "A host lost its journal.",
+        "The agent cannot say what it promised, so it keeps its service shut.",
+        "find out why the journal is gone (disk error, deleted state folder), then issue the host anew with `muster host issue`";
+    AgentTooOld =>
+        "A host's agent is too old to take part.",
+        "The agent speaks an earlier version of the protocol, and would not understand every step of the flip.",
+        "upgrade the agent and the guard on the host; the coordinator is upgraded first";
+    NotDeployed =>
+        "A host does not have the release's bytes.",
+        "The release's tree is not on the host's disk, so it could not be opened there.",
+        "run `muster deploy RELEASE` and wait until it says N of N";
+    Mismatch =>
+        "A host measured something else than the release.",
+        "Every byte was read on the host, and an entry is missing, is extra, or differs. This can never be overridden.",
+        "find out who changed the named file on the host, then run `muster deploy RELEASE`, which repairs the tree";
+    Unmeasurable =>
+        "A host could not read what it had to measure.",
+        "A file or a folder of the tree cannot be read, or it changed while it was read. What cannot be measured is not proven.",
+        "check permissions, the disk and the kernel log on the host, and that nothing writes into the release's folder";
+    NotUniform =>
+        "Hosts disagree on an external path.",
+        "The release names a path outside of its tree that must be the same on all hosts, and it is not.",
+        "compare the named path on the hosts and bring it to the same content on all of them";
+    StaleAttestation =>
+        "An attestation is not of now.",
+        "It was made for another rollout, another challenge or another session, or its measurement is too old: it may be replayed.",
+        "ask again; if it stays, check the clock of the host and of this machine";
+    BadAttestation =>
+        "An attestation's signature does not hold.",
+        "It was not signed by the key that the roster has for this host. Either the host has a new key, or someone speaks in its name.",
+        "if the host was issued anew, put its present key into the roster; otherwise find out who holds its certificate";
+    BootGate =>
+        "A host's link outlives a reboot.",
+        "After a reboot the service could start from the old link before the fleet admits the host. The fleet's policy does not accept that.",
+        "put the link into a folder that a reboot empties, such as /run/muster, or accept it with `boot_gate = \"optional\"` in the roster's policy";
+    SealBroken =>
+        "A tree changed after it was sealed.",
+        "Between the measurement and the flip something touched the release's folder.",
+        "find out what writes into the release's folder on the host, then run `muster deploy RELEASE` and flip again";
+    NoSpace =>
+        "A host has no space left.",
+        "The release or the journal does not fit. Nothing half-written counts as deployed, and the old release is untouched.",
+        "free disk space or inodes on the host, then run the command again: what has arrived is not fetched again";
+    ReadOnly =>
+        "A host's file system is read-only.",
+        "The agent cannot write its state, often because the kernel found the disk damaged.",
+        "look at the kernel log of the host, repair the disk and mount it writable";
+    BlobDamaged =>
+        "A blob in the coordinator's store is damaged.",
+        "Its content does not have the digest that it is named by, so no host accepts it.",
+        "check the coordinator's disk, then run `muster release push` again: it replaces the damaged blob";
+    BlobMissing =>
+        "A blob of the release is not in the coordinator's store.",
+        "The release is known, but some of its bytes are not there to be fetched.",
+        "run `muster release push` with the same tree and version again: it uploads what is missing";
+    GuardFailed =>
+        "A host's guard does not answer, or refused.",
+        "The guard makes every change of the link and of the service. Without it the host can neither open nor close.",
+        "start muster-guard on the host and read its log";
+    StartFailed =>
+        "The service did not start.",
+        "The release was opened, and its service ended at once or could not be started. The host serves nothing now.",
+        "read the service's log on the host; repair what it needs, or go back with `muster rollback`";
+    StopFailed =>
+        "The service or the link did not stop.",
+        "The host could not prove that it no longer serves the old release, so no other host may open the new one.",
+        "look at the service's processes on the host and stop what is left of them";
+    FleetUnknown =>
+        "There is no such fleet.",
+        "The coordinator has no roster for this name.",
+        "check the name, or make the fleet by applying its first roster with `muster roster apply`";
+    ReleaseUnknown =>
+        "There is no such release in this fleet.",
+        "No release of the fleet has this version or digest.",
+        "look at `muster release list`, or add the release with `muster release push`";
+    ReleaseExpired =>
+        "The release has expired.",
+        "Its signed document says until when it may be flipped to, and that time has passed.",
+        "push it again under a new version, if it is still wanted";
+    ReleaseExists =>
+        "Another release has this version already.",
+        "A version names exactly one digest for ever, so that nobody can exchange what a version means.",
+        "choose another version";
+    RosterEmpty =>
+        "The roster lists no hosts, or there is none.",
+        "Nothing can be proven of an empty fleet.",
+        "apply a roster with at least one host: `muster roster draft`, then `muster roster apply`";
+    RosterChanged =>
+        "The roster is not the one that the question was about.",
+        "Somebody applied another roster in the meantime, so N is another number or stands for other hosts.",
+        "look at `muster roster show` and ask again";
+    RemovalNeedsEvidence =>
+        "A host cannot leave the roster without proof.",
+        "It may still serve the old release, and nobody would notice once it is off the roster.",
+        "let the host close first, or stop its service, and apply the roster again";
+    SignatureInvalid =>
+        "A document's signatures do not hold.",
+        "Too few of the keys that the root names have signed it, or the root has expired.",
+        "check which keys the context names and that everyone has the same root document";
+    OrderInvalid =>
+        "The order does not say what it is used for.",
+        "Its fleet, release, roster or counter is not what the coordinator or a host holds.",
+        "run `muster flip` again: it makes a new order from the present state";
+    OrderExpired =>
+        "The order is not valid yet, or no longer.",
+        "An order holds for a stated time only, by the clock of whoever verifies it.",
+        "run `muster flip` again; if it stays, compare the clocks of this machine, the coordinator and the hosts";
+    OrderStale =>
+        "The order starts from a release that is not being served.",
+        "The fleet moved on after the order was made.",
+        "look at `muster status`, and run `muster flip` again if it is still wanted";
+    AlreadyServing =>
+        "The fleet serves this release already.",
+        "There is nothing to flip.",
+        "look at `muster status`; to prove that all hosts still have it, run `muster check`";
+    Busy =>
+        "Another rollout is under way.",
+        "A fleet flips once at a time, and another operator was first.",
+        "watch it with `muster status`, and try again when it has ended, or give it up with `muster abort`";
+    Superseded =>
+        "Another rollout has taken this one's place.",
+        "Somebody started a newer rollout of the same fleet.",
+        "look at `muster status` to see whose it is";
+    StaleRollout =>
+        "The message belongs to a rollout that is over.",
+        "It arrived late, and was dropped as it should be.",
+        "nothing, unless it comes again and again: then look into the host's log";
+    StaleEpoch =>
+        "The message belongs to an epoch that is over.",
+        "It arrived late, and was dropped as it should be.",
+        "nothing, unless it comes again and again: then look into the host's log";
+    StaleTerm =>
+        "The message comes from a coordinator that no longer leads.",
+        "A newer coordinator has taken over, and hosts follow only the newest.",
+        "make sure that only one coordinator runs on this state, and that the context names it";
+    StaleSession =>
+        "The message does not belong to the host's current session.",
+        "The host has connected again since, and the earlier session is void.",
+        "try again";
+    RolledBackCoordinator =>
+        "The coordinator's database is older than what hosts remember.",
+        "It was restored from a backup or lost its newest records, and could contradict what it promised.",
+        "do not force it: restore the newest backup with `muster restore`, and read the recovery section of the documentation";
+    ClosingUnproven =>
+        "Not all hosts have shown that they stopped.",
+        "A host opens only with the closing secrets of all hosts. One is missing or wrong, so some host may still serve the old release.",
+        "bring the host that is named back; it closes as soon as it is connected";
+    WrongState =>
+        "The message does not fit the state it met.",
+        "Coordinator and host disagree on the step that they are in.",
+        "try again; if it stays, keep the logs of both and report it";
+    Decided =>
+        "The rollout is decided and can no longer be aborted.",
+        "Hosts may already have stopped the old release: from here it only goes forward.",
+        "wait for it with `muster status`, then go back with `muster rollback` if needed";
+    NothingToAbort =>
+        "There is nothing to abort.",
+        "No rollout is under way, or the one that was named is over.",
+        "look at `muster status`";
+    AbortedByOperator =>
+        "An operator gave the rollout up.",
+        "It was not decided yet: every host goes on serving what it served.",
+        "nothing; run `muster flip` again when it is wanted";
+    CoordinatorRestarted =>
+        "The coordinator was restarted before the rollout was decided.",
+        "It gave the rollout up: every host goes on serving what it served.",
+        "run `muster flip` again";
+    SessionLost =>
+        "A host's connection ended while the rollout needed it.",
+        "What the host had proven is void once its session is over.",
+        "check the network and the agent's log on the host, wait until `muster status` shows it connected, and flip again";
+    TimedOut =>
+        "A step took longer than it may.",
+        "The time that was allowed passed before all hosts had answered.",
+        "look at `muster status` for the hosts that are slow, and allow more time with --timeout";
+    NotAllowed =>
+        "Your role may not do this.",
+        "The certificate says who you are, and the coordinator's table says what that role may do.",
+        "use a context with the right certificate: an operator's for changes, a pipeline's for `check` and `release push`";
+    Unsupported =>
+        "This version cannot do that.",
+        "The wish is understood, but not built into this program, or a peer is older.",
+        "upgrade, or leave the option out";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_explained_in_whole_sentences() {
+        for code in Code::ALL {
+            let Explanation { title, meaning, action } = explanation(*code);
+            assert!(title.len() > 10 && title.ends_with('.'), "{code}: {title}");
+            assert!(meaning.len() > 20 && meaning.ends_with('.'), "{code}: {meaning}");
+            assert!(action.len() > 6 && !action.ends_with('.'), "{code}: {action}");
+        }
+    }
+
+    #[test]
+    fn no_two_codes_share_a_title() {
+        let mut titles: Vec<_> = Code::ALL.iter().map(|code| explanation(*code).title).collect();
+        titles.sort_unstable();
+        titles.dedup();
+        assert_eq!(titles.len(), Code::ALL.len());
+    }
+}

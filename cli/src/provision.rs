@@ -1,0 +1,273 @@
+//! The folder of a fleet's trust: what `muster init` and `muster host issue` write, and what the daemons then read.
+//!
+//! ```text
+//! DIR/root.json                  the root document, signed by keys/root.key
+//! DIR/keys/root.key
+//! DIR/ca/{ca.pem,ca.key}
+//! DIR/operator/{context.toml,ca.pem,root.json,operator.pem,operator.key,operator-signing.key,release-signing.key}
+//! DIR/coordinator/{coordinator.toml,ca.pem,root.json,coordinator.pem,coordinator.key}
+//! DIR/hosts/NAME/{agent.toml,guard.toml,ca.pem,root.json,agent.pem,agent.key,attestation.key,attestation.pub}
+//! ```
+//!
+//! Folders have mode 0700, keys 0600. Everything is first written aside and then renamed, so that a command that was
+//! killed leaves no half folder under these names.
+
+mod host;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use muster_model::{FleetName, IdentityName, RoleKeys, Root, SigningRole, UnixTime};
+use muster_mtls::{
+    Address, Authority, CredentialPaths, Identity, Role, TrustDomain, Usage, Validity, create_private_directory,
+};
+use muster_trust::{KeyAlgorithm, SigningKey, sign};
+use serde::Serialize;
+
+use crate::context::{CONTEXT_FILE, ContextFile};
+use crate::error::CliError;
+use crate::files::{Existing, write};
+
+pub(crate) use host::{AgentFile, AgentFleet, Driver, HostBundle, HostOptions, hosts, issue_host};
+
+/// Two years: long enough for a calendar, short enough that somebody still knows how it was made.
+pub(crate) const ROOT_LIFETIME: Duration = Duration::from_secs(2 * 365 * 24 * 3600);
+
+/// The certificates of operator and coordinator. Offline bundles are not renewed by themselves.
+const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The files of each folder, by the names that the daemons' configuration uses.
+const ROOT_FILE: &str = "root.json";
+const CA_FILE: &str = "ca.pem";
+const CA_FOLDER: &str = "ca";
+const KEYS_FOLDER: &str = "keys";
+const HOSTS_FOLDER: &str = "hosts";
+const OPERATOR_FOLDER: &str = "operator";
+const COORDINATOR_FOLDER: &str = "coordinator";
+
+const MODE_PUBLIC: u32 = 0o644;
+
+/// What `muster init` is told.
+#[derive(Debug, Clone)]
+pub(crate) struct InitOptions {
+    /// The trust domain of all identities.
+    pub(crate) trust_domain: TrustDomain,
+    /// Where hosts and operators reach the coordinator.
+    pub(crate) coordinator: Address,
+    /// Further names and addresses for the coordinator's certificate.
+    pub(crate) coordinator_names: Vec<String>,
+    /// The first operator.
+    pub(crate) operator: IdentityName,
+    /// The fleet that the context names, if any.
+    pub(crate) fleet: Option<FleetName>,
+    /// The time now.
+    pub(crate) now: UnixTime,
+}
+
+/// What was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Initialised {
+    /// The operator's context file.
+    pub(crate) context: PathBuf,
+    /// The coordinator's configuration file.
+    pub(crate) coordinator: PathBuf,
+    /// Until when the root document holds.
+    pub(crate) root_expires: UnixTime,
+}
+
+/// The coordinator's configuration file. Paths are relative to its folder.
+#[derive(Debug, Serialize)]
+struct CoordinatorFile {
+    listen: String,
+    state: &'static str,
+    certificate: &'static str,
+    key: &'static str,
+    ca: &'static str,
+    root: &'static str,
+}
+
+/// Makes root document, authority, first operator and coordinator in `dir`, which must be empty or not exist.
+///
+/// Every threshold is 1: solo mode.
+pub(crate) fn init(dir: &Path, options: &InitOptions) -> Result<Initialised, CliError> {
+    create_private_directory(dir).map_err(tls(format!("make the folder {}", dir.display())))?;
+    let is_empty = std::fs::read_dir(dir).map_err(CliError::file("read", dir))?.next().is_none();
+    if !is_empty {
+        return Err(CliError::Usage {
+            what: format!("{} is not empty; nothing was changed", dir.display()),
+            next: "name a folder that does not exist yet".to_owned(),
+        });
+    }
+    let staging = tempfile::Builder::new().prefix(".init-").tempdir_in(dir).map_err(CliError::file("write", dir))?;
+    let root_expires = write_all(staging.path(), options)?;
+    // The operator's folder comes last: whoever finds a context finds all the rest.
+    for name in [KEYS_FOLDER, CA_FOLDER, ROOT_FILE, COORDINATOR_FOLDER, OPERATOR_FOLDER] {
+        let path = dir.join(name);
+        std::fs::rename(staging.path().join(name), &path).map_err(CliError::file("create", path))?;
+    }
+    sync_folder(dir)?;
+    Ok(Initialised {
+        context: dir.join(OPERATOR_FOLDER).join(CONTEXT_FILE),
+        coordinator: dir.join(COORDINATOR_FOLDER).join("coordinator.toml"),
+        root_expires,
+    })
+}
+
+fn write_all(dir: &Path, options: &InitOptions) -> Result<UnixTime, CliError> {
+    let (keys, operator) = (dir.join(KEYS_FOLDER), dir.join(OPERATOR_FOLDER));
+    for folder in [&keys, &operator] {
+        make_folder(folder)?;
+    }
+    let root_key = new_key(&keys.join("root.key"))?;
+    let operator_key = new_key(&operator.join("operator-signing.key"))?;
+    let release_key = new_key(&operator.join("release-signing.key"))?;
+    let root_expires = options.now.after(ROOT_LIFETIME);
+    let root = solo_root(&root_key, &operator_key, &release_key, root_expires)?;
+    write(&dir.join(ROOT_FILE), &root, MODE_PUBLIC, Existing::Keep)?;
+
+    let authority = Authority::create(options.trust_domain.clone(), options.now)
+        .map_err(tls("make the certificate authority"))?;
+    authority.save(&dir.join(CA_FOLDER)).map_err(tls("write the certificate authority"))?;
+    write_operator(&operator, &root, &authority, options)?;
+    write_coordinator(&dir.join(COORDINATOR_FOLDER), &root, &authority, options)?;
+    Ok(root_expires)
+}
+
+/// One key for each role and a threshold of 1.
+fn solo_root(
+    root: &SigningKey,
+    operator: &SigningKey,
+    release: &SigningKey,
+    expires: UnixTime,
+) -> Result<Vec<u8>, CliError> {
+    let one = |key: &SigningKey| RoleKeys { threshold: 1, keys: vec![key.public().clone()] };
+    let roles = BTreeMap::from([
+        (SigningRole::Root, one(root)),
+        (SigningRole::Operator, one(operator)),
+        (SigningRole::Release, one(release)),
+    ]);
+    let document = Root::new(1, expires, roles)
+        .map_err(|source| CliError::Document { doing: "make the root document".to_owned(), source })?;
+    let envelope = sign(&document, &[root]).map_err(CliError::trust("sign the root document"))?;
+    Ok(envelope.raw().to_vec())
+}
+
+fn write_operator(
+    folder: &Path,
+    root: &[u8],
+    authority: &Authority,
+    options: &InitOptions,
+) -> Result<(), CliError> {
+    let (certificate, key) = ("operator.pem", "operator.key");
+    let who = Who { role: Role::Operator, name: options.operator.clone(), usage: Usage::Client };
+    issue(folder, certificate, key, authority, &who, options.now, CERTIFICATE_LIFETIME)?;
+    write(&folder.join(ROOT_FILE), root, MODE_PUBLIC, Existing::Keep)?;
+    let context = ContextFile {
+        coordinator: options.coordinator.to_string(),
+        ca: CA_FILE.into(),
+        certificate: certificate.into(),
+        key: key.into(),
+        root: ROOT_FILE.into(),
+        operator_key: Some("operator-signing.key".into()),
+        release_key: Some("release-signing.key".into()),
+        fleet: options.fleet.clone(),
+    };
+    write_toml(&folder.join(CONTEXT_FILE), "The context of `muster`: use it with --context or MUSTER_CONTEXT.", &context)
+}
+
+fn write_coordinator(
+    folder: &Path,
+    root: &[u8],
+    authority: &Authority,
+    options: &InitOptions,
+) -> Result<(), CliError> {
+    make_folder(folder)?;
+    let (certificate, key) = ("coordinator.pem", "coordinator.key");
+    let mut names = vec![options.coordinator.host()];
+    names.extend(options.coordinator_names.iter().cloned());
+    names.sort_unstable();
+    names.dedup();
+    let name = IdentityName::new("coordinator").expect("the word is a valid name");
+    let who = Who { role: Role::Coordinator, name, usage: Usage::Server { names } };
+    issue(folder, certificate, key, authority, &who, options.now, CERTIFICATE_LIFETIME)?;
+    write(&folder.join(ROOT_FILE), root, MODE_PUBLIC, Existing::Keep)?;
+    let config = CoordinatorFile {
+        listen: listen_address(&options.coordinator),
+        state: "state",
+        certificate,
+        key,
+        ca: CA_FILE,
+        root: ROOT_FILE,
+    };
+    write_toml(&folder.join("coordinator.toml"), "For `muster-coordinator run --config`.", &config)
+}
+
+/// An IP address is listened on as it is; a name may stand for any of the machine's addresses.
+fn listen_address(coordinator: &Address) -> String {
+    let port = coordinator.port();
+    if coordinator.host().parse::<IpAddr>().is_ok() { coordinator.to_string() } else { format!("0.0.0.0:{port}") }
+}
+
+/// For whom a certificate is.
+struct Who {
+    role: Role,
+    name: IdentityName,
+    usage: Usage,
+}
+
+/// Issues a certificate and writes it, its key and the authority's certificate into `folder`.
+fn issue(
+    folder: &Path,
+    certificate: &str,
+    key: &str,
+    authority: &Authority,
+    who: &Who,
+    now: UnixTime,
+    lifetime: Duration,
+) -> Result<Validity, CliError> {
+    let identity = Identity::new(authority.trust_domain().clone(), who.role, who.name.clone());
+    let doing = format!("issue the certificate of {identity}");
+    let issued = authority
+        .issue(&identity, Validity::starting(now, lifetime), &who.usage)
+        .map_err(tls(doing.clone()))?;
+    let paths = CredentialPaths {
+        certificate: folder.join(certificate),
+        key: folder.join(key),
+        ca: folder.join(CA_FILE),
+        crl: None,
+    };
+    issued.save(&paths, authority).map_err(tls(doing))?;
+    Ok(issued.certificate.validity)
+}
+
+fn new_key(path: &Path) -> Result<SigningKey, CliError> {
+    let doing = format!("make the key {}", path.display());
+    let key = SigningKey::generate(KeyAlgorithm::Ed25519).map_err(CliError::trust(doing.as_str()))?;
+    key.write_new(path).map_err(CliError::trust(doing))?;
+    Ok(key)
+}
+
+fn write_toml(path: &Path, comment: &str, value: &impl Serialize) -> Result<(), CliError> {
+    let body = toml::to_string(value).map_err(|error| CliError::Content {
+        path: path.to_owned(),
+        reason: format!("it cannot be written as TOML: {error}"),
+    })?;
+    write(path, format!("# {comment}\n{body}").as_bytes(), MODE_PUBLIC, Existing::Keep)
+}
+
+fn make_folder(path: &Path) -> Result<(), CliError> {
+    create_private_directory(path).map_err(tls(format!("make the folder {}", path.display())))
+}
+
+fn sync_folder(path: &Path) -> Result<(), CliError> {
+    std::fs::File::open(path).and_then(|folder| folder.sync_all()).map_err(CliError::file("write", path))
+}
+
+fn tls(doing: impl Into<String>) -> impl FnOnce(muster_mtls::Error) -> CliError {
+    let doing = doing.into();
+    move |source| CliError::Tls { doing, source }
+}

@@ -1,0 +1,62 @@
+//! What reports share.
+
+use muster_model::Digest;
+use muster_proto::convert::{self, ConvertError};
+use muster_proto::v1;
+use serde::Serialize;
+
+use crate::connect::KnownRelease;
+
+/// A release as reports name it: always with its digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct ReleaseView {
+    /// The version, for people.
+    pub(crate) version: String,
+    /// The manifest's digest: what the release is.
+    pub(crate) digest: Digest,
+}
+
+impl ReleaseView {
+    /// Version and the beginning of the digest, for tables.
+    pub(crate) fn short(&self) -> String {
+        format!("{} {}", self.version, self.digest.short())
+    }
+
+    /// From the wire, where it is optional.
+    pub(crate) fn optional(wire: Option<&v1::ReleaseRef>) -> Result<Option<Self>, ConvertError> {
+        wire.map(Self::try_from).transpose()
+    }
+}
+
+impl std::fmt::Display for ReleaseView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.version, self.digest)
+    }
+}
+
+impl TryFrom<&v1::ReleaseRef> for ReleaseView {
+    type Error = ConvertError;
+
+    fn try_from(wire: &v1::ReleaseRef) -> Result<Self, Self::Error> {
+        let release = convert::release_ref(wire)?;
+        Ok(Self { version: release.version.to_string(), digest: release.manifest })
+    }
+}
+
+impl From<&KnownRelease> for ReleaseView {
+    fn from(known: &KnownRelease) -> Self {
+        Self { version: known.release.version.to_string(), digest: known.release.manifest }
+    }
+}
+
+/// The name of a phase.
+pub(crate) const fn phase_text(phase: v1::Phase) -> &'static str {
+    match phase {
+        v1::Phase::Unspecified => "unknown",
+        v1::Phase::Settled => "settled",
+        v1::Phase::Preparing => "preparing",
+        v1::Phase::Arming => "arming",
+        v1::Phase::Decided => "decided",
+        v1::Phase::Opened => "opened",
+    }
+}

@@ -1,0 +1,135 @@
+//! Who may call what: one table, deny by default.
+
+use std::future::{Ready, ready};
+use std::task::{Context, Poll};
+
+use futures_util::future::Either;
+use muster_model::{Code, Refusal};
+use muster_mtls::{Peer, Role};
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response};
+use tower::{Layer, Service};
+
+use crate::status::refused;
+
+use Role::{Agent, Operator, Pipeline, Viewer};
+
+/// For each call the roles that may make it. A call that is not here is refused for everyone.
+pub const TABLE: &[(&str, &[Role])] = &[
+    ("/fleet.v1.Control/Attach", &[Agent]),
+    ("/fleet.v1.Blobs/FindMissing", &[Operator, Pipeline]),
+    ("/fleet.v1.Blobs/Upload", &[Operator, Pipeline]),
+    ("/fleet.v1.Blobs/Download", &[Agent, Operator, Pipeline, Viewer]),
+    ("/fleet.v1.Operations/ListFleets", &[Operator, Pipeline, Viewer]),
+    ("/fleet.v1.Operations/Status", &[Operator, Pipeline, Viewer]),
+    ("/fleet.v1.Operations/ApplyRoster", &[Operator]),
+    ("/fleet.v1.Operations/ShowRoster", &[Operator, Pipeline, Viewer]),
+    ("/fleet.v1.Operations/ReadmitHost", &[Operator]),
+    ("/fleet.v1.Operations/SubmitRelease", &[Operator, Pipeline]),
+    ("/fleet.v1.Operations/ListReleases", &[Operator, Pipeline, Viewer]),
+    ("/fleet.v1.Operations/Deploy", &[Operator, Pipeline]),
+    ("/fleet.v1.Operations/Check", &[Operator, Pipeline]),
+    ("/fleet.v1.Operations/Flip", &[Operator]),
+    ("/fleet.v1.Operations/Abort", &[Operator]),
+    ("/fleet.v1.Operations/Find", &[Operator, Pipeline, Viewer]),
+    ("/fleet.v1.Operations/Backup", &[Operator]),
+    ("/fleet.v1.Operations/ShowReceipt", &[Operator, Pipeline, Viewer]),
+    ("/grpc.health.v1.Health/Check", &[Agent, Operator, Pipeline, Viewer]),
+    ("/grpc.health.v1.Health/List", &[Agent, Operator, Pipeline, Viewer]),
+    ("/grpc.health.v1.Health/Watch", &[Agent, Operator, Pipeline, Viewer]),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", &[Operator, Pipeline, Viewer]),
+];
+
+/// Whether `role` may call `path`.
+#[must_use]
+pub fn is_allowed(path: &str, role: Role) -> bool {
+    TABLE.iter().any(|(call, roles)| *call == path && roles.contains(&role))
+}
+
+/// Checks every call before its service sees it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AccessLayer;
+
+/// A service behind the table.
+#[derive(Debug, Clone)]
+pub(crate) struct Guarded<S>(S);
+
+impl<S> Layer<S> for AccessLayer {
+    type Service = Guarded<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Guarded(inner)
+    }
+}
+
+impl<S> Service<Request<Body>> for Guarded<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Either<S::Future, Ready<Result<Self::Response, S::Error>>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let path = request.uri().path();
+        let refusal = match request.extensions().get::<Peer>() {
+            Some(peer) if is_allowed(path, peer.identity.role) => return Either::Left(self.0.call(request)),
+            Some(peer) => format!("{} may not call {path}", peer.identity),
+            None => format!("a caller without an identity may not call {path}"),
+        };
+        tracing::warn!(%refusal, "call refused");
+        let status = refused(Refusal::of(Code::NotAllowed, refusal));
+        Either::Right(ready(Ok(status.into_http())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The calls of all services, read from the descriptors that the reflection service serves.
+    fn calls() -> Vec<String> {
+        use prost::Message as _;
+        let files = prost_types::FileDescriptorSet::decode(muster_proto::DESCRIPTORS).expect("descriptors");
+        let mut calls = Vec::new();
+        for file in &files.file {
+            for service in &file.service {
+                for method in &service.method {
+                    calls.push(format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+                }
+            }
+        }
+        calls
+    }
+
+    #[test]
+    fn every_call_of_every_service_has_a_row_and_no_row_is_without_a_call() {
+        let calls = calls();
+        for call in &calls {
+            assert!(TABLE.iter().any(|(row, _)| row == call), "{call} has no row");
+        }
+        for (row, roles) in TABLE {
+            assert!(row.starts_with("/grpc.") || calls.iter().any(|call| call == row), "{row} is no call");
+            assert!(!roles.is_empty(), "{row}");
+        }
+    }
+
+    #[test]
+    fn what_only_some_may_do_is_refused_for_all_others() {
+        let roles_of = |path: &str| -> Vec<Role> {
+            Role::ALL.into_iter().filter(|role| is_allowed(path, *role)).collect()
+        };
+        assert_eq!(roles_of("/fleet.v1.Control/Attach"), [Agent]);
+        for call in ["Flip", "Abort", "ApplyRoster", "Backup", "ReadmitHost"] {
+            assert_eq!(roles_of(&format!("/fleet.v1.Operations/{call}")), [Operator], "{call}");
+        }
+        assert_eq!(roles_of("/fleet.v1.Operations/Unheard"), []);
+        for (row, _) in TABLE {
+            assert!(!is_allowed(row, Role::Coordinator), "{row}");
+        }
+    }
+}

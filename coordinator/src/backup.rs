@@ -1,0 +1,133 @@
+//! Backup and restore of the coordinator's state: the database and the documents it names, as a tar archive. Release
+//! blobs are not in it; whoever built them has them, and hosts that serve them do.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use muster_daemon::unix_time;
+use muster_model::{Digest, Incarnation};
+use muster_proto::v1;
+use muster_store::{BackupSummary, Options};
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use crate::Error;
+use crate::coordinator::Shared;
+use crate::ledger::{Documents, Entry, Ledger};
+use crate::status::failed;
+
+const LEDGER_NAME: &str = "ledger.backup";
+const DOCUMENTS_FOLDER: &str = "documents/";
+const CHUNK_BYTES: usize = 64 << 10;
+/// The largest document that is restored.
+const DOCUMENT_BYTES_MAX: u64 = 256 << 20;
+
+/// Sends a backup, consistent as of one moment.
+pub(crate) async fn send(shared: Arc<Shared>, events: mpsc::Sender<Result<v1::BackupResponse, Status>>) {
+    let sender = events.clone();
+    let written =
+        tokio::task::spawn_blocking(move || write(&shared, Chunks { sender, buffer: Vec::new() })).await;
+    let status = match written {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => failed("the backup failed", &error),
+        Err(error) => failed("the backup failed", &error),
+    };
+    // Nobody may be listening any more.
+    let _ = events.send(Err(status)).await;
+}
+
+/// Builds the state folder `state` of a coordinator from a backup, with a new incarnation.
+///
+/// Everything in the backup is verified. `state` must hold no database; blobs that are there already stay.
+pub fn restore(backup: &Path, state: &Path) -> Result<BackupSummary, Error> {
+    let file = |action, path: &Path, source| Error::File { action, path: path.to_owned(), source };
+    let read = |source| file("read", backup, source);
+    let damaged = |reason: &str| read(io::Error::new(io::ErrorKind::InvalidData, reason.to_owned()));
+    fs::create_dir_all(state).map_err(|source| file("create", state, source))?;
+    let documents = Documents::open(state)?;
+    let mut archive = tar::Archive::new(File::open(backup).map_err(read)?);
+    let mut ledger = tempfile::tempfile().map_err(read)?;
+    let mut has_ledger = false;
+    for entry in archive.entries().map_err(read)? {
+        let mut entry = entry.map_err(read)?;
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        if name == LEDGER_NAME {
+            io::copy(&mut entry, &mut ledger).map_err(read)?;
+            has_ledger = true;
+            continue;
+        }
+        let digest = name.strip_prefix(DOCUMENTS_FOLDER).and_then(|hex| Digest::from_hex(hex).ok());
+        let digest =
+            digest.ok_or_else(|| damaged(&format!("it holds a file that no backup holds: {name}")))?;
+        let mut bytes = Vec::new();
+        entry.by_ref().take(DOCUMENT_BYTES_MAX).read_to_end(&mut bytes).map_err(read)?;
+        documents.put(digest, &bytes)?;
+    }
+    if !has_ledger {
+        return Err(damaged("it holds no database; is it complete?"));
+    }
+    ledger.rewind().map_err(read)?;
+    let dir = state.join("ledger");
+    let summary = muster_store::restore(&mut ledger, &dir, Options::coordinator())
+        .map_err(|source| Error::Store { dir, source })?;
+    let incarnation = Incarnation(unix_time().0);
+    let mut ledger = Ledger::open(state, documents.clone(), incarnation)?;
+    // What the database names must be there before a coordinator leads with it.
+    for digest in ledger.state().documents() {
+        documents.read(digest)?;
+    }
+    ledger.append(vec![Entry::Incarnation(incarnation)]).map_err(Error::StoreFailed)?;
+    Ok(summary)
+}
+
+fn write(shared: &Shared, output: Chunks) -> Result<(), Error> {
+    let failed = |source| Error::File { action: "write", path: "the backup".into(), source };
+    let mut ledger = Vec::new();
+    let documents = {
+        let open = shared.ledger();
+        open.backup(&mut ledger).map_err(Error::StoreFailed)?;
+        open.state().documents()
+    };
+    let mut archive = tar::Builder::new(output);
+    append(&mut archive, LEDGER_NAME, &ledger).map_err(failed)?;
+    for digest in documents {
+        let bytes = shared.documents.read(digest)?;
+        append(&mut archive, &format!("{DOCUMENTS_FOLDER}{}", digest.hex()), &bytes).map_err(failed)?;
+    }
+    archive.into_inner().and_then(|mut output| output.flush()).map_err(failed)
+}
+
+fn append(archive: &mut tar::Builder<Chunks>, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(0o600);
+    header.set_mtime(0);
+    archive.append_data(&mut header, name, bytes)
+}
+
+/// Writes to a stream of chunks.
+struct Chunks {
+    sender: mpsc::Sender<Result<v1::BackupResponse, Status>>,
+    buffer: Vec<u8>,
+}
+
+impl Write for Chunks {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= CHUNK_BYTES {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let chunk = std::mem::take(&mut self.buffer);
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody reads the backup any more");
+        self.sender.blocking_send(Ok(v1::BackupResponse { chunk })).map_err(gone)
+    }
+}

@@ -1,0 +1,113 @@
+//! The coordinator's command line.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use muster_daemon::{LogFormat, init_logging, shutdown_on_signals};
+use muster_store::EXIT_STORAGE;
+
+use crate::status::chain;
+use crate::{CoordinatorConfig, Error, restore, run};
+
+/// Coordinate fleets: relay, keep count, and flip a release only when all N hosts attest it.
+#[derive(Parser)]
+#[command(name = "muster-coordinator", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the coordinator.
+    Run {
+        /// Read this configuration instead of coordinator.toml in /etc/muster, /run/muster and /usr/lib/muster.
+        #[arg(long)]
+        config: Option<PathBuf>,
+        /// Write the address that is listened on to this file, once it is.
+        #[arg(long)]
+        address_file: Option<PathBuf>,
+        /// Log in this format.
+        #[arg(long, value_enum, default_value = "text")]
+        log: Log,
+    },
+    /// Build a state folder from a backup. Run it while no coordinator uses that folder.
+    Restore {
+        /// The backup, as `muster backup` wrote it.
+        #[arg(long)]
+        from: PathBuf,
+        /// The state folder to build.
+        #[arg(long)]
+        state: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Log {
+    Text,
+    Json,
+}
+
+/// Runs the command line and says how the process ends.
+#[must_use]
+pub fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run { config, address_file, log } => serve(config, address_file, log),
+        Command::Restore { from, state } => restore(&from, &state).map(|summary| {
+            // A closed standard output takes nothing away from what was done.
+            let _ = writeln!(
+                std::io::stdout(),
+                "restored {} records; start the coordinator, and it waits for its hosts to join",
+                summary.records
+            );
+        }),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "muster-coordinator: {}", chain(&error));
+            if is_storage(&error) { ExitCode::from(EXIT_STORAGE) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// Whether a restart could adopt what never reached the disk.
+fn is_storage(error: &Error) -> bool {
+    match error {
+        Error::StoreFailed(_) => true,
+        Error::Store { source, .. } => source.is_fatal(),
+        Error::Daemon(_)
+        | Error::Tls(_)
+        | Error::Blobs(_)
+        | Error::Record { .. }
+        | Error::Document { .. }
+        | Error::Root { .. }
+        | Error::Listen { .. }
+        | Error::Serve(_)
+        | Error::File { .. }
+        | Error::Identity { .. } => false,
+    }
+}
+
+fn serve(config: Option<PathBuf>, address_file: Option<PathBuf>, log: Log) -> Result<(), Error> {
+    init_logging(match log {
+        Log::Text => LogFormat::Text,
+        Log::Json => LogFormat::Json,
+    })?;
+    let config = CoordinatorConfig::load(config.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime =
+        runtime.map_err(|source| Error::File { action: "start", path: "the runtime".into(), source })?;
+    runtime.block_on(async {
+        let shutdown = shutdown_on_signals()?;
+        run(config, shutdown, |address| {
+            let Some(path) = address_file else { return };
+            if let Err(error) = std::fs::write(&path, format!("{address}\n")) {
+                tracing::error!(path = %path.display(), %error, "the address cannot be written");
+            }
+        })
+        .await
+    })
+}

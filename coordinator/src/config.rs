@@ -1,0 +1,97 @@
+//! The coordinator's configuration.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use muster_daemon::Fragments;
+use muster_mtls::CredentialPaths;
+use serde::Deserialize;
+
+use crate::Error;
+
+/// `coordinator.toml`. Paths are relative to the file's folder.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CoordinatorConfig {
+    /// Address and port to listen on; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Folder for the database and the blobs.
+    pub state: PathBuf,
+    /// The coordinator's certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM, mode 0600.
+    pub key: PathBuf,
+    /// The CA that all identities are issued by, PEM.
+    pub ca: PathBuf,
+    /// The CA's revocation list, PEM, if there is one.
+    pub crl: Option<PathBuf>,
+    /// The pinned root document.
+    pub root: PathBuf,
+    /// How long a rollout may take to attest, in milliseconds (default 600,000).
+    #[serde(default = "default_long_ms")]
+    pub attest_timeout_ms: u64,
+    /// How long a rollout may take to prepare, in milliseconds (default 600,000).
+    #[serde(default = "default_long_ms")]
+    pub prepare_timeout_ms: u64,
+    /// How long a rollout may take to arm, in milliseconds (default 3,000).
+    #[serde(default = "default_arm_ms")]
+    pub arm_timeout_ms: u64,
+}
+
+const fn default_long_ms() -> u64 {
+    600_000
+}
+
+const fn default_arm_ms() -> u64 {
+    3_000
+}
+
+impl CoordinatorConfig {
+    /// Reads the configuration from `file`, or from the system's folders.
+    pub fn load(file: Option<&Path>) -> Result<Self, Error> {
+        let fragments = match file {
+            Some(file) => Fragments::from_file(file)?,
+            None => Fragments::from_system("coordinator.toml")?,
+        };
+        let base = match file {
+            Some(file) => file.parent().unwrap_or(Path::new(".")).to_owned(),
+            None => PathBuf::from("/etc/muster"),
+        };
+        let config: Self = fragments.merge()?;
+        Ok(config.relative_to(&base))
+    }
+
+    /// The TLS files.
+    #[must_use]
+    pub fn credentials(&self) -> CredentialPaths {
+        CredentialPaths {
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+            ca: self.ca.clone(),
+            crl: self.crl.clone(),
+        }
+    }
+
+    /// The limits of a rollout's steps.
+    #[must_use]
+    pub const fn limits(&self) -> muster_rollout::fleet::Limits {
+        use std::time::Duration;
+        muster_rollout::fleet::Limits {
+            attest: Duration::from_millis(self.attest_timeout_ms),
+            prepare: Duration::from_millis(self.prepare_timeout_ms),
+            arm: Duration::from_millis(self.arm_timeout_ms),
+        }
+    }
+
+    fn relative_to(self, base: &Path) -> Self {
+        Self {
+            state: base.join(self.state),
+            certificate: base.join(self.certificate),
+            key: base.join(self.key),
+            ca: base.join(self.ca),
+            crl: self.crl.map(|crl| base.join(crl)),
+            root: base.join(self.root),
+            ..self
+        }
+    }
+}

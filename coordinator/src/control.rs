@@ -1,0 +1,239 @@
+//! The stream between an agent and the coordinator.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use muster_model::{Blocker, Code, FleetName, FromHost, HostName, Refusal, SessionId, Token};
+use muster_mtls::Peer;
+use muster_proto::convert::{self, from_host, to_agent};
+use muster_proto::v1;
+use muster_proto::v1::agent_frame::Body;
+use muster_rollout::fleet::Event;
+use muster_trust::verify_attestation;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::coordinator::Shared;
+use crate::fleet::{FleetHandle, HostAnswer, Input, OUTBOX_FRAMES, Outbox, RosterInForce};
+use crate::status::chain;
+
+/// Releases that are read of one inventory.
+const INVENTORY_MAX: usize = 1024;
+
+/// The control service.
+pub(crate) struct Control {
+    pub(crate) shared: Arc<Shared>,
+}
+
+#[tonic::async_trait]
+impl v1::control_server::Control for Control {
+    type AttachStream = Pin<Box<dyn Stream<Item = Result<v1::CoordinatorFrame, Status>> + Send>>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::AgentFrame>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let peer = peer.ok_or_else(|| Status::unauthenticated("the connection has no identity"))?;
+        let host = peer.identity.name.to_host();
+        self.shared.note_certificate(&host, peer.not_after);
+        let (frames, outgoing) = mpsc::channel(OUTBOX_FRAMES);
+        let attachment = Attachment {
+            shared: Arc::clone(&self.shared),
+            host,
+            sessions: BTreeMap::new(),
+            frames,
+            hang_up: Arc::default(),
+        };
+        tokio::spawn(attachment.read(request.into_inner()));
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing).map(Ok))))
+    }
+}
+
+/// One agent's stream.
+struct Attachment {
+    shared: Arc<Shared>,
+    host: HostName,
+    sessions: BTreeMap<FleetName, (SessionId, Arc<FleetHandle>)>,
+    frames: mpsc::Sender<v1::CoordinatorFrame>,
+    /// Ends the stream from the coordinator's side.
+    hang_up: Arc<Notify>,
+}
+
+impl Attachment {
+    /// Reads frames until the stream ends, for whatever reason: any error is the loss of the host.
+    async fn read(mut self, mut incoming: Streaming<v1::AgentFrame>) {
+        let (stopping, hang_up) = (self.shared.stopping.clone(), Arc::clone(&self.hang_up));
+        let ended = loop {
+            let next = tokio::select! {
+                next = incoming.next() => next,
+                () = hang_up.notified() => break "the host took no more messages".to_owned(),
+                () = stopping.requested() => break "the coordinator is shutting down".to_owned(),
+            };
+            match next {
+                Some(Ok(frame)) => {
+                    if let Err(refusal) = self.frame(frame).await {
+                        tracing::warn!(host = %self.host, %refusal, "frame refused; the stream ends");
+                        break refusal.to_string();
+                    }
+                }
+                Some(Err(status)) => break chain(&status),
+                None => break "the agent hung up".to_owned(),
+            }
+        };
+        for (session, fleet) in self.sessions.values() {
+            tracing::info!(host = %self.host, fleet = %fleet.name, reason = %ended, "session ended");
+            let event = Event::Left { host: self.host.clone(), session: *session };
+            // The coordinator is ending if nobody listens.
+            let _ = fleet.tell(Input::Event(Box::new(event))).await;
+        }
+    }
+
+    async fn frame(&mut self, frame: v1::AgentFrame) -> Result<(), Refusal> {
+        let unreadable = |error: convert::ConvertError| Refusal::of(Code::Unsupported, error.to_string());
+        let fleet = convert::fleet(&frame.fleet).map_err(unreadable)?;
+        let body = frame
+            .body
+            .ok_or_else(|| Refusal::of(Code::Unsupported, "a frame without a body that is known"))?;
+        if let Body::Join(_) = body {
+            let Some(FromHost::Join(report)) = from_host(body).map_err(unreadable)? else { return Ok(()) };
+            return self.join(&fleet, report).await;
+        }
+        let Some((session, handle)) = self.sessions.get(&fleet).cloned() else {
+            return Err(Refusal::of(
+                Code::StaleSession,
+                format!("no session of the fleet {fleet} has begun"),
+            ));
+        };
+        match body {
+            Body::Attested(attested) => self.attested(&handle, session, attested).await,
+            Body::Inventory(_) | Body::DeployProgress(_) | Body::DeployEnded(_) | Body::CheckEnded(_) => {
+                self.outside_of_rollouts(&handle, session, body).await.map_err(unreadable)
+            }
+            Body::Join(_)
+            | Body::Confirmed(_)
+            | Body::Fresh(_)
+            | Body::CannotAttest(_)
+            | Body::Prepared(_)
+            | Body::Armed(_)
+            | Body::Closed(_)
+            | Body::Disarmed(_)
+            | Body::Serving(_)
+            | Body::Measured(_)
+            | Body::Dark(_)
+            | Body::Refused(_) => {
+                let Some(message) = from_host(body).map_err(unreadable)? else { return Ok(()) };
+                let event = Event::Message { host: self.host.clone(), session, message };
+                handle.tell(Input::Event(Box::new(event))).await
+            }
+        }
+    }
+
+    /// Inventories and answers to deployments and checks, which the fleet's state does not depend on.
+    async fn outside_of_rollouts(
+        &self,
+        handle: &Arc<FleetHandle>,
+        session: SessionId,
+        body: Body,
+    ) -> Result<(), convert::ConvertError> {
+        let host = self.host.clone();
+        if let Body::Inventory(inventory) = &body {
+            let manifests = inventory.manifests.iter().take(INVENTORY_MAX);
+            let manifests: Result<BTreeSet<_>, _> =
+                manifests.map(|it| convert::digest("manifests", it)).collect();
+            handle.set_inventory(host, manifests?);
+        } else if let Body::DeployProgress(progress) = &body {
+            let request = progress.request;
+            handle.answer(request, HostAnswer { host, body });
+        } else if let Body::CheckEnded(ended) = &body {
+            let request = ended.request;
+            handle.answer(request, HostAnswer { host, body });
+        } else if let Body::DeployEnded(ended) = &body {
+            let (request, deployed) = (ended.request, ended.refusal.is_none());
+            let manifest = convert::digest("manifest", &ended.manifest)?;
+            handle.answer(request, HostAnswer { host: host.clone(), body });
+            if deployed {
+                let event = Event::Deployed { host, session, manifest };
+                // The coordinator is ending if nobody listens.
+                let _ = handle.tell(Input::Event(Box::new(event))).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Step 2, at the edge: a session is asked for; whether it begins is for the fleet to say.
+    async fn join(&mut self, fleet: &FleetName, report: muster_model::JoinReport) -> Result<(), Refusal> {
+        let Some(handle) = self.shared.fleet(fleet) else {
+            let refusal = Refusal::of(Code::FleetUnknown, format!("there is no fleet {fleet}"));
+            self.refuse(fleet, refusal);
+            return Ok(());
+        };
+        let session = self.shared.next_session();
+        let outbox = Outbox { session, frames: self.frames.clone(), hang_up: Arc::clone(&self.hang_up) };
+        let next = Token::from_bytes(crate::random()?);
+        let event = Event::Joining { host: self.host.clone(), session, report, next };
+        handle.tell(Input::Joining(Box::new(event), self.host.clone(), outbox)).await?;
+        self.sessions.insert(fleet.clone(), (session, handle));
+        Ok(())
+    }
+
+    /// Step 5, at the edge: a signature that does not verify is the host's refusal to attest.
+    async fn attested(
+        &self,
+        handle: &Arc<FleetHandle>,
+        session: SessionId,
+        attested: v1::Attested,
+    ) -> Result<(), Refusal> {
+        let RosterInForce { roster, .. } = handle.roster();
+        let k = muster_model::RolloutId(attested.k);
+        let host = self.host.clone();
+        let event = match verify_attestation(&attested.envelope, &roster) {
+            Ok(verified) if verified.document().host == host => Event::Attested {
+                host,
+                session,
+                k,
+                envelope: Arc::clone(verified.raw()),
+                attestation: verified.into_document(),
+            },
+            Ok(verified) => {
+                let detail = format!("it sent an attestation of {}", verified.document().host);
+                self.bad_attestation(session, k, detail)
+            }
+            Err(error) => self.bad_attestation(session, k, chain(&error)),
+        };
+        handle.tell(Input::Event(Box::new(event))).await
+    }
+
+    fn bad_attestation(&self, session: SessionId, k: muster_model::RolloutId, detail: String) -> Event {
+        let refusal = Refusal::because(Blocker::host(Code::BadAttestation, &self.host, detail));
+        let message = FromHost::CannotAttest { k, refusal };
+        Event::Message { host: self.host.clone(), session, message }
+    }
+
+    fn refuse(&self, fleet: &FleetName, refusal: Refusal) {
+        let body = to_agent(muster_model::ToHost::Refuse { refusal });
+        let frame = crate::fleet::stamp(fleet, muster_model::Leadership::default(), body);
+        // An agent that takes no messages learns it when it asks again.
+        let _ = self.frames.try_send(frame);
+    }
+}
+
+/// Verifies an attestation that a host gave for a check.
+pub(crate) fn check_attestation(
+    handle: &FleetHandle,
+    host: &HostName,
+    envelope: &[u8],
+) -> Result<crate::fleet::Attested, Refusal> {
+    let RosterInForce { roster, .. } = handle.roster();
+    let bad = |detail: String| Refusal::because(Blocker::host(Code::BadAttestation, host, detail));
+    let verified = verify_attestation(envelope, &roster).map_err(|error| bad(chain(&error)))?;
+    if verified.document().host != *host {
+        return Err(bad(format!("it sent an attestation of {}", verified.document().host)));
+    }
+    let envelope = Arc::clone(verified.raw());
+    Ok(crate::fleet::Attested { attestation: verified.into_document(), envelope, arrived: Instant::now() })
+}

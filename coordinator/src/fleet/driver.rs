@@ -1,0 +1,367 @@
+//! The task that drives one fleet's state machine. It makes no decisions: it writes what a step says, then does it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use muster_daemon::{boot_time, crash_point};
+use muster_model::{Blocker, BootTime, Digest, Durable, HostName, Refusal, RolloutId, SessionId, ToHost};
+use muster_proto::convert::to_agent;
+use muster_rollout::Write;
+use muster_rollout::fleet::{
+    Effect, Event, Fleet, NextRoster, Outcome, Phase, Proposal, Record, Report, Step,
+};
+use muster_store::StoreError;
+use muster_trust::TrustRoot;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use super::handle::{Connected, FleetHandle, Outbox, RosterInForce, View, stamp};
+use crate::ledger::{Entry, Ledger};
+use crate::receipt;
+
+/// Inputs that wait for a driver; senders wait when it is full.
+const INBOX_INPUTS: usize = 4096;
+/// Inputs that are worked out before their records are written together.
+const BATCH_INPUTS: usize = 512;
+/// Reports that a slow watcher may fall behind by.
+const REPORTS: usize = 65_536;
+
+/// Something for a fleet's driver.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// Something that happened.
+    Event(Box<Event>),
+    /// A host asks for a session; its frames go to the outbox once it has one.
+    Joining(Box<Event>, HostName, Outbox),
+    /// An operator's wish, with where to answer.
+    Propose(Box<Proposal>, oneshot::Sender<Result<(), Refusal>>),
+    /// See [`Fleet::abort`].
+    Abort { k: Option<RolloutId>, reason: Blocker, reply: oneshot::Sender<Result<RolloutId, Refusal>> },
+    /// See [`Fleet::apply_roster`].
+    ApplyRoster(Box<NextRoster>, oneshot::Sender<Result<(), Refusal>>),
+    /// See [`Fleet::readmit`].
+    Readmit(HostName, oneshot::Sender<Result<(), Refusal>>),
+    /// What does the fleet look like?
+    View(oneshot::Sender<View>),
+}
+
+/// An answer to an operator, given once what it speaks of is durable.
+enum Answer {
+    Done(oneshot::Sender<Result<(), Refusal>>, Result<(), Refusal>),
+    Aborted(oneshot::Sender<Result<RolloutId, Refusal>>, Result<RolloutId, Refusal>),
+}
+
+struct Driver {
+    fleet: Fleet,
+    ledger: Arc<Mutex<Ledger>>,
+    root: Arc<TrustRoot>,
+    handle: Arc<FleetHandle>,
+    inbox: mpsc::Receiver<Input>,
+    connected: watch::Sender<Connected>,
+    roster: watch::Sender<RosterInForce>,
+    /// Sessions that were asked for in this batch and have no JOINED yet.
+    joining: Vec<(HostName, Outbox)>,
+    rollout_since: Option<(RolloutId, BootTime)>,
+}
+
+/// Starts the driver of a fleet that was just taken over; `first` is the step of the take-over.
+pub(crate) fn spawn(
+    fleet: Fleet,
+    first: Step,
+    ledger: Arc<Mutex<Ledger>>,
+    root: Arc<TrustRoot>,
+) -> (Arc<FleetHandle>, impl Future<Output = Result<(), StoreError>> + Send) {
+    let (inbox_in, inbox) = mpsc::channel(INBOX_INPUTS);
+    let (reports, _) = broadcast::channel(REPORTS);
+    let (connected, connected_out) = watch::channel(Connected::new());
+    let record = fleet.record();
+    let in_force = RosterInForce { roster: Arc::clone(fleet.roster()), envelope: record.roster_envelope };
+    let (roster, roster_out) = watch::channel(in_force);
+    let handle = Arc::new(FleetHandle::new(
+        record.fleet.clone(),
+        inbox_in,
+        reports,
+        connected_out,
+        roster_out,
+        record.leadership,
+    ));
+    let driver = Driver {
+        fleet,
+        ledger,
+        root,
+        handle: Arc::clone(&handle),
+        inbox,
+        connected,
+        roster,
+        joining: Vec::new(),
+        rollout_since: None,
+    };
+    (handle, driver.run(first))
+}
+
+impl Driver {
+    async fn run(mut self, first: Step) -> Result<(), StoreError> {
+        self.carry_out(vec![first], Vec::new()).await?;
+        loop {
+            let Some(inputs) = self.next_inputs().await else { return Ok(()) };
+            let mut steps = Vec::with_capacity(inputs.len());
+            let mut answers = Vec::new();
+            for input in inputs {
+                self.work_out(input, &mut steps, &mut answers);
+            }
+            self.carry_out(steps, answers).await?;
+        }
+    }
+
+    /// Waits for an input or the deadline, and takes whatever else has arrived.
+    async fn next_inputs(&mut self) -> Option<Vec<Input>> {
+        let deadline = async {
+            match self.fleet.next_deadline() {
+                Some(deadline) => {
+                    tokio::time::sleep(deadline.since(boot_time()).max(Duration::from_millis(1))).await
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let first = tokio::select! {
+            input = self.inbox.recv() => input?,
+            () = deadline => Input::Event(Box::new(Event::DeadlineReached)),
+        };
+        let mut inputs = vec![first];
+        while inputs.len() < BATCH_INPUTS
+            && let Ok(input) = self.inbox.try_recv()
+        {
+            inputs.push(input);
+        }
+        Some(inputs)
+    }
+
+    fn work_out(&mut self, input: Input, steps: &mut Vec<Step>, answers: &mut Vec<Answer>) {
+        let now = boot_time();
+        let mut settle = |result: Result<Step, Refusal>| result.map(|step| steps.push(step));
+        match input {
+            Input::Event(event) => steps.push(self.fleet.handle(*event, now)),
+            Input::Joining(event, host, outbox) => {
+                self.joining.push((host, outbox));
+                steps.push(self.fleet.handle(*event, now));
+            }
+            Input::Propose(proposal, reply) => {
+                let result = settle(self.fleet.propose(&proposal, now));
+                answers.push(Answer::Done(reply, result));
+            }
+            Input::Abort { k, reason, reply } => {
+                let result = self.fleet.abort(k, reason).map(|(k, step)| {
+                    steps.push(step);
+                    k
+                });
+                answers.push(Answer::Aborted(reply, result));
+            }
+            Input::ApplyRoster(next, reply) => {
+                let result = settle(self.fleet.apply_roster(*next));
+                answers.push(Answer::Done(reply, result));
+            }
+            Input::Readmit(host, reply) => {
+                let result = settle(self.fleet.readmit(&host));
+                answers.push(Answer::Done(reply, result));
+            }
+            Input::View(reply) => {
+                // Whoever asked may be gone.
+                let _ = reply.send(self.view(now));
+            }
+        }
+        self.note_rollout(now);
+    }
+
+    /// P7: writes everything the steps want written, in one go, and only then lets their effects out.
+    async fn carry_out(&mut self, steps: Vec<Step>, answers: Vec<Answer>) -> Result<(), StoreError> {
+        let records: Vec<Record> = steps.iter().flat_map(|step| step.records().iter().cloned()).collect();
+        let proof = if records.is_empty() { None } else { Some(self.write(records).await?) };
+        self.publish_roster();
+        for step in steps {
+            let effects = match (step, proof) {
+                (Step::Act(effects), _) => effects,
+                (Step::Write(write), Some(proof)) => Write::into_effects(write, proof),
+                (Step::Write(_), None) => unreachable!("a step that writes has records, so there is a proof"),
+            };
+            for effect in effects {
+                self.carry_out_one(effect).await?;
+            }
+        }
+        self.joining.clear();
+        for answer in answers {
+            // Whoever asked may be gone; what was asked is done all the same.
+            match answer {
+                Answer::Done(reply, result) => drop(reply.send(result)),
+                Answer::Aborted(reply, result) => drop(reply.send(result)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&self, records: Vec<Record>) -> Result<Durable, StoreError> {
+        let (ledger, fleet) = (Arc::clone(&self.ledger), self.handle.name.clone());
+        let phase = records.iter().rev().find_map(|record| match record {
+            Record::Fleet(record) => Some(phase_name(&record.phase)),
+            Record::Document(..) | Record::Session(_) => None,
+        });
+        let write = move || {
+            crash_at(phase, "before");
+            let proof = ledger.lock().unwrap_or_else(PoisonError::into_inner).record(&fleet, &records);
+            crash_at(phase, "persisted");
+            proof
+        };
+        blocking(write).await
+    }
+
+    async fn carry_out_one(&mut self, effect: Effect) -> Result<(), StoreError> {
+        match effect {
+            Effect::Send { host, session, message } => self.send(&host, session, message),
+            Effect::EndSession { host, session, refusal } => self.end_session(&host, session, refusal),
+            Effect::Report(report) => return self.report(report).await,
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, host: &HostName, session: SessionId, message: ToHost) {
+        if let ToHost::Joined { .. } = message {
+            let position =
+                self.joining.iter().position(|(name, outbox)| name == host && outbox.session == session);
+            if let Some(position) = position {
+                let (host, outbox) = self.joining.swap_remove(position);
+                self.connected.send_modify(|connected| {
+                    connected.insert(host, outbox);
+                });
+            }
+        }
+        let frame = stamp(&self.handle.name, self.fleet.record().leadership, to_agent(message));
+        let connected = self.connected.borrow();
+        let Some(outbox) = connected.get(host).filter(|outbox| outbox.session == session) else { return };
+        if outbox.frames.try_send(frame).is_err() {
+            // Its reader tells the fleet that the host has left.
+            outbox.hang_up.notify_one();
+            tracing::warn!(fleet = %self.handle.name, %host, "the host takes no more messages; its stream ends");
+        }
+    }
+
+    fn end_session(&mut self, host: &HostName, session: SessionId, refusal: Refusal) {
+        tracing::warn!(fleet = %self.handle.name, %host, %refusal, "session refused or ended");
+        let position =
+            self.joining.iter().position(|(name, outbox)| name == host && outbox.session == session);
+        let outbox = match position {
+            Some(position) => Some(self.joining.swap_remove(position).1),
+            None => self.connected.borrow().get(host).filter(|outbox| outbox.session == session).cloned(),
+        };
+        if let Some(outbox) = outbox {
+            let body = to_agent(ToHost::Refuse { refusal });
+            let frame = stamp(&self.handle.name, self.fleet.record().leadership, body);
+            // A host that takes no messages learns it from the end of its stream.
+            let _ = outbox.frames.try_send(frame);
+        }
+        self.cut_off(host, session);
+    }
+
+    /// Drops the way to a host; its stream ends when the last sender is gone.
+    fn cut_off(&self, host: &HostName, session: SessionId) {
+        self.connected.send_if_modified(|connected| {
+            let is_current = connected.get(host).is_some_and(|outbox| outbox.session == session);
+            if is_current {
+                connected.remove(host);
+            }
+            is_current
+        });
+    }
+
+    async fn report(&mut self, report: Report) -> Result<(), StoreError> {
+        if let Report::Ended(end) = &report {
+            tracing::info!(
+                fleet = %self.handle.name, k = %end.k, outcome = ?end.outcome, epoch = %end.epoch,
+                blockers = %Refusal { blockers: end.blockers.clone() }, "rollout ended"
+            );
+            let fleet = self.handle.name.clone();
+            let mut entries = vec![Entry::Ended { fleet: fleet.clone(), end: Box::new(end.clone()) }];
+            if end.outcome == Outcome::Flipped {
+                entries.extend(self.receipt(end.k).await.map(|receipt| Entry::Receipt {
+                    fleet,
+                    epoch: end.epoch,
+                    receipt,
+                }));
+            }
+            let ledger = Arc::clone(&self.ledger);
+            blocking(move || ledger.lock().unwrap_or_else(PoisonError::into_inner).append(entries)).await?;
+        }
+        // Nobody may be watching.
+        let _ = self.handle.reports.send(report);
+        Ok(())
+    }
+
+    /// Puts the receipt of a completed flip together. A flip without one is still a flip.
+    async fn receipt(&self, k: RolloutId) -> Option<Digest> {
+        let opening = self.fleet.completed().filter(|opening| opening.k == k)?.clone();
+        let documents = self.ledger.lock().unwrap_or_else(PoisonError::into_inner).documents().clone();
+        let (fleet, root) = (self.handle.name.clone(), Arc::clone(&self.root));
+        blocking(move || receipt::assemble(&documents, &root, &opening))
+            .await
+            .inspect_err(|error| tracing::error!(%fleet, %k, %error, "no receipt could be made"))
+            .ok()
+    }
+
+    fn publish_roster(&self) {
+        let record = self.fleet.record();
+        self.roster.send_if_modified(|in_force| {
+            let changed = in_force.envelope != record.roster_envelope;
+            if changed {
+                let roster = Arc::clone(self.fleet.roster());
+                *in_force = RosterInForce { roster, envelope: record.roster_envelope };
+            }
+            changed
+        });
+    }
+
+    fn note_rollout(&mut self, now: BootTime) {
+        let current = self.fleet.current_rollout().map(|rollout| rollout.k);
+        if self.rollout_since.map(|(k, _)| k) != current {
+            self.rollout_since = current.map(|k| (k, now));
+        }
+    }
+
+    fn view(&self, now: BootTime) -> View {
+        let age = self.rollout_since.map_or(Duration::ZERO, |(_, since)| now.since(since));
+        View {
+            record: self.fleet.record().clone(),
+            hosts: self.fleet.hosts(),
+            rollout: self.fleet.current_rollout(),
+            rollout_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            acknowledged: self.fleet.acknowledged(),
+            frozen: self.fleet.frozen().cloned(),
+            now,
+        }
+    }
+}
+
+/// Runs a blocking call and carries its panic on, if it has one.
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // A runtime that ends cancels blocking calls that have not begun; nothing is said after that.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+const fn phase_name(phase: &Phase) -> &'static str {
+    match phase {
+        Phase::Settled => "settled",
+        Phase::Preparing(_) => "preparing",
+        Phase::Arming(_) => "arming",
+        Phase::Decided(_) => "decided",
+        Phase::Opened(_) => "opened",
+    }
+}
+
+/// `coordinator.<phase>.before` and `coordinator.<phase>.persisted`, for the tests of the recovery table.
+fn crash_at(phase: Option<&str>, when: &str) {
+    if let Some(phase) = phase {
+        crash_point(&format!("coordinator.{phase}.{when}"));
+    }
+}

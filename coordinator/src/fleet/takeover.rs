@@ -1,0 +1,78 @@
+//! Step 1: what a new leader reads before it leads.
+
+use std::sync::Arc;
+
+use muster_model::{Commitment, Digest, FleetName, Purpose, Roster, Secret, UnixTime, Verified};
+use muster_rollout::fleet::{Inheritance, Phase};
+use muster_trust::{TrustRoot, verify_evidence};
+
+use crate::Error;
+use crate::ledger::{Documents, FleetState};
+
+/// Reads what `fleet` inherits from its last leader. Every document is verified again: the disk is not trusted.
+pub(crate) fn inherit(
+    fleet: &FleetName,
+    state: &FleetState,
+    documents: &Documents,
+    root: &TrustRoot,
+    now: UnixTime,
+) -> Result<Option<Inheritance>, Error> {
+    let Some(record) = &state.record else { return Ok(None) };
+    let reader = Reader { fleet, documents };
+    let bytes = reader.read("the roster", record.roster_envelope)?;
+    let roster = root
+        .verify_roster(&bytes, now)
+        .map_err(|error| reader.failed("the roster", record.roster_envelope, error))?;
+    let roster = roster.into_document();
+    let commitments = match &record.phase {
+        Phase::Decided(armament) => reader.commitments(armament.evidence, &roster)?,
+        Phase::Settled | Phase::Preparing(_) | Phase::Arming(_) | Phase::Opened(_) => Vec::new(),
+    };
+    let secrets = match record.phase.opening() {
+        Some(opening) => secrets(&reader.read("the closing secrets", opening.secrets)?),
+        None => Vec::new(),
+    };
+    let sessions = state.sessions.values().cloned().collect();
+    Ok(Some(Inheritance { roster: Arc::new(roster), sessions, commitments, secrets }))
+}
+
+/// What a fleet inherits whose first roster was just applied.
+pub(crate) fn first(roster: Verified<Roster>) -> Inheritance {
+    Inheritance::none(Arc::new(roster))
+}
+
+struct Reader<'a> {
+    fleet: &'a FleetName,
+    documents: &'a Documents,
+}
+
+impl Reader<'_> {
+    fn read(&self, what: &'static str, digest: Digest) -> Result<Vec<u8>, Error> {
+        self.documents.read(digest).map_err(|error| self.failed(what, digest, error))
+    }
+
+    fn commitments(&self, evidence: Digest, roster: &Verified<Roster>) -> Result<Vec<Commitment>, Error> {
+        let bytes = self.read("the evidence", evidence)?;
+        let attestations =
+            verify_evidence(&bytes, roster).map_err(|error| self.failed("the evidence", evidence, error))?;
+        let commitment_of = |purpose| match purpose {
+            Purpose::Rollout { commitment, .. } => Some(commitment),
+            Purpose::Check => None,
+        };
+        Ok(attestations.iter().filter_map(|it| commitment_of(it.document().purpose)).collect())
+    }
+
+    fn failed(
+        &self,
+        what: &'static str,
+        digest: Digest,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Error {
+        Error::Document { what, fleet: self.fleet.clone(), digest, source: Box::new(source) }
+    }
+}
+
+/// N secrets of 32 bytes each, as the document keeps them.
+pub(crate) fn secrets(bytes: &[u8]) -> Vec<Secret> {
+    bytes.as_chunks::<32>().0.iter().copied().map(Secret::from_bytes).collect()
+}

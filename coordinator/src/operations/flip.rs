@@ -1,0 +1,206 @@
+//! The flip: hands a signed order to the fleet and tells the operator how it goes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_daemon::unix_time;
+use muster_model::{Blocker, Code, Digest, Order, Refusal, RolloutId};
+use muster_proto::v1;
+use muster_proto::v1::flip_event::Event;
+use muster_proto::v1::rollout_progress::Stage as Wire;
+use muster_rollout::fleet::{Outcome, Papers, Phase, Proposal, Report, Stage};
+use muster_trust::verify;
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::time::Instant;
+
+use super::view::{Names, rollout_end};
+use super::{Sender, blocking};
+use crate::coordinator::Shared;
+use crate::fleet::FleetHandle;
+use crate::status::chain;
+
+/// One rollout that an operator waits for.
+pub(super) struct Flip {
+    shared: Arc<Shared>,
+    fleet: Arc<FleetHandle>,
+    reports: broadcast::Receiver<Report>,
+    k: RolloutId,
+    to: Digest,
+    hosts: u32,
+    deadline: Instant,
+}
+
+impl Flip {
+    /// Verifies the order and proposes it. A refusal means that nothing was begun.
+    pub(super) async fn begin(
+        shared: &Arc<Shared>,
+        envelope: Vec<u8>,
+        timeout: Duration,
+        operator: &str,
+    ) -> Result<Self, Refusal> {
+        let invalid = |error| Refusal::of(Code::SignatureInvalid, chain(&error));
+        let keys = shared.root.root().role(muster_model::SigningRole::Operator);
+        let named = verify::<Order>(&envelope, keys).map_err(invalid)?;
+        let name = named.document().fleet.clone();
+        let fleet = shared.fleet(&name).ok_or_else(|| super::fleet_unknown(&name))?;
+        let now = unix_time();
+        let order = shared.root.verify_order(&envelope, now).map_err(invalid)?;
+        let Some(release) = shared.release(&name, order.document().to) else {
+            let detail = format!("{name} has no release {}; push it first", order.document().to);
+            return Err(Refusal::of(Code::ReleaseUnknown, detail));
+        };
+        let documents = shared.documents.clone();
+        let (order_name, release_name) = (order.envelope_digest(), release.envelope);
+        let release_bytes = blocking(move || {
+            documents
+                .put(order_name, &envelope)
+                .map_err(|error| Refusal::of(Code::NoSpace, chain(&error)))?;
+            documents.read(release_name).map_err(|error| Refusal::of(Code::BlobDamaged, chain(&error)))
+        })
+        .await?;
+        let release = shared.root.verify_release(&release_bytes, &name, now).map_err(invalid)?;
+        let in_force = fleet.roster();
+        let (k, to, hosts) = (order.document().counter, order.document().to, order.document().hosts);
+        let papers = Papers { order: order_name, release: release_name, roster: in_force.envelope };
+        let reports = fleet.watch();
+        tracing::info!(fleet = %name, %k, %to, %operator, "flip proposed");
+        let proposal =
+            Proposal { order: order.into_document(), release: release.into_document(), papers, now };
+        fleet.propose(proposal).await?;
+        let deadline = Instant::now() + timeout;
+        Ok(Self { shared: Arc::clone(shared), fleet, reports, k, to, hosts, deadline })
+    }
+
+    /// Tells how it goes until the rollout has ended, time is up, or nobody listens.
+    pub(super) async fn run(mut self, events: Sender<v1::FlipEvent>) {
+        let mut last_blockers = Vec::new();
+        loop {
+            let report = tokio::select! {
+                report = self.reports.recv() => report,
+                () = tokio::time::sleep_until(self.deadline) => {
+                    self.time_is_up(&events, last_blockers).await;
+                    return;
+                }
+                // The rollout goes on: it belongs to the fleet, not to whoever watches.
+                () = events.closed() => return,
+            };
+            let event = match report {
+                Ok(Report::Reached { k, stage, host, done }) if k == self.k => {
+                    Event::Progress(v1::RolloutProgress {
+                        k: k.0,
+                        stage: wire_stage(stage).into(),
+                        host: host.map(String::from),
+                        done: u32::try_from(done).unwrap_or(u32::MAX),
+                        hosts: self.hosts,
+                        blockers: Vec::new(),
+                    })
+                }
+                Ok(Report::Trouble { k, blockers }) if k == self.k => {
+                    last_blockers.clone_from(&blockers);
+                    Event::Progress(v1::RolloutProgress {
+                        k: k.0,
+                        stage: Wire::Trouble.into(),
+                        hosts: self.hosts,
+                        blockers: blockers.into_iter().map(v1::Blocker::from).collect(),
+                        ..v1::RolloutProgress::default()
+                    })
+                }
+                Ok(Report::Ended(end)) if end.k == self.k => {
+                    let names = Names(self.shared.releases(&self.fleet.name));
+                    let _ = events.send(Ok(ended(rollout_end(&end, &names)))).await;
+                    return;
+                }
+                Ok(Report::Reached { .. } | Report::Trouble { .. } | Report::Ended(_)) => continue,
+                // What was missed is progress or shows in the status.
+                Err(RecvError::Lagged(_)) => {
+                    if self.has_ended(&events).await {
+                        return;
+                    }
+                    continue;
+                }
+                Err(RecvError::Closed) => return,
+            };
+            if events.send(Ok(v1::FlipEvent { event: Some(event) })).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// An undecided rollout is given up; a decided one goes on without being waited for.
+    async fn time_is_up(&mut self, events: &Sender<v1::FlipEvent>, mut blockers: Vec<Blocker>) {
+        let reason = Blocker::fleet(
+            Code::TimedOut,
+            "the rollout was not decided in the time that the operator gave it",
+        );
+        if self.fleet.abort(Some(self.k), reason.clone()).await.is_ok() {
+            // The end was reported before the answer came.
+            while let Ok(report) = self.reports.try_recv() {
+                if let Report::Ended(end) = report
+                    && end.k == self.k
+                {
+                    let names = Names(self.shared.releases(&self.fleet.name));
+                    let _ = events.send(Ok(ended(rollout_end(&end, &names)))).await;
+                    return;
+                }
+            }
+        }
+        if self.has_ended(events).await {
+            return;
+        }
+        blockers.insert(
+            0,
+            Blocker::fleet(Code::TimedOut, "the rollout was decided and goes on; it is not waited for"),
+        );
+        let epoch = self.fleet.view().await.map_or(0, |view| view.record.epoch.0);
+        let end = v1::RolloutEnd {
+            k: self.k.0,
+            outcome: v1::rollout_end::Outcome::Pending.into(),
+            epoch,
+            blockers: blockers.into_iter().map(v1::Blocker::from).collect(),
+            dark_window: None,
+            release: Some(Names(self.shared.releases(&self.fleet.name)).of(self.to)),
+        };
+        let _ = events.send(Ok(ended(end))).await;
+    }
+
+    /// Tells the end from the record, if the rollout is over.
+    async fn has_ended(&self, events: &Sender<v1::FlipEvent>) -> bool {
+        let Ok(view) = self.fleet.view().await else { return true };
+        let is_over = match &view.record.phase {
+            Phase::Settled => true,
+            Phase::Opened(opening) => opening.k != self.k,
+            Phase::Preparing(rollout) => rollout.k != self.k,
+            Phase::Arming(it) | Phase::Decided(it) => it.rollout.k != self.k,
+        };
+        let last = self
+            .shared
+            .ledger()
+            .state()
+            .fleets
+            .get(&self.fleet.name)
+            .and_then(|state| state.last_end.clone());
+        let end = last.filter(|end| is_over && end.k == self.k && end.outcome != Outcome::Dark);
+        let Some(end) = end else { return false };
+        let names = Names(self.shared.releases(&self.fleet.name));
+        let _ = events.send(Ok(ended(rollout_end(&end, &names)))).await;
+        true
+    }
+}
+
+const fn ended(end: v1::RolloutEnd) -> v1::FlipEvent {
+    v1::FlipEvent { event: Some(Event::End(end)) }
+}
+
+const fn wire_stage(stage: Stage) -> Wire {
+    match stage {
+        Stage::Proposed => Wire::Proposed,
+        Stage::Attested => Wire::Attested,
+        Stage::Prepared => Wire::Prepared,
+        Stage::Armed => Wire::Armed,
+        Stage::Decided => Wire::Decided,
+        Stage::Closed => Wire::Closed,
+        Stage::Opened => Wire::Opened,
+        Stage::Serving => Wire::Serving,
+        Stage::Measured => Wire::Measured,
+    }
+}

@@ -1,0 +1,219 @@
+//! What operators and pipelines ask.
+
+mod check;
+mod deploy;
+mod find;
+mod flip;
+mod release;
+mod roster;
+mod view;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_model::{Blocker, Code, FleetName, Refusal, RolloutId};
+use muster_mtls::Peer;
+use muster_proto::convert;
+use muster_proto::v1;
+use muster_proto::v1::operations_server::{Operations as Service, OperationsServer};
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::coordinator::Shared;
+use crate::fleet::FleetHandle;
+use crate::status::{malformed, refused};
+
+/// Events that wait for a slow operator.
+const EVENTS_AHEAD: usize = 1024;
+/// The longest that an operation is waited for.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// The largest request: a roster of 20,000 hosts has about 4 MiB.
+const REQUEST_BYTES_MAX: usize = 12 << 20;
+
+/// The operations service.
+pub(crate) struct Operations {
+    shared: Arc<Shared>,
+}
+
+/// A stream of events to an operator.
+type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+/// Where the events come from.
+type Sender<T> = mpsc::Sender<Result<T, Status>>;
+
+/// The service, ready to be added to a server.
+pub(crate) fn service(shared: &Arc<Shared>) -> OperationsServer<Operations> {
+    OperationsServer::new(Operations { shared: Arc::clone(shared) })
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
+}
+
+impl Operations {
+    fn fleet(&self, name: &str) -> Result<Arc<FleetHandle>, Status> {
+        let name = convert::fleet(name).map_err(malformed)?;
+        self.shared.fleet(&name).ok_or_else(|| refused(fleet_unknown(&name)))
+    }
+}
+
+#[tonic::async_trait]
+impl Service for Operations {
+    type DeployStream = Events<v1::DeployEvent>;
+    type CheckStream = Events<v1::CheckEvent>;
+    type FlipStream = Events<v1::FlipEvent>;
+    type BackupStream = Events<v1::BackupResponse>;
+
+    async fn list_fleets(
+        &self,
+        _: Request<v1::ListFleetsRequest>,
+    ) -> Result<Response<v1::ListFleetsResponse>, Status> {
+        let mut fleets = Vec::new();
+        for fleet in self.shared.fleets() {
+            fleets.push(view::summary(&self.shared, &fleet).await.map_err(refused)?);
+        }
+        Ok(Response::new(v1::ListFleetsResponse { fleets }))
+    }
+
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::FleetStatus>, Status> {
+        let fleet = self.fleet(&request.into_inner().fleet)?;
+        view::status(&self.shared, &fleet).await.map(Response::new).map_err(refused)
+    }
+
+    async fn apply_roster(
+        &self,
+        request: Request<v1::ApplyRosterRequest>,
+    ) -> Result<Response<v1::ApplyRosterResponse>, Status> {
+        let applied = roster::apply(&self.shared, request.into_inner().envelope).await;
+        applied.map(Response::new).map_err(refused)
+    }
+
+    async fn show_roster(
+        &self,
+        request: Request<v1::ShowRosterRequest>,
+    ) -> Result<Response<v1::ShowRosterResponse>, Status> {
+        let fleet = self.fleet(&request.into_inner().fleet)?;
+        let envelope = roster::show(&self.shared, &fleet).await.map_err(refused)?;
+        Ok(Response::new(v1::ShowRosterResponse { envelope }))
+    }
+
+    async fn readmit_host(
+        &self,
+        request: Request<v1::ReadmitHostRequest>,
+    ) -> Result<Response<v1::ReadmitHostResponse>, Status> {
+        let operator = caller(&request);
+        let request = request.into_inner();
+        let fleet = self.fleet(&request.fleet)?;
+        let host = convert::host(&request.host).map_err(malformed)?;
+        tracing::warn!(fleet = %fleet.name, %host, %operator, "host readmitted");
+        fleet.readmit(host).await.map_err(refused)?;
+        Ok(Response::new(v1::ReadmitHostResponse {}))
+    }
+
+    async fn submit_release(
+        &self,
+        request: Request<v1::SubmitReleaseRequest>,
+    ) -> Result<Response<v1::SubmitReleaseResponse>, Status> {
+        let submitted = release::submit(&self.shared, request.into_inner().envelope).await;
+        submitted.map(Response::new).map_err(refused)
+    }
+
+    async fn list_releases(
+        &self,
+        request: Request<v1::ListReleasesRequest>,
+    ) -> Result<Response<v1::ListReleasesResponse>, Status> {
+        let fleet = self.fleet(&request.into_inner().fleet)?;
+        release::list(&self.shared, &fleet).await.map(Response::new).map_err(refused)
+    }
+
+    async fn deploy(
+        &self,
+        request: Request<v1::DeployRequest>,
+    ) -> Result<Response<Self::DeployStream>, Status> {
+        let request = request.into_inner();
+        let fleet = self.fleet(&request.fleet)?;
+        let manifest = convert::digest("manifest", &request.manifest).map_err(malformed)?;
+        let deployment =
+            deploy::Deployment::begin(&self.shared, fleet, manifest, timeout(request.timeout_ms));
+        let deployment = deployment.await.map_err(refused)?;
+        Ok(stream(|events| deployment.run(events)))
+    }
+
+    async fn check(&self, request: Request<v1::CheckRequest>) -> Result<Response<Self::CheckStream>, Status> {
+        let request = request.into_inner();
+        let fleet = self.fleet(&request.fleet)?;
+        let manifest = convert::digest("manifest", &request.manifest).map_err(malformed)?;
+        let max_age = Duration::from_millis(request.max_age_ms);
+        let check = check::Check::begin(&self.shared, fleet, manifest, timeout(request.timeout_ms), max_age);
+        let check = check.map_err(refused)?;
+        Ok(stream(|events| check.run(events)))
+    }
+
+    async fn flip(&self, request: Request<v1::FlipRequest>) -> Result<Response<Self::FlipStream>, Status> {
+        let operator = caller(&request);
+        let request = request.into_inner();
+        let flip =
+            flip::Flip::begin(&self.shared, request.order_envelope, timeout(request.timeout_ms), &operator);
+        let flip = flip.await.map_err(refused)?;
+        Ok(stream(|events| flip.run(events)))
+    }
+
+    async fn abort(&self, request: Request<v1::AbortRequest>) -> Result<Response<v1::AbortResponse>, Status> {
+        let operator = caller(&request);
+        let request = request.into_inner();
+        let fleet = self.fleet(&request.fleet)?;
+        let k = (request.k != 0).then_some(RolloutId(request.k));
+        let reason = Blocker::fleet(Code::AbortedByOperator, format!("given up by {operator}"));
+        let k = fleet.abort(k, reason).await.map_err(refused)?;
+        Ok(Response::new(v1::AbortResponse { k: k.0 }))
+    }
+
+    async fn find(&self, request: Request<v1::FindRequest>) -> Result<Response<v1::FindResponse>, Status> {
+        find::find(&self.shared, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn backup(&self, _: Request<v1::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        let shared = Arc::clone(&self.shared);
+        Ok(stream(|events| crate::backup::send(shared, events)))
+    }
+
+    async fn show_receipt(
+        &self,
+        request: Request<v1::ShowReceiptRequest>,
+    ) -> Result<Response<v1::ShowReceiptResponse>, Status> {
+        let request = request.into_inner();
+        let fleet = self.fleet(&request.fleet)?;
+        let receipt = release::receipt(&self.shared, &fleet, muster_model::Epoch(request.epoch)).await;
+        Ok(Response::new(v1::ShowReceiptResponse { receipt: receipt.map_err(refused)? }))
+    }
+}
+
+fn stream<T, F>(run: impl FnOnce(Sender<T>) -> F) -> Response<Events<T>>
+where
+    T: Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(EVENTS_AHEAD);
+    tokio::spawn(run(sender));
+    Response::new(Box::pin(ReceiverStream::new(receiver)))
+}
+
+fn timeout(ms: u64) -> Duration {
+    Duration::from_millis(ms).min(TIMEOUT_MAX)
+}
+
+fn caller<T>(request: &Request<T>) -> String {
+    request.extensions().get::<Peer>().map_or_else(|| "nobody".to_owned(), |peer| peer.identity.to_string())
+}
+
+fn fleet_unknown(name: &FleetName) -> Refusal {
+    Refusal::of(Code::FleetUnknown, format!("there is no fleet {name}; a roster makes one"))
+}
+
+/// Runs a blocking call; a panic in it becomes a refusal of this one request.
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    let ended =
+        |error| Refusal::of(Code::Unsupported, format!("the request failed inside the coordinator: {error}"));
+    tokio::task::spawn_blocking(call).await.map_err(ended)?
+}

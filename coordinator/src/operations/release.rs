@@ -1,0 +1,145 @@
+//! Releases and receipts.
+
+use std::sync::Arc;
+
+use muster_daemon::unix_time;
+use muster_model::{Code, Digest, Epoch, Manifest, Refusal, Release};
+use muster_proto::convert::ReleaseRef;
+use muster_proto::v1;
+use muster_trust::verify;
+
+use super::blocking;
+use crate::blobs::blob_code;
+use crate::coordinator::Shared;
+use crate::fleet::FleetHandle;
+use crate::ledger::{Documents, Entry, ReleaseEntry};
+use crate::status::chain;
+
+/// Verifies a release, sees that all its bytes are here, and makes it known.
+pub(super) async fn submit(
+    shared: &Arc<Shared>,
+    envelope: Vec<u8>,
+) -> Result<v1::SubmitReleaseResponse, Refusal> {
+    // The fleet stands in the document, so that the signatures come first and the fleet second.
+    let keys = shared.root.root().role(muster_model::SigningRole::Release);
+    let invalid = |error| Refusal::of(Code::SignatureInvalid, chain(&error));
+    let verified = verify::<Release>(&envelope, keys).map_err(invalid)?;
+    let name = verified.envelope_digest();
+    let release = verified.into_document().into_inner();
+    let Some(fleet) = shared.fleet(&release.fleet) else {
+        return Err(super::fleet_unknown(&release.fleet));
+    };
+    // Once more with everything that the root says of the role, its expiry included.
+    shared.root.verify_release(&envelope, &fleet.name, unix_time()).map_err(invalid)?;
+    let known = shared.releases(&fleet.name);
+    if let Some(known) =
+        known.iter().find(|it| it.version == release.version || it.manifest == release.manifest)
+    {
+        if known.version == release.version && known.manifest == release.manifest {
+            return Ok(submitted(known, true));
+        }
+        let detail =
+            format!("version {} is {} already; a release never changes", known.version, known.manifest);
+        return Err(Refusal::of(Code::ReleaseExists, detail));
+    }
+    let documents = shared.documents.clone();
+    let entry = blocking(move || {
+        let entry = complete(&documents, &release, name)?;
+        documents.put(name, &envelope).map_err(|error| Refusal::of(Code::NoSpace, chain(&error)))?;
+        Ok(entry)
+    })
+    .await?;
+    shared.append(vec![Entry::Release(Box::new(entry.clone()))]).await?;
+    tracing::info!(fleet = %entry.fleet, version = %entry.version, manifest = %entry.manifest, "release submitted");
+    Ok(submitted(&entry, false))
+}
+
+/// The releases of a fleet, newest first.
+pub(super) async fn list(
+    shared: &Arc<Shared>,
+    fleet: &FleetHandle,
+) -> Result<v1::ListReleasesResponse, Refusal> {
+    let view = fleet.view().await?;
+    let inventory = fleet.inventory();
+    let connected = fleet.connected().borrow().clone();
+    let (documents, releases) = (shared.documents.clone(), shared.releases(&fleet.name));
+    let deployed = |manifest: Digest| -> Vec<String> {
+        let has_it =
+            inventory.iter().filter(|(host, held)| connected.contains_key(*host) && held.contains(&manifest));
+        has_it.map(|(host, _)| host.as_str().to_owned()).collect()
+    };
+    let deployed: Vec<Vec<String>> = releases.iter().map(|release| deployed(release.manifest)).collect();
+    let serving = view.record.serving;
+    let releases = blocking(move || {
+        let summary = |(release, deployed): (ReleaseEntry, Vec<String>)| {
+            let envelope = documents.read(release.envelope);
+            Ok(v1::ReleaseSummary {
+                release: Some(reference(&release).into()),
+                envelope: envelope.map_err(|error| Refusal::of(Code::BlobDamaged, chain(&error)))?,
+                manifest_size: release.manifest_bytes,
+                files: release.files,
+                bytes: release.bytes,
+                deployed,
+                serving: serving == Some(release.manifest),
+            })
+        };
+        releases.into_iter().zip(deployed).rev().map(summary).collect::<Result<Vec<_>, Refusal>>()
+    });
+    Ok(v1::ListReleasesResponse { releases: releases.await? })
+}
+
+/// The receipt of the flip that began `epoch`; of 0, the newest.
+pub(super) async fn receipt(
+    shared: &Arc<Shared>,
+    fleet: &FleetHandle,
+    epoch: Epoch,
+) -> Result<Vec<u8>, Refusal> {
+    let receipts = shared.ledger().state().fleets.get(&fleet.name).map(|state| state.receipts.clone());
+    let receipts = receipts.unwrap_or_default();
+    let found = if epoch == Epoch(0) { receipts.values().next_back() } else { receipts.get(&epoch) };
+    let Some(digest) = found.copied() else {
+        let detail = match epoch {
+            Epoch(0) => format!("no flip of {} has been completed", fleet.name),
+            epoch => format!("there is no receipt of epoch {epoch} of {}", fleet.name),
+        };
+        return Err(Refusal::of(Code::ReleaseUnknown, detail));
+    };
+    let documents = shared.documents.clone();
+    blocking(move || documents.read(digest).map_err(|error| Refusal::of(Code::BlobDamaged, chain(&error))))
+        .await
+}
+
+/// How reports name a release.
+pub(super) fn reference(release: &ReleaseEntry) -> ReleaseRef {
+    ReleaseRef { version: release.version.clone(), manifest: release.manifest }
+}
+
+/// Sees that the manifest and every blob that it names are in the store, with the sizes that it states.
+fn complete(documents: &Documents, release: &Release, envelope: Digest) -> Result<ReleaseEntry, Refusal> {
+    let unreadable = |error| Refusal::of(blob_code(&error).unwrap_or(Code::BlobDamaged), chain(&error));
+    let bytes = documents.read_manifest(release.manifest).map_err(unreadable)?;
+    let manifest = Manifest::parse(&bytes).map_err(|error| {
+        Refusal::of(Code::SignatureInvalid, format!("the manifest is refused: {}", chain(&error)))
+    })?;
+    let mut files = 0;
+    for (path, size, digest) in manifest.files() {
+        files += 1;
+        if !documents.blobs().contains(digest, Some(size)).map_err(unreadable)? {
+            let detail = format!("{path} ({digest}, {size} bytes) was not uploaded");
+            return Err(Refusal::of(Code::BlobMissing, detail));
+        }
+    }
+    Ok(ReleaseEntry {
+        fleet: release.fleet.clone(),
+        version: release.version.clone(),
+        manifest: release.manifest,
+        envelope,
+        manifest_bytes: bytes.len() as u64,
+        files,
+        bytes: manifest.total_bytes(),
+    })
+}
+
+fn submitted(release: &ReleaseEntry, existed: bool) -> v1::SubmitReleaseResponse {
+    v1::SubmitReleaseResponse { release: Some(reference(release).into()), existed }
+}

@@ -1,0 +1,54 @@
+//! Rosters.
+
+use std::sync::Arc;
+
+use muster_daemon::unix_time;
+use muster_model::{Code, Refusal, RosterRevision};
+use muster_proto::v1;
+use muster_rollout::fleet::NextRoster;
+
+use super::blocking;
+use crate::coordinator::Shared;
+use crate::fleet::FleetHandle;
+use crate::status::chain;
+
+/// Verifies a roster and makes it the fleet's next one; the first makes the fleet.
+pub(super) async fn apply(
+    shared: &Arc<Shared>,
+    envelope: Vec<u8>,
+) -> Result<v1::ApplyRosterResponse, Refusal> {
+    let invalid = |error| Refusal::of(Code::SignatureInvalid, chain(&error));
+    let verified = shared.root.verify_roster(&envelope, unix_time()).map_err(invalid)?;
+    let (digest, name) = (verified.payload_digest(), verified.envelope_digest());
+    let roster = verified.into_document();
+    let answer = v1::ApplyRosterResponse {
+        fleet: roster.fleet().as_str().to_owned(),
+        revision: roster.revision().0,
+        hosts: u32::try_from(roster.hosts().len()).unwrap_or(u32::MAX),
+    };
+    let documents = shared.documents.clone();
+    blocking(move || {
+        let failed = |error| Refusal::of(Code::NoSpace, chain(&error));
+        documents.put(name, &envelope).map_err(failed)
+    })
+    .await?;
+    match shared.fleet(roster.fleet()) {
+        Some(fleet) => fleet.apply_roster(NextRoster { roster, digest, envelope: name }).await?,
+        None if roster.revision() == RosterRevision(1) => {
+            let shared = Arc::clone(shared);
+            blocking(move || shared.found(roster, digest, name)).await?;
+        }
+        None => {
+            let detail = format!("a fleet begins with revision 1 of its roster, not {}", roster.revision());
+            return Err(Refusal::of(Code::RosterChanged, detail));
+        }
+    }
+    Ok(answer)
+}
+
+/// The envelope of the roster in force.
+pub(super) async fn show(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<Vec<u8>, Refusal> {
+    let (documents, envelope) = (shared.documents.clone(), fleet.roster().envelope);
+    blocking(move || documents.read(envelope).map_err(|error| Refusal::of(Code::BlobDamaged, chain(&error))))
+        .await
+}

@@ -1,0 +1,157 @@
+//! What is shown of a fleet. Every datum carries its age; what is not known is never shown as good.
+
+use std::sync::Arc;
+
+use muster_model::{Blocker, Code, Digest, Refusal, ServingReport};
+use muster_proto::convert::{ReleaseRef, mode_to_wire};
+use muster_proto::v1;
+use muster_rollout::fleet::{DarkWindow, End, HostView, Outcome, Phase};
+
+use super::release::reference;
+use crate::coordinator::Shared;
+use crate::fleet::{FleetHandle, View};
+use crate::ledger::ReleaseEntry;
+
+/// A fleet on one line.
+pub(super) async fn summary(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<v1::FleetSummary, Refusal> {
+    let view = fleet.view().await?;
+    let names = Names(shared.releases(&fleet.name));
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    Ok(v1::FleetSummary {
+        fleet: fleet.name.as_str().to_owned(),
+        epoch: view.record.epoch.0,
+        serving: view.record.serving.map(|manifest| names.of(manifest)),
+        phase: phase(&view.record.phase).into(),
+        hosts: count(view.hosts.len()),
+        connected: count(view.hosts.iter().filter(|host| host.session.is_some()).count()),
+    })
+}
+
+/// Everything about a fleet.
+pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<v1::FleetStatus, Refusal> {
+    let view = fleet.view().await?;
+    let names = Names(shared.releases(&fleet.name));
+    let last_end = shared.ledger().state().fleets.get(&fleet.name).and_then(|state| state.last_end.clone());
+    let inventory = fleet.inventory();
+    let record = &view.record;
+    let hosts: Vec<v1::HostStatus> = view
+        .hosts
+        .iter()
+        .map(|host| {
+            let held = inventory.get(&host.host).into_iter().flatten();
+            v1::HostStatus {
+                host: host.host.as_str().to_owned(),
+                connected: host.session.is_some(),
+                age_ms: host
+                    .since
+                    .map(|since| u64::try_from(view.now.since(since).as_millis()).unwrap_or(u64::MAX)),
+                mode: host.mode.map(mode_to_wire),
+                serving_epoch: host.serving.map(|epoch| epoch.0),
+                deployed: held.filter_map(|manifest| names.known(*manifest)).collect(),
+                agent_version: host.agent_version.clone(),
+                blockers: host_blockers(host, &view).into_iter().map(v1::Blocker::from).collect(),
+                certificate_expires_unix_ms: shared.certificate_expiry(&host.host).map(|at| at.0),
+            }
+        })
+        .collect();
+    let blockers =
+        view.frozen.iter().cloned().chain(view.hosts.iter().flat_map(|host| host_blockers(host, &view)));
+    Ok(v1::FleetStatus {
+        fleet: fleet.name.as_str().to_owned(),
+        incarnation: record.leadership.incarnation.0,
+        term: record.leadership.term.0,
+        epoch: record.epoch.0,
+        serving: record.serving.map(|manifest| names.of(manifest)),
+        previous: record.previous.map(|manifest| names.of(manifest)),
+        phase: phase(&record.phase).into(),
+        last_k: record.last_k.0,
+        rollout: rollout(&view, &names),
+        roster_revision: record.roster.revision.0,
+        roster_digest: record.roster.digest.as_bytes().to_vec(),
+        blockers: blockers.map(v1::Blocker::from).collect(),
+        hosts,
+        solo: shared.root.root().is_solo(),
+        coordinator_version: env!("CARGO_PKG_VERSION").to_owned(),
+        last_end: last_end.map(|end| rollout_end(&end, &names)),
+    })
+}
+
+/// The versions of a fleet's releases.
+pub(super) struct Names(pub(super) Vec<ReleaseEntry>);
+
+impl Names {
+    /// How reports name the release with this manifest, whether or not it is known.
+    pub(super) fn of(&self, manifest: Digest) -> v1::ReleaseRef {
+        self.known(manifest).unwrap_or_else(|| v1::ReleaseRef {
+            version: String::new(),
+            manifest: manifest.as_bytes().to_vec(),
+        })
+    }
+
+    fn known(&self, manifest: Digest) -> Option<v1::ReleaseRef> {
+        let found = self.0.iter().find(|release| release.manifest == manifest)?;
+        Some(ReleaseRef::into(reference(found)))
+    }
+}
+
+/// How a rollout ended, on the wire.
+pub(super) fn rollout_end(end: &End, names: &Names) -> v1::RolloutEnd {
+    use v1::rollout_end::Outcome as Wire;
+    let outcome = match end.outcome {
+        Outcome::Flipped => Wire::Flipped,
+        Outcome::Unchanged => Wire::Unchanged,
+        Outcome::Dark => Wire::Dark,
+    };
+    v1::RolloutEnd {
+        k: end.k.0,
+        outcome: outcome.into(),
+        epoch: end.epoch.0,
+        blockers: end.blockers.iter().cloned().map(v1::Blocker::from).collect(),
+        dark_window: end.dark_window.map(|DarkWindow { bound_ms, measured_ms, spread_ms }| v1::DarkWindow {
+            bound_ms,
+            measured_ms,
+            spread_ms,
+        }),
+        release: Some(names.of(end.to)),
+    }
+}
+
+fn rollout(view: &View, names: &Names) -> Option<v1::RolloutStatus> {
+    let rollout = view.rollout?;
+    let from = match view.record.phase {
+        Phase::Opened(_) => view.record.previous,
+        Phase::Settled | Phase::Preparing(_) | Phase::Arming(_) | Phase::Decided(_) => view.record.serving,
+    };
+    let (hosts, acknowledged) = (view.hosts.len(), view.acknowledged);
+    Some(v1::RolloutStatus {
+        k: rollout.k.0,
+        from: from.map(|manifest| names.of(manifest)),
+        to: Some(names.of(rollout.to)),
+        age_ms: view.rollout_age_ms,
+        acknowledged: u32::try_from(acknowledged).unwrap_or(u32::MAX),
+        outstanding: u32::try_from(hosts.saturating_sub(acknowledged)).unwrap_or(u32::MAX),
+    })
+}
+
+/// What is wrong with a host: what it or the core says, and a darkness that nothing else explains.
+fn host_blockers(host: &HostView, view: &View) -> Vec<Blocker> {
+    let mut blockers = host.blockers.clone();
+    let serving = host.serving.map_or(ServingReport::Dark, ServingReport::Open);
+    let is_dark = view.record.serving.is_some() && serving != ServingReport::Open(view.record.epoch);
+    let is_closing = matches!(view.record.phase, Phase::Decided(_));
+    if blockers.is_empty() && is_dark && !is_closing {
+        let detail = format!("it serves nothing, while the fleet serves epoch {}", view.record.epoch);
+        blockers.push(Blocker::host(Code::HostDark, &host.host, detail));
+    }
+    blockers
+}
+
+const fn phase(phase: &Phase) -> v1::Phase {
+    match phase {
+        Phase::Settled => v1::Phase::Settled,
+        Phase::Preparing(_) => v1::Phase::Preparing,
+        Phase::Arming(_) => v1::Phase::Arming,
+        Phase::Decided(_) => v1::Phase::Decided,
+        Phase::Opened(_) => v1::Phase::Opened,
+    }
+}

@@ -1,0 +1,53 @@
+//! Putting the receipt of a completed flip together from its documents.
+
+use muster_model::{Digest, Document, Order, Release, Roster, SigningRole};
+use muster_rollout::fleet::Opening;
+use muster_trust::{Authentic, Receipt, TrustError, TrustRoot, verify, verify_evidence};
+
+use crate::fleet::secrets;
+use crate::ledger::Documents;
+
+/// Why no receipt can be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReceiptFailure {
+    /// A document is missing or damaged.
+    #[error("a document of the flip cannot be read")]
+    Document(#[from] muster_artifact::ArtifactError),
+    /// A document's signatures do not hold any more.
+    #[error("a document of the flip does not verify")]
+    Trust(#[from] TrustError),
+}
+
+/// Makes the receipt of `opening` and keeps it as a document.
+pub(crate) fn assemble(
+    documents: &Documents,
+    root: &TrustRoot,
+    opening: &Opening,
+) -> Result<Digest, ReceiptFailure> {
+    let order: Authentic<Order> = document(documents, root, opening.papers.order, SigningRole::Operator)?;
+    let roster: Authentic<Roster> = document(documents, root, opening.papers.roster, SigningRole::Operator)?;
+    let release: Authentic<Release> =
+        document(documents, root, opening.papers.release, SigningRole::Release)?;
+    let attestations = verify_evidence(&documents.read(opening.evidence)?, roster.document())?;
+    let secrets: Vec<_> = secrets(&documents.read(opening.secrets)?).into_iter().map(Some).collect();
+    let receipt = Receipt {
+        order: &order,
+        roster: &roster,
+        release: &release,
+        attestations: &attestations,
+        secrets: &secrets,
+    };
+    let bytes = receipt.to_bytes();
+    let digest = Digest::of(&bytes);
+    documents.put(digest, &bytes)?;
+    Ok(digest)
+}
+
+fn document<T: Document>(
+    documents: &Documents,
+    root: &TrustRoot,
+    digest: Digest,
+    role: SigningRole,
+) -> Result<Authentic<T>, ReceiptFailure> {
+    Ok(verify(&documents.read(digest)?, root.root().role(role))?)
+}

@@ -1,0 +1,470 @@
+//! Random histories. `MUSTER_SEED=<n>` replays one of them, `MUSTER_HISTORIES=<n>` runs more.
+
+use std::fmt::Write as _;
+
+use muster_model::{BootTime, Digest, JoinReport, Nonce, Secret, ToHost, Token};
+
+use super::machine::{Disk, Link, Tree};
+use super::world::{Mistake, RELEASES, World, host_name};
+use crate::fleet::{Event, Fleet, Identity, Phase};
+use crate::host::Mode;
+
+/// How many histories a test runs unless it is told otherwise.
+pub(super) const HISTORIES: u64 = 3_000;
+const ACTIONS_MAX: u64 = 250;
+const HOSTS_MAX: usize = 5;
+/// Lines of the trace that are shown; what matters is near its end.
+const TRACE_LINES_MAX: usize = 400;
+
+/// What went wrong in which history.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) seed: u64,
+    pub(super) violation: String,
+}
+
+/// What a number of histories has covered.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Coverage {
+    pub(super) decided: u64,
+    pub(super) aborted: u64,
+    pub(super) opens_forged: u64,
+    pub(super) actions: u64,
+}
+
+/// Which faults a history has, and how often. Each history leaves some out, so that others get further.
+#[derive(Debug, Clone, Copy)]
+struct Weather {
+    faults_per_mille: u64,
+    kinds: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Cut,
+    GiveUp,
+    HangUp,
+    CrashAgent,
+    Reboot,
+    CrashCoordinator,
+    Abort,
+    Tamper,
+    OpenFails,
+    CloseFails,
+    ServiceEnds,
+    Deadline,
+    Clone,
+    RollBackDisk,
+    AddHost,
+}
+
+const FAULTS: [Fault; 15] = [
+    Fault::Cut,
+    Fault::GiveUp,
+    Fault::HangUp,
+    Fault::CrashAgent,
+    Fault::Reboot,
+    Fault::CrashCoordinator,
+    Fault::Abort,
+    Fault::Tamper,
+    Fault::OpenFails,
+    Fault::CloseFails,
+    Fault::ServiceEnds,
+    Fault::Deadline,
+    Fault::Clone,
+    Fault::RollBackDisk,
+    Fault::AddHost,
+];
+
+#[test]
+fn random_histories_keep_every_invariant_and_settle() {
+    let coverage = match search(None, histories()) {
+        Ok(coverage) => coverage,
+        Err(failure) => panic!("{}", explain(&failure, None)),
+    };
+    // A search that never gets anywhere finds nothing.
+    assert!(coverage.decided > 0 && coverage.aborted > 0, "{coverage:?}");
+}
+
+/// How many histories to run.
+pub(super) fn histories() -> u64 {
+    number("MUSTER_HISTORIES").unwrap_or(HISTORIES)
+}
+
+/// Runs histories until one breaks an invariant.
+pub(super) fn search(mistake: Option<Mistake>, histories: u64) -> Result<Coverage, Failure> {
+    let seeds = number("MUSTER_SEED").map_or(0..histories, |seed| seed..seed + 1);
+    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
+    let results = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|at| {
+                let seeds = seeds.clone();
+                scope.spawn(move || {
+                    let mut sum = Coverage::default();
+                    for seed in seeds.filter(|seed| seed % threads == at) {
+                        let mut world = new_world(seed, mistake);
+                        live(&mut world);
+                        sum.add(&world);
+                        if let Some(violation) = world.violation {
+                            return Err(Failure { seed, violation });
+                        }
+                    }
+                    Ok(sum)
+                })
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join().expect("a history panicked")).collect::<Vec<_>>()
+    });
+    let mut sum = Coverage::default();
+    for result in results {
+        let part = result?;
+        sum.decided += part.decided;
+        sum.aborted += part.aborted;
+        sum.opens_forged += part.opens_forged;
+        sum.actions += part.actions;
+    }
+    Ok(sum)
+}
+
+/// Lives a failed history again, and tells it.
+pub(super) fn explain(failure: &Failure, mistake: Option<Mistake>) -> String {
+    let mut world = new_world(failure.seed, mistake);
+    world.log = Some(Vec::new());
+    live(&mut world);
+    let log = world.log.unwrap_or_default();
+    let mut text = String::new();
+    for line in log.iter().skip(log.len().saturating_sub(TRACE_LINES_MAX)) {
+        let _ = writeln!(text, "{line}");
+    }
+    let _ = writeln!(text, "{}\nreplay with MUSTER_SEED={}", failure.violation, failure.seed);
+    text
+}
+
+impl Coverage {
+    fn add(&mut self, world: &World) {
+        let decided = world.fates.values().filter(|fate| **fate == super::world::Fate::Decided).count() as u64;
+        self.decided += decided;
+        self.aborted += world.fates.len() as u64 - decided;
+        self.opens_forged += world.opens_forged;
+        self.actions += ACTIONS_MAX;
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect("the variable is a number"))
+}
+
+fn new_world(seed: u64, mistake: Option<Mistake>) -> World {
+    let hosts = 2 + usize::try_from(seed % 3).expect("small");
+    let mut world = World::new(hosts, seed);
+    world.mistake = mistake;
+    world
+}
+
+/// One history: faults for a while, then none, and then the fleet must be well.
+fn live(world: &mut World) {
+    world.deploy_everywhere();
+    world.start_all();
+    let weather =
+        Weather { faults_per_mille: [0, 20, 60, 150][world.random.index(4)], kinds: world.random.next() };
+    if weather.faults_per_mille > 0 && weather.kinds & 1 << 32 == 0 {
+        world.crash_per_mille = [2, 10][world.random.index(2)];
+    }
+    for _ in 0..ACTIONS_MAX {
+        act(world, weather);
+        world.check();
+        if world.violation.is_some() {
+            return;
+        }
+    }
+    heal(world);
+    if world.violation.is_none() {
+        flip_once_more(world);
+    }
+}
+
+fn act(world: &mut World, weather: Weather) {
+    world.now += world.random.below(5);
+    if world.random.chance(weather.faults_per_mille) {
+        let kind = world.random.index(FAULTS.len());
+        if weather.kinds & 1 << kind == 0 {
+            let host = world.random.index(world.machines.len());
+            note!(world, "{:?} {}", FAULTS[kind], world.machines[host].name);
+            inflict(world, FAULTS[kind], host);
+            return;
+        }
+    }
+    if world.mistake.is_some() && world.random.chance(60) {
+        forge(world);
+    }
+    match world.random.below(100) {
+        0..=5 => {
+            let to = world.random.index(RELEASES);
+            if world.coordinator.fleet.is_some() {
+                note!(world, "propose {to}");
+                let _ = world.propose(to);
+            }
+        }
+        6..=9 => {
+            let host = world.random.index(world.machines.len());
+            recover(world, host);
+        }
+        10..=24 => {
+            let host = world.random.index(world.machines.len());
+            world.connect(host);
+        }
+        25.. => {
+            world.progress();
+        }
+    }
+}
+
+fn inflict(world: &mut World, fault: Fault, host: usize) {
+    match fault {
+        Fault::Cut => world.cut(host),
+        Fault::GiveUp => world.give_up(host),
+        Fault::HangUp => {
+            if world.machines[host].link.is_some() {
+                world.hang_up(host);
+                world.host_event(host, crate::host::Event::Disconnected);
+            }
+        }
+        Fault::CrashAgent => world.crash_agent(host),
+        Fault::Reboot => world.reboot(host),
+        Fault::CrashCoordinator => world.crash_coordinator(),
+        Fault::Abort => {
+            if world.coordinator.fleet.is_some() {
+                let _ = world.abort();
+            }
+        }
+        Fault::Tamper => {
+            let release = world.random.index(RELEASES);
+            world.machines[host].trees[release] =
+                if world.random.chance(500) { Tree::Tampered } else { Tree::Missing };
+        }
+        Fault::OpenFails => world.machines[host].opens_to_fail = 1,
+        Fault::CloseFails => world.machines[host].closes_to_fail = 1,
+        Fault::ServiceEnds => world.end_service(host),
+        Fault::Deadline => {
+            world.pass_deadline();
+        }
+        Fault::Clone => join_a_clone(world, host),
+        Fault::RollBackDisk => roll_back_disk(world, host),
+        Fault::AddHost => {
+            let hosts = world.machines.len() + 1;
+            if world.coordinator.fleet.is_some() && hosts <= HOSTS_MAX {
+                let _ = world.change_roster(hosts);
+            }
+        }
+    }
+}
+
+/// What time and people put right.
+fn recover(world: &mut World, host: usize) {
+    note!(world, "recover {}", world.machines[host].name);
+    match world.random.below(4) {
+        0 => world.start_coordinator(),
+        1 => world.start_agent(host),
+        2 => {
+            let release = world.random.index(RELEASES);
+            world.machines[host].trees[release] = Tree::Good;
+            if let Some(session) = world.machines[host].session() {
+                let (host, manifest) = (host_name(host + 1), world.releases[release].manifest);
+                world.coordinate(Event::Deployed { host, session, manifest });
+            }
+        }
+        3.. => {
+            if matches!(world.machines[host].disk, Disk::Newest) && is_duplicate(world, host) {
+                world.readmit(&host_name(host + 1));
+            }
+        }
+    }
+}
+
+fn is_duplicate(world: &World, host: usize) -> bool {
+    let session = world.coordinator.sessions.get(&host_name(host + 1));
+    session.is_some_and(|session| session.identity == Identity::Duplicate)
+}
+
+/// Another machine with the same identity shows a token that the first one has used up. It must not be let in, and the
+/// identity must be quarantined.
+fn join_a_clone(world: &mut World, host: usize) {
+    let name = host_name(host + 1);
+    let Some(known) = world.coordinator.sessions.get(&name).cloned() else { return };
+    if world.coordinator.fleet.is_none() || known.readmitted {
+        return;
+    }
+    let spent = world.machines[host].history.iter().rev().find(|(record, _)| {
+        record.token.is_some_and(|token| token != known.next && !known.accepts(Some(token)))
+    });
+    let Some((record, journal)) = spent.cloned() else { return };
+    let session = world.next_session();
+    let report = JoinReport {
+        token: record.token,
+        boot_id: known.boot_id,
+        agent_version: "0.1.0".to_owned(),
+        protocol: crate::fleet::PROTOCOL,
+        nonce: Nonce::from_bytes(world.random.bytes()),
+        journal,
+        standing: record.standing(),
+        serving: muster_model::ServingReport::Dark,
+    };
+    let next = Token::from_bytes(world.random.bytes());
+    world.coordinate(Event::Joining { host: name.clone(), session, report, next });
+    let Some(fleet) = &world.coordinator.fleet else { return };
+    let is_let_in = fleet.hosts().iter().any(|view| view.session == Some(session));
+    if is_let_in || !is_duplicate(world, host) {
+        world.violate(format!("P9: a clone of {name} was let in"));
+    }
+}
+
+/// The machine is restored from an image that is older than what it told when it joined last.
+fn roll_back_disk(world: &mut World, host: usize) {
+    let Some(known) = world.coordinator.sessions.get(&host_name(host + 1)) else { return };
+    let machine = &world.machines[host];
+    if known.readmitted || matches!(machine.disk, Disk::RolledBack(_)) {
+        return;
+    }
+    let older: Vec<_> = machine.history.iter().filter(|(_, head)| head.seq < known.journal.seq).collect();
+    if older.is_empty() {
+        return;
+    }
+    let (record, journal) = older[world.random.clone().index(older.len())].clone();
+    // By then nothing is under way any more.
+    world.reboot(host);
+    for link in std::mem::take(&mut world.machines[host].old_links) {
+        world.stream_left(host, &link);
+    }
+    let machine = &mut world.machines[host];
+    let newest = (std::mem::replace(&mut machine.record, record), std::mem::replace(&mut machine.journal, journal));
+    machine.disk = Disk::RolledBack(Box::new(newest));
+}
+
+/// Says something in the coordinator's name that it would not say now.
+fn forge(world: &mut World) {
+    let index = world.random.index(world.machines.len());
+    let leadership = world.coordinator.record.leadership;
+    let machine = &world.machines[index];
+    if machine.session().is_none() {
+        return;
+    }
+    let message = match (world.mistake, &machine.record.mode) {
+        (Some(Mistake::StaleAdmit), Mode::Serve(_)) => match (machine.admitted, machine.nonce) {
+            (Some((epoch, release)), Some(nonce)) if !machine.permitted => {
+                ToHost::Admit { epoch, release, nonce }
+            }
+            _ => return,
+        },
+        (Some(Mistake::StrayDisarm), Mode::Armed { k, .. }) => ToHost::Disarm { k: *k },
+        (Some(Mistake::ForgedOpen), Mode::Closed { k, next, .. }) => {
+            let (k, epoch, release) = (*k, next.epoch, next.release);
+            let mut secrets: Vec<Secret> =
+                world.machines.iter().filter_map(|it| revealed(&it.record.mode)).collect();
+            let wrong = Secret::from_bytes(world.random.bytes());
+            match world.random.below(3) {
+                // One too few, one wrong, or one too many.
+                0 => secrets.truncate(secrets.len().saturating_sub(1)),
+                1 => secrets[0] = wrong,
+                2.. => secrets.push(wrong),
+            }
+            ToHost::Open { k, epoch, release, secrets }
+        }
+        _ => return,
+    };
+    note!(world, "forged for {}: {message:?}", world.machines[index].name);
+    let link: Option<&mut Link> = world.machines[index].link.as_mut();
+    if let Some(link) = link {
+        world.opens_forged += u64::from(matches!(message, ToHost::Open { .. }));
+        link.down.push_back((leadership, message));
+    }
+}
+
+/// What a host that has closed made known.
+const fn revealed(mode: &Mode) -> Option<Secret> {
+    match mode {
+        Mode::Closed { next, .. } => Some(next.secret),
+        Mode::Serve(_) | Mode::Armed { .. } => None,
+    }
+}
+
+/// No faults any more, and everything that people can put right is put right: then the fleet must settle.
+fn heal(world: &mut World) {
+    note!(world, "--- heal ---");
+    world.crash_per_mille = 0;
+    for index in 0..world.machines.len() {
+        if matches!(world.machines[index].disk, Disk::RolledBack(_)) {
+            world.reboot(index);
+            let machine = &mut world.machines[index];
+            if let Disk::RolledBack(newest) = std::mem::replace(&mut machine.disk, Disk::Newest) {
+                (machine.record, machine.journal) = *newest;
+            }
+        }
+        world.machines[index].opens_to_fail = 0;
+        world.machines[index].closes_to_fail = 0;
+    }
+    world.deploy_everywhere();
+    world.start_all();
+    for index in 0..world.machines.len() {
+        if is_duplicate(world, index) {
+            world.readmit(&host_name(index + 1));
+        }
+    }
+    world.rest();
+    // A rollout that waits for an answer that was lost is given up at its deadline.
+    if world.pass_deadline() {
+        world.rest();
+    }
+    world.report_deployed();
+    world.rest();
+    expect_settled(world, "after everything was put right");
+}
+
+/// A fleet that is well can flip.
+fn flip_once_more(world: &mut World) {
+    note!(world, "--- flip once more ---");
+    let epoch = world.coordinator.record.epoch;
+    let serving = world.coordinator.record.serving;
+    let to = world.releases.iter().position(|release| Some(release.manifest) != serving).expect("three");
+    if let Err(refusal) = world.propose(to) {
+        return world.violate(format!("stuck: a settled fleet cannot flip: {refusal}"));
+    }
+    world.rest();
+    expect_settled(world, "after one more flip");
+    if world.coordinator.record.epoch != epoch.next() {
+        let why = world.ends.last().map(|end| format!("{:?}", end.blockers));
+        world.violate(format!("stuck: one more flip was given up: {why:?}"));
+    }
+}
+
+fn expect_settled(world: &mut World, when: &str) {
+    let record = &world.coordinator.record;
+    if record.phase != Phase::Settled {
+        let deadline: Option<BootTime> = world.coordinator.fleet.as_ref().and_then(Fleet::next_deadline);
+        let stuck = format!("stuck {when}: {:?}, deadline {deadline:?}", record.phase);
+        return world.violate(stuck);
+    }
+    let expected = record.serving.map(|release: Digest| (record.epoch, release));
+    let roster = world.roster_in_force();
+    let other = world
+        .machines
+        .iter()
+        .find(|machine| roster.position(&machine.name).is_some() && machine.guard != expected)
+        .map(|machine| format!("stuck {when}: {} serves {:?}", machine.name, machine.guard));
+    if let Some(other) = other {
+        world.violate(other);
+    }
+}
+
+#[test]
+fn tmp_survey() {
+    let mut kinds: std::collections::BTreeMap<String, (u64, u64)> = Default::default();
+    for seed in 0..histories() {
+        let mut world = new_world(seed, None);
+        live(&mut world);
+        if let Some(v) = world.violation {
+            let v: String = v.chars().filter(|c| !c.is_ascii_digit()).take(110).collect();
+            kinds.entry(v).or_insert((0, seed)).0 += 1;
+        }
+    }
+    panic!("{kinds:#?}");
+}

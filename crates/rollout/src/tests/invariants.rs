@@ -1,0 +1,255 @@
+//! What must hold in the simulated world after every action, and at every write and message.
+
+use std::collections::BTreeMap;
+
+use muster_model::{Epoch, FromHost, HostName, Purpose, RolloutId, ToHost};
+
+use super::machine::{Disk, Machine};
+use super::world::{Fate, World};
+use crate::fleet::{Armament, FleetRecord, Identity, Phase};
+use crate::host::{HostRecord, Mode};
+
+impl World {
+    /// What must hold at every moment.
+    pub(super) fn check(&mut self) {
+        let mut served = None;
+        let mut violations = Vec::new();
+        for machine in &self.machines {
+            if let Some(open) = machine.guard {
+                // P1: no instant at which two hosts serve different releases.
+                if *served.get_or_insert(open) != open {
+                    violations.push(format!("P1: {served:?} and {open:?} are served at the same time"));
+                }
+                // P2: serving e+1 implies OPENED(e+1) is durable.
+                if open.0 > self.coordinator.record.epoch {
+                    violations.push(format!("P2: epoch {} is served before it was opened", open.0));
+                }
+            }
+            // P9: at most one active session for each host and fleet.
+            let links = machine.link.iter().chain(&machine.old_links);
+            if links.filter(|link| link.accepted && link.server_open).count() > 1 {
+                violations.push(format!("P9: {} has two sessions", machine.name));
+            }
+        }
+        for violation in violations {
+            self.violate(violation);
+        }
+    }
+
+    /// What must hold when a fleet record is written.
+    pub(super) fn check_fleet_record(&mut self, next: &FleetRecord) {
+        let before = self.coordinator.record.clone();
+        if next.epoch < before.epoch || next.last_k < before.last_k || next.leadership < before.leadership {
+            self.violate("P6: a counter of the coordinator's fell");
+        }
+        if next.revision <= before.revision {
+            self.violate("a record was written over a newer one");
+        }
+        if let Some(rollout) = next.phase.rollout() {
+            let target = *self.targets.entry(rollout.k).or_insert(rollout.to);
+            if target != rollout.to {
+                self.violate(format!("P10: rollout {} has two targets", rollout.k));
+            }
+        }
+        match (&before.phase, &next.phase) {
+            (Phase::Decided(was), Phase::Decided(is)) if was == is => {}
+            (Phase::Arming(was), Phase::Decided(is)) if was == is => {
+                self.decide(is.rollout.k, Fate::Decided);
+                self.check_decided(is, next);
+            }
+            (_, Phase::Decided(_)) => self.violate("P10: decided from another phase than ARMING"),
+            (Phase::Decided(was), Phase::Opened(is)) if was.rollout.k == is.k => self.check_opened(is.k),
+            (Phase::Decided(was), _) => {
+                self.violate(format!("P10: rollout {} was decided and then left", was.rollout.k));
+            }
+            (Phase::Preparing(_) | Phase::Arming(_), Phase::Settled | Phase::Opened(_)) => {
+                if let Some(rollout) = before.phase.rollout() {
+                    self.decide(rollout.k, Fate::Aborted);
+                }
+            }
+            (Phase::Settled | Phase::Preparing(_) | Phase::Arming(_) | Phase::Opened(_), _) => {}
+        }
+    }
+
+    /// What must hold when a host's record is written.
+    pub(super) fn check_host_record(&mut self, index: usize, next: &HostRecord) {
+        let before = &self.machines[index].record;
+        let fell = next.last_k < before.last_k
+            || next.leadership < before.leadership
+            || next.roster_revision < before.roster_revision
+            || epoch_of(next) < epoch_of(before);
+        if fell {
+            let violation = format!("P6: a counter of {} fell", next.host);
+            self.violate(violation);
+        }
+    }
+
+    /// P11: after boot no permit until ADMIT or OPEN.
+    pub(super) fn check_guard_opened(&mut self, index: usize) {
+        if !self.machines[index].permitted {
+            let violation = format!("P11: {} serves after its boot without a permit", self.machines[index].name);
+            self.violate(violation);
+        }
+        self.check();
+    }
+
+    /// P7: no message of a host's without its durable record before it.
+    pub(super) fn check_from_host(&mut self, index: usize, message: &FromHost) {
+        let record = &self.machines[index].record;
+        let is_durable = match message {
+            FromHost::Armed { k } => promised(record) == Some(*k),
+            FromHost::Closed { k, .. } => {
+                matches!(&record.mode, Mode::Closed { k: closed, fallback: None, .. } if closed == k)
+            }
+            FromHost::Disarmed { k } => !matches!(&record.mode, Mode::Armed { k: armed, .. } if armed == k),
+            FromHost::Serving { epoch, .. } => {
+                record.may_serve().is_some_and(|serving| serving.epoch == *epoch)
+            }
+            FromHost::Confirmed => record.token.is_some(),
+            FromHost::Join(report) => report.standing == record.standing(),
+            FromHost::Fresh { .. }
+            | FromHost::CannotAttest { .. }
+            | FromHost::Prepared { .. }
+            | FromHost::Measured { .. }
+            | FromHost::Dark { .. }
+            | FromHost::Refused { .. } => true,
+        };
+        if !is_durable {
+            let violation = format!("P7: {} said {message:?} before it was durable", self.machines[index].name);
+            self.violate(violation);
+        }
+    }
+
+    /// P7 for the commitment of an attestation.
+    pub(super) fn check_attested(&mut self, index: usize, k: RolloutId) {
+        if self.machines[index].record.committed.is_none_or(|committed| committed.k != k) {
+            self.violate(format!("P7: an attestation for {k} before its secret was durable"));
+        }
+    }
+
+    /// P7: no message of the coordinator's without its durable record before it.
+    pub(super) fn check_to_host(&mut self, host: &HostName, message: &ToHost) {
+        let record = &self.coordinator.record;
+        let is_offered = record.offers.include(host);
+        let is_durable = match message {
+            ToHost::Joined { next } => {
+                self.coordinator.sessions.get(host).is_some_and(|session| session.next == *next)
+            }
+            ToHost::Propose { k, .. } | ToHost::Attest { k, .. } | ToHost::Prepare { k, .. } => {
+                matches!(&record.phase, Phase::Preparing(rollout) if rollout.k == *k)
+            }
+            ToHost::Arm { k } => matches!(&record.phase, Phase::Arming(it) if it.rollout.k == *k),
+            ToHost::Close { k } => matches!(&record.phase, Phase::Decided(it) if it.rollout.k == *k),
+            ToHost::Open { epoch, release, .. } => {
+                is_offered && record.epoch == *epoch && record.serving == Some(*release)
+            }
+            ToHost::Admit { epoch, release, .. } => {
+                is_offered && record.epoch == *epoch && record.serving == Some(*release)
+            }
+            ToHost::Disarm { k } => {
+                is_offered && record.phase.rollout().is_none_or(|rollout| rollout.k != *k)
+            }
+            ToHost::Refuse { .. } => true,
+        };
+        if !is_durable {
+            self.violate(format!("P7: the coordinator said {message:?} to {host} before it was durable"));
+        }
+        let rolled_back =
+            self.machines.iter().any(|it| it.name == *host && matches!(it.disk, Disk::RolledBack(_)));
+        if rolled_back && matches!(message, ToHost::Joined { .. }) {
+            self.violate(format!("{host} was let in with a disk that was rolled back"));
+        }
+    }
+
+    /// A proposal is accepted only while every host of the roster is connected and trusted.
+    pub(super) fn check_propose(&mut self) {
+        let sessions = &self.coordinator.sessions;
+        let absent = self.roster_in_force().hosts().iter().any(|member| {
+            let duplicate =
+                sessions.get(&member.name).is_some_and(|session| session.identity == Identity::Duplicate);
+            let session = self.coordinator.fleet.as_ref().is_some_and(|fleet| {
+                fleet.hosts().iter().any(|view| view.host == member.name && view.session.is_some())
+            });
+            duplicate || !session
+        });
+        if absent {
+            self.violate("a rollout was accepted without every host");
+        }
+    }
+
+    /// P10: one decision for each k.
+    fn decide(&mut self, k: RolloutId, fate: Fate) {
+        if self.fates.insert(k, fate).is_some_and(|before| before != fate) {
+            self.violate(format!("P10: rollout {k} was both decided and aborted"));
+        }
+    }
+
+    /// P3: DECIDED implies N identical attestations and N ARMED under one roster revision.
+    fn check_decided(&mut self, armament: &Armament, record: &FleetRecord) {
+        let k = armament.rollout.k;
+        let roster = self.roster_in_force();
+        if roster.revision() != record.roster.revision {
+            self.violate("P3: the roster changed while a rollout was under way");
+        }
+        let by_name: BTreeMap<_, _> = self.machines.iter().map(|it| (&it.name, newest(it))).collect();
+        let unarmed = roster
+            .hosts()
+            .iter()
+            .find(|member| by_name.get(&member.name).is_none_or(|it| promised(it) != Some(k)))
+            .map(|member| format!("P3: {} is not armed for rollout {k}, which was decided", member.name));
+        let evidence = self.coordinator.documents.get(&armament.evidence).cloned().unwrap_or_default();
+        let attestations = self.attestations_in(&evidence);
+        let is_complete = attestations.len() == roster.hosts().len()
+            && attestations.iter().zip(roster.hosts()).all(|(it, member)| {
+                it.host == member.name
+                    && it.matches()
+                    && it.compared.manifest == armament.rollout.to
+                    && it.compared == attestations[0].compared
+                    && it.challenge == attestations[0].challenge
+                    && matches!(it.purpose, Purpose::Rollout { k: attested, .. } if attested == k)
+            });
+        if !is_complete {
+            self.violate(format!("P3: the evidence of rollout {k} is not N identical attestations"));
+        }
+        if let Some(unarmed) = unarmed {
+            self.violate(unarmed);
+        }
+    }
+
+    /// P4: OPENED implies that every host is dark, and closed durably.
+    fn check_opened(&mut self, k: RolloutId) {
+        let roster = self.roster_in_force();
+        let open = self.machines.iter().filter(|machine| roster.position(&machine.name).is_some()).find(|it| {
+            let closed = matches!(&newest(it).mode, Mode::Closed { k: closed, .. } if *closed == k);
+            it.guard.is_some() || !closed
+        });
+        if let Some(machine) = open {
+            let violation = format!("P4: rollout {k} was opened before {} was closed", machine.name);
+            self.violate(violation);
+        }
+    }
+}
+
+/// What a host has promised. A disk that was rolled back does not undo it: such a host is not let in.
+const fn newest(machine: &Machine) -> &HostRecord {
+    match &machine.disk {
+        Disk::Newest => &machine.record,
+        Disk::RolledBack(newest) => &newest.0,
+    }
+}
+
+/// The rollout that a host is armed or closed for.
+const fn promised(record: &HostRecord) -> Option<RolloutId> {
+    match &record.mode {
+        Mode::Armed { k, .. } | Mode::Closed { k, .. } => Some(*k),
+        Mode::Serve(_) => None,
+    }
+}
+
+/// The epoch that a host serves, or served last.
+fn epoch_of(record: &HostRecord) -> Epoch {
+    match &record.mode {
+        Mode::Serve(serving) | Mode::Armed { serving, .. } => serving.epoch,
+        Mode::Closed { next, fallback, .. } => Epoch(fallback.as_ref().unwrap_or(next).epoch.0 - 1),
+    }
+}

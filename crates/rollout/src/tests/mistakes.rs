@@ -1,0 +1,61 @@
+//! The histories find what they look for: each mistake that is planted in the simulator is caught.
+
+use super::history::{Failure, histories, search};
+use super::world::Mistake;
+
+fn caught(mistake: Mistake) -> Failure {
+    search(Some(mistake), histories()).expect_err("no history has caught the mistake")
+}
+
+#[test]
+fn closed_before_dark_is_caught() {
+    let failure = caught(Mistake::ClosedBeforeDark);
+    assert!(failure.violation.starts_with("P4"), "{failure:?}");
+}
+
+#[test]
+fn armed_not_durable_is_caught() {
+    caught(Mistake::ArmedNotDurable);
+}
+
+#[test]
+fn starting_at_boot_is_caught() {
+    caught(Mistake::StartsAtBoot);
+}
+
+#[test]
+fn close_not_repeated_is_caught() {
+    let failure = caught(Mistake::CloseNotRepeated);
+    assert!(failure.violation.starts_with("stuck"), "{failure:?}");
+}
+
+#[test]
+fn stale_admit_is_caught() {
+    let failure = caught(Mistake::StaleAdmit);
+    assert!(failure.violation.starts_with("P11"), "{failure:?}");
+}
+
+#[test]
+fn stray_disarm_is_caught() {
+    caught(Mistake::StrayDisarm);
+}
+
+#[test]
+fn host_speaking_before_writing_is_caught() {
+    let failure = caught(Mistake::HostSpeaksBeforeWriting);
+    assert!(failure.violation.starts_with("P7"), "{failure:?}");
+}
+
+#[test]
+fn coordinator_speaking_before_writing_is_caught() {
+    let failure = caught(Mistake::CoordinatorSpeaksBeforeWriting);
+    assert!(failure.violation.starts_with("P7"), "{failure:?}");
+}
+
+#[test]
+fn forged_open_is_refused_by_every_host() {
+    match search(Some(Mistake::ForgedOpen), histories()) {
+        Ok(coverage) => assert!(coverage.opens_forged > 0, "{coverage:?}"),
+        Err(failure) => panic!("a forged OPEN did harm: {failure:?}"),
+    }
+}
