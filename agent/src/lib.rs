@@ -1,1 +1,45 @@
 //! The agent: deploys, measures, attests, and moves its host through a flip.
+//!
+//! It is the edge around `muster_rollout::host` and makes no decisions of its own. Frames of the control stream, results
+//! of measurements and answers of the guard become events; the records of each step are made durable before any of its
+//! effects happens; the effects are carried out as they come. Deployments and checks, which have no state in the core,
+//! are answered beside it.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `agent` | puts the parts together and runs them |
+//! | `stream` | keeps the one stream to the coordinator, and hands frames to their fleet |
+//! | `driver` | one for each fleet: events in, records and effects out |
+//! | `journal` | the fleet's record, durable |
+//! | `guard_queue`, `guard_watch` | asks the guard in order, and hears what it tells unasked |
+//! | `measure` | trees on disk: measured, sealed, checked |
+//! | `documents`, `blobs` | pulls documents and verifies them, pulls bytes |
+//! | `deploy`, `check` | the two requests that stand outside of any rollout |
+//! | `refusal` | how errors become refusals |
+//!
+//! The agent never moves the link that services use nor starts a service: `crates/guard` does. It never decides whether a
+//! fleet may flip: the coordinator does, and every host checks it in `crates/rollout`. The library has no globals, handles
+//! no signals and starts no runtime, so that a thousand agents run in one process; [`cli`] is the program around one.
+
+mod agent;
+mod backoff;
+mod blobs;
+mod check;
+pub mod cli;
+mod config;
+mod deploy;
+mod documents;
+mod driver;
+mod error;
+mod guard_queue;
+mod guard_watch;
+mod journal;
+mod measure;
+mod refusal;
+mod stream;
+mod uplink;
+
+pub use agent::{Agent, Coordinator, FleetParts, Parts};
+pub use config::{AgentConfig, FleetSettings};
+pub use error::{AgentError, JournalError};
+pub use muster_model::BootGate;

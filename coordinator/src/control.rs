@@ -10,6 +10,7 @@ use muster_mtls::Peer;
 use muster_proto::convert::{self, from_host, to_agent};
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body;
+use muster_proto::v1::control_server::ControlServer;
 use muster_rollout::fleet::Event;
 use muster_trust::verify_attestation;
 use tokio::sync::{Notify, mpsc};
@@ -24,9 +25,17 @@ use crate::status::chain;
 /// Releases that are read of one inventory.
 const INVENTORY_MAX: usize = 1024;
 
+/// The largest frame of an agent: an attestation, or a refusal with many blockers.
+const FRAME_BYTES_MAX: usize = 1 << 20;
+
 /// The control service.
 pub(crate) struct Control {
-    pub(crate) shared: Arc<Shared>,
+    shared: Arc<Shared>,
+}
+
+/// The service, ready to be added to a server.
+pub(crate) fn service(shared: &Arc<Shared>) -> ControlServer<Control> {
+    ControlServer::new(Control { shared: Arc::clone(shared) }).max_decoding_message_size(FRAME_BYTES_MAX)
 }
 
 #[tonic::async_trait]

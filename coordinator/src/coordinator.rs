@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::fleet::{self, FleetHandle};
 use crate::ledger::{Documents, Entry, Ledger, ReleaseEntry};
+use crate::status::chain;
 use crate::{CoordinatorConfig, Error};
 
 /// A fleet's driver, until it ends.
@@ -87,12 +88,17 @@ impl Shared {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends entries from a blocking thread.
+    /// Appends entries from a blocking thread. A store that failed ends the coordinator.
     pub(crate) async fn append(self: &Arc<Self>, entries: Vec<Entry>) -> Result<(), Refusal> {
         let shared = Arc::clone(self);
         let appended = tokio::task::spawn_blocking(move || shared.ledger().append(entries).map(|_| ())).await;
-        let failed = |detail: String| Refusal::of(Code::NoSpace, detail);
-        appended.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+        let refusal = |detail: String| Refusal::of(Code::NoSpace, detail);
+        appended.map_err(|error| refusal(error.to_string()))?.map_err(|error| {
+            let refused = refusal(chain(&error));
+            // Drivers are run to their end, and the first that fails ends the coordinator with its reason.
+            let _ = self.drivers.send(Box::pin(async move { Err(error) }));
+            refused
+        })
     }
 
     /// A number for a session, unique in this term.

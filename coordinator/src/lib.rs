@@ -65,7 +65,7 @@ pub async fn run(
         .layer(access::AccessLayer)
         .add_service(health_service)
         .add_service(reflection)
-        .add_service(v1::control_server::ControlServer::new(control::Control { shared: shared.clone() }))
+        .add_service(control::service(&shared))
         .add_service(v1::blobs_server::BlobsServer::new(blobs::Blobs { shared: shared.clone() }))
         .add_service(operations::service(&shared))
         .serve_with_incoming_shutdown(acceptor, shutdown.requested());

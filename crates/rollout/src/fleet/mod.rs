@@ -85,8 +85,8 @@ struct Host {
 struct Session {
     id: SessionId,
     boot_id: BootId,
-    /// For one admission.
-    nonce: Option<Nonce>,
+    /// What an admission over this session must show: the host's newest.
+    nonce: Nonce,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -248,6 +248,18 @@ impl Host {
         }
         if self.measured != epoch {
             self.measured = None;
+        }
+    }
+
+    /// Takes note that the host is armed for rollout `k`.
+    fn has_armed(&mut self, k: RolloutId) {
+        if let Some(known) = &mut self.known {
+            known.last_k = known.last_k.max(k);
+            known.mode = match known.mode {
+                HostMode::Serve(epoch) | HostMode::Armed(_, epoch) => HostMode::Armed(k, epoch),
+                // "At a dark CLOSED(k'), k' < k, ARM(k) ... counts as armed and closed."
+                HostMode::Closed(_) => HostMode::Closed(k),
+            };
         }
     }
 

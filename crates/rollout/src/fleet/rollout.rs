@@ -236,6 +236,8 @@ impl Fleet {
     ///
     /// The sessions are the same, because a session that ends before the decision gives the rollout up.
     pub(super) fn armed(&mut self, index: usize, k: RolloutId, now: BootTime, out: &mut Out) {
+        // Also of a rollout that was given up meanwhile: OPEN needs the host's last k.
+        self.hosts[index].has_armed(k);
         if self.under_way(k).is_none() {
             return;
         }
@@ -243,16 +245,7 @@ impl Fleet {
         arming.armed[index] = true;
         let done = count(&arming.armed);
         let commitments = Arc::clone(&arming.commitments);
-        let host = &mut self.hosts[index];
-        reached(k, Stage::Armed, Some(&host.name), done, out);
-        if let Some(known) = &mut host.known {
-            known.last_k = k;
-            known.mode = match known.mode {
-                HostMode::Serve(epoch) | HostMode::Armed(_, epoch) => HostMode::Armed(k, epoch),
-                // "At a dark CLOSED(k'), k' < k, ARM(k) ... counts as armed and closed."
-                HostMode::Closed(_) => HostMode::Closed(k),
-            };
-        }
+        reached(k, Stage::Armed, Some(&self.hosts[index].name), done, out);
         if done < self.hosts.len() {
             return;
         }

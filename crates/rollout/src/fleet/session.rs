@@ -32,6 +32,12 @@ impl Fleet {
             );
             return;
         };
+        // What was sent over a stream that the host has left can still arrive. It is late; it is no second machine.
+        if self.hosts[index].session.as_ref().is_some_and(|current| session < current.id) {
+            let blocker = Blocker::host(Code::StaleSession, host, "a newer session has begun");
+            out.refuse_session(host, session, Refusal::because(blocker));
+            return;
+        }
         if let Err(blocker) = self.admissible(index, &report) {
             if blocker.code == Code::DuplicateHost {
                 self.quarantine(index, out);
@@ -193,8 +199,8 @@ impl Fleet {
         if is_current && serving == Some(epoch) {
             return;
         }
-        let nonce = self.hosts[index].session.as_mut().and_then(|session| session.nonce.take());
-        if let Some(nonce) = nonce {
+        // The nonce stays: an admission that fails, or that a rollout overtakes, is offered again when there is reason to.
+        if let Some(nonce) = self.hosts[index].session.as_ref().map(|session| session.nonce) {
             let epoch = self.record.epoch;
             self.offer(index, ToHost::Admit { epoch, release, nonce }, out);
         }
@@ -259,7 +265,7 @@ impl Fleet {
         };
         let host = &mut self.hosts[index];
         host.identity = Some(record);
-        host.session = Some(Session { id: session, boot_id: report.boot_id, nonce: Some(report.nonce) });
+        host.session = Some(Session { id: session, boot_id: report.boot_id, nonce: report.nonce });
         host.since = Some(now);
         host.trouble.clear();
         host.known = Some(Known {
@@ -311,7 +317,7 @@ impl Fleet {
             refusal.blockers.iter().map(|blocker| crate::gate::at_host(blocker, &host.name)).collect();
         let may_ask = nonce.is_some();
         if let (Some(session), Some(nonce)) = (&mut host.session, nonce) {
-            session.nonce = Some(nonce);
+            session.nonce = nonce;
         }
         self.trouble_while_opening(index, out);
         if may_ask {

@@ -49,6 +49,9 @@ impl Host {
                 Mode::Closed { k, next, fallback: Some(fallback.unwrap_or(waiting)), at_boot_ms }
             }
         };
+        // P1: a seal or a measurement that is still under way for what was offered before must not open it after the
+        // host has closed for k. If k is given up, the host is told again.
+        self.opening = None;
         self.record.last_k = k;
         self.record.roster_revision = self.record.roster_revision.max(roster_revision);
         out.record_changed = true;
@@ -247,8 +250,8 @@ impl Host {
 
     /// Step 3. "The agent accepts only its own nonce and mode SERVE(e), re-measures, opens."
     pub(super) fn admit(&mut self, epoch: Epoch, release: Digest, nonce: Nonce, out: &mut Out) {
-        let Stream::Joined { nonce: own, .. } = &mut self.stream else { return };
-        if own.take_if(|own| *own == nonce).is_none() {
+        let Stream::Joined { nonce: own, .. } = self.stream else { return };
+        if own != nonce {
             out.refuse(
                 None,
                 Refusal::of(Code::StaleSession, "the admission does not answer this session's nonce"),
@@ -334,7 +337,7 @@ impl Host {
     fn ask_for_admission(&mut self, refusal: Refusal, entropy: Entropy, out: &mut Out) {
         if let Stream::Joined { nonce: own, .. } = &mut self.stream {
             let nonce = Nonce::from_bytes(entropy);
-            *own = Some(nonce);
+            *own = nonce;
             out.send(FromHost::Dark { refusal, nonce: Some(nonce) });
         }
     }

@@ -47,10 +47,10 @@ enum Stream {
     Joining {
         nonce: Nonce,
     },
-    /// The session stands. The nonce is for one admission.
+    /// The session stands. An admission must show the nonce, so that none of a former session or boot counts.
     Joined {
         leadership: Leadership,
-        nonce: Option<Nonce>,
+        nonce: Nonce,
     },
 }
 
@@ -176,7 +176,7 @@ impl Host {
         }
         match (&self.stream, message) {
             (Stream::Joining { nonce }, ToHost::Joined { next }) => {
-                self.stream = Stream::Joined { leadership, nonce: Some(*nonce) };
+                self.stream = Stream::Joined { leadership, nonce: *nonce };
                 self.record.leadership = leadership;
                 self.record.token = Some(next);
                 self.record.history = History::Whole;

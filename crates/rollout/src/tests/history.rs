@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use muster_model::{BootTime, Digest, JoinReport, Nonce, Secret, ToHost, Token};
 
-use super::machine::{Disk, Link, Tree};
+use super::machine::{Disk, Link, Pace, Tree};
 use super::world::{Mistake, RELEASES, World, host_name};
 use crate::fleet::{Event, Fleet, Identity, Phase};
 use crate::host::Mode;
@@ -49,8 +49,6 @@ enum Fault {
     CrashCoordinator,
     Abort,
     Tamper,
-    OpenFails,
-    CloseFails,
     ServiceEnds,
     Deadline,
     Clone,
@@ -58,7 +56,7 @@ enum Fault {
     AddHost,
 }
 
-const FAULTS: [Fault; 15] = [
+const FAULTS: [Fault; 13] = [
     Fault::Cut,
     Fault::GiveUp,
     Fault::HangUp,
@@ -67,8 +65,6 @@ const FAULTS: [Fault; 15] = [
     Fault::CrashCoordinator,
     Fault::Abort,
     Fault::Tamper,
-    Fault::OpenFails,
-    Fault::CloseFails,
     Fault::ServiceEnds,
     Fault::Deadline,
     Fault::Clone,
@@ -170,6 +166,9 @@ fn live(world: &mut World) {
     if weather.faults_per_mille > 0 && weather.kinds & 1 << 32 == 0 {
         world.crash_per_mille = [2, 10][world.random.index(2)];
     }
+    world.guard_fails_per_mille = [0, 0, 50, 300][world.random.index(4)];
+    world.guard_pace = [Pace::Usual, Pace::Slow][world.random.index(2)];
+    world.slow_per_mille = [0, 100, 300][world.random.index(3)];
     for _ in 0..ACTIONS_MAX {
         act(world, weather);
         world.check();
@@ -242,8 +241,6 @@ fn inflict(world: &mut World, fault: Fault, host: usize) {
             world.machines[host].trees[release] =
                 if world.random.chance(500) { Tree::Tampered } else { Tree::Missing };
         }
-        Fault::OpenFails => world.machines[host].opens_to_fail = 1,
-        Fault::CloseFails => world.machines[host].closes_to_fail = 1,
         Fault::ServiceEnds => world.end_service(host),
         Fault::Deadline => {
             world.pass_deadline();
@@ -391,6 +388,7 @@ const fn revealed(mode: &Mode) -> Option<Secret> {
 fn heal(world: &mut World) {
     note!(world, "--- heal ---");
     world.crash_per_mille = 0;
+    world.guard_fails_per_mille = 0;
     for index in 0..world.machines.len() {
         if matches!(world.machines[index].disk, Disk::RolledBack(_)) {
             world.reboot(index);
@@ -399,11 +397,11 @@ fn heal(world: &mut World) {
                 (machine.record, machine.journal) = *newest;
             }
         }
-        world.machines[index].opens_to_fail = 0;
-        world.machines[index].closes_to_fail = 0;
     }
     world.deploy_everywhere();
     world.start_all();
+    // What is still under way may show an old token.
+    world.rest();
     for index in 0..world.machines.len() {
         if is_duplicate(world, index) {
             world.readmit(&host_name(index + 1));

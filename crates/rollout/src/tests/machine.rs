@@ -34,7 +34,7 @@ pub(super) struct Machine {
     pub(super) guard: Option<(Epoch, Digest)>,
     pub(super) trees: [Tree; RELEASES],
     /// In any order.
-    pub(super) work: Vec<Work>,
+    pub(super) work: Vec<(Work, Pace)>,
     /// Strictly in order.
     pub(super) guard_work: VecDeque<GuardWork>,
     pub(super) link: Option<Link>,
@@ -77,6 +77,14 @@ pub(super) enum Work {
     CheckSeal { purpose: crate::host::SealPurpose, release: Digest },
 }
 
+/// How soon work is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    Usual,
+    /// So slowly that a whole rollout may pass meanwhile.
+    Slow,
+}
+
 /// What the guard is asked, or has to say.
 #[derive(Debug, Clone)]
 pub(super) enum GuardWork {
@@ -110,7 +118,7 @@ pub(super) enum Pending {
     Down,
     Up,
     OldUp(usize),
-    Work(usize),
+    Work(usize, Pace),
     Guard,
 }
 
@@ -150,7 +158,7 @@ impl Machine {
             }
         }
         into.extend((0..self.old_links.len()).map(Pending::OldUp));
-        into.extend((0..self.work.len()).map(Pending::Work));
+        into.extend(self.work.iter().enumerate().map(|(at, (_, pace))| Pending::Work(at, *pace)));
         if !self.guard_work.is_empty() {
             into.push(Pending::Guard);
         }
@@ -313,8 +321,8 @@ impl World {
                     }
                 }
             }
-            Pending::Work(at) => {
-                let work = self.machines[index].work.swap_remove(at);
+            Pending::Work(at, _) => {
+                let (work, _) = self.machines[index].work.swap_remove(at);
                 let event = self.finish(index, work);
                 self.host_event(index, event);
             }
@@ -407,7 +415,8 @@ impl World {
     }
 
     fn start(&mut self, index: usize, work: Work) {
-        self.machines[index].work.push(work);
+        let pace = if self.random.chance(self.slow_per_mille) { Pace::Slow } else { Pace::Usual };
+        self.machines[index].work.push((work, pace));
     }
 
     fn send_up(&mut self, index: usize, up: Up) {
@@ -497,6 +506,7 @@ impl World {
     fn ask_guard(&mut self, index: usize, asked: &GuardWork) -> Event {
         let now = BootTime(self.now);
         let name = self.machines[index].name.clone();
+        let fails = self.random.chance(self.guard_fails_per_mille);
         let machine = &mut self.machines[index];
         match *asked {
             GuardWork::Say => {
@@ -505,8 +515,8 @@ impl World {
                 Event::Guard { state, refusal: None }
             }
             GuardWork::Close { k } => {
-                if machine.closes_to_fail > 0 {
-                    machine.closes_to_fail -= 1;
+                if fails || machine.closes_to_fail > 0 {
+                    machine.closes_to_fail = machine.closes_to_fail.saturating_sub(1);
                     let blocker = Blocker::host(Code::StopFailed, &name, "the service did not stop");
                     return Event::Closed { k, outcome: Err(Refusal::because(blocker)) };
                 }
@@ -516,8 +526,8 @@ impl World {
                 Event::Closed { k, outcome: Ok(now) }
             }
             GuardWork::Open { epoch, release } => {
-                if machine.opens_to_fail > 0 {
-                    machine.opens_to_fail -= 1;
+                if fails || machine.opens_to_fail > 0 {
+                    machine.opens_to_fail = machine.opens_to_fail.saturating_sub(1);
                     machine.guard = None;
                     let blocker = Blocker::host(Code::StartFailed, &name, "the service ended at once");
                     return Event::Opened { epoch, outcome: Err(Refusal::because(blocker)) };

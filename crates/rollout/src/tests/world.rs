@@ -9,16 +9,18 @@ use muster_model::{
     Roster, RosterRevision, Secret, SessionId, ToHost, Token, UnixTime, Verified, Version,
 };
 
-use super::machine::{Link, Machine, Pending, Tree, Up};
+use super::machine::{Link, Machine, Pace, Pending, Tree, Up};
 use super::random::SplitMix64;
 use crate::Step;
 use crate::fleet::{
-    Effect, End, Event, Fleet, FleetRecord, Inheritance, Limits, NextRoster, Papers, Phase, Proposal, Record,
+    Effect, End, Event, Fleet, FleetRecord, Identity, Inheritance, Limits, NextRoster, Papers, Phase, Proposal, Record,
     Report, SessionRecord, Stage,
 };
 
 /// How many releases there are.
 pub(super) const RELEASES: usize = 3;
+/// How often slow work is passed over for something else.
+const SLOWNESS: usize = 4;
 /// How much may happen before a world without faults must be at rest.
 const ACTIONS_TO_REST_MAX: usize = 5_000;
 
@@ -54,6 +56,12 @@ pub(super) struct World {
     pub(super) mistake: Option<Mistake>,
     /// How often a step is cut short by a crash.
     pub(super) crash_per_mille: u64,
+    /// How often the guard cannot do what it is asked.
+    pub(super) guard_fails_per_mille: u64,
+    /// How soon guards do what they are asked.
+    pub(super) guard_pace: Pace,
+    /// How often work takes very long.
+    pub(super) slow_per_mille: u64,
     /// Whether all hosts run on one machine, and so share a clock.
     pub(super) shared_boot: bool,
     pub(super) coordinator: Coordinator,
@@ -113,6 +121,9 @@ impl World {
             random: SplitMix64::new(seed),
             mistake: None,
             crash_per_mille: 0,
+            guard_fails_per_mille: 0,
+            guard_pace: Pace::Usual,
+            slow_per_mille: 0,
             shared_boot: false,
             coordinator: Coordinator {
                 fleet: None,
@@ -424,7 +435,13 @@ impl World {
             return false;
         }
         self.now += self.random.below(3);
-        let (index, what) = pending[self.random.index(pending.len())];
+        let mut choice = pending[self.random.index(pending.len())];
+        for _ in 0..SLOWNESS {
+            if matches!((choice.1, self.guard_pace), (Pending::Work(_, Pace::Slow), _) | (Pending::Guard, Pace::Slow)) {
+                choice = pending[self.random.index(pending.len())];
+            }
+        }
+        let (index, what) = choice;
         note!(self, "{} {what:?}", self.machines[index].name);
         self.advance(index, what);
         self.check();
@@ -439,7 +456,8 @@ impl World {
             }
             let mut connected = false;
             for index in 0..self.machines.len() {
-                connected |= self.connect(index);
+                // A host that is refused would try again for ever.
+                connected |= self.is_welcome(index) && self.connect(index);
             }
             if !connected && !self.progress() {
                 return false;
@@ -539,6 +557,13 @@ impl World {
             Effect::Report(Report::Reached { k, stage, host: None, .. }) => self.stages.push((k, stage)),
             Effect::Report(Report::Reached { .. } | Report::Trouble { .. }) => {}
         }
+    }
+
+    fn is_welcome(&self, index: usize) -> bool {
+        let name = &self.machines[index].name;
+        let is_quarantined =
+            self.coordinator.sessions.get(name).is_some_and(|it| it.identity == Identity::Duplicate && !it.readmitted);
+        self.roster_in_force().position(name).is_some() && !is_quarantined
     }
 
     fn open_link(&mut self, host: &HostName, session: SessionId) -> Option<&mut Link> {

@@ -1,0 +1,270 @@
+use clap::Args;
+use muster_model::{Blocker, Digest, FleetName};
+use muster_proto::convert::{self, ConvertError};
+use muster_proto::v1;
+use serde::Serialize;
+
+use crate::args::FleetArg;
+use crate::clock::{date_text, span_text};
+use crate::commands::Env;
+use crate::error::CliError;
+use crate::exit::Exit;
+use crate::output::{Page, Report, Tone};
+use crate::view::{ReleaseView, phase_text};
+
+/// Show what the fleet serves, host by host, and why it could not flip now.
+///
+/// It ends with 0 when the question was answered, whatever the answer is; `--check` turns blockers into an exit code.
+/// This is the coordinator's view; `muster check` asks the hosts for proof.
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    #[command(flatten)]
+    fleet: FleetArg,
+    /// Show all counters, the agents' versions and when certificates end
+    #[arg(long, short)]
+    verbose: bool,
+    /// End with the exit code of the blockers, if there are any
+    #[arg(long)]
+    check: bool,
+}
+
+impl Status {
+    pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
+        let session = env.session().await?;
+        let fleet = session.fleet(self.fleet.fleet).await?;
+        let status = session.status(&fleet).await?;
+        let doing = format!("see the status of {fleet}");
+        let view = View::new(fleet, status, self.verbose).map_err(CliError::answer(doing))?;
+        env.ui.report(&view)?;
+        Ok(if self.check { view.exit_code() } else { Exit::Proven })
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct View {
+    fleet: FleetName,
+    epoch: u64,
+    serving: Option<ReleaseView>,
+    previous: Option<ReleaseView>,
+    phase: &'static str,
+    solo: bool,
+    roster_revision: u64,
+    roster_digest: Digest,
+    hosts_total: usize,
+    hosts_connected: usize,
+    rollout: Option<RolloutView>,
+    last_rollout: u64,
+    incarnation: u64,
+    term: u64,
+    coordinator_version: String,
+    hosts: Vec<HostView>,
+    blockers: Vec<Blocker>,
+    #[serde(skip)]
+    verbose: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct RolloutView {
+    k: u64,
+    from: Option<ReleaseView>,
+    to: Option<ReleaseView>,
+    age_ms: u64,
+    acknowledged: u32,
+    outstanding: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct HostView {
+    host: String,
+    connected: bool,
+    age_ms: Option<u64>,
+    mode: Option<String>,
+    serving_epoch: Option<u64>,
+    serving: Option<ReleaseView>,
+    deployed: Vec<ReleaseView>,
+    agent_version: Option<String>,
+    certificate_expires: Option<String>,
+    blockers: Vec<Blocker>,
+}
+
+impl View {
+    fn new(fleet: FleetName, status: v1::FleetStatus, verbose: bool) -> Result<Self, ConvertError> {
+        let phase = phase_text(status.phase());
+        let served = Served { epoch: status.epoch, release: ReleaseView::optional(status.serving.as_ref())? };
+        let hosts =
+            status.hosts.into_iter().map(|host| HostView::new(host, &served)).collect::<Result<Vec<_>, _>>()?;
+        let mut blockers = convert::blockers(status.blockers)?;
+        blockers.extend(hosts.iter().flat_map(|host| host.blockers.iter().cloned()));
+        blockers.sort();
+        blockers.dedup();
+        Ok(Self {
+            fleet,
+            epoch: status.epoch,
+            serving: served.release,
+            previous: ReleaseView::optional(status.previous.as_ref())?,
+            phase,
+            solo: status.solo,
+            roster_revision: status.roster_revision,
+            roster_digest: convert::digest("roster_digest", &status.roster_digest)?,
+            hosts_total: hosts.len(),
+            hosts_connected: hosts.iter().filter(|host| host.connected).count(),
+            rollout: status.rollout.as_ref().map(RolloutView::new).transpose()?,
+            last_rollout: status.last_k,
+            incarnation: status.incarnation,
+            term: status.term,
+            coordinator_version: status.coordinator_version,
+            hosts,
+            blockers,
+            verbose,
+        })
+    }
+
+    /// Of no hosts nothing is known, so that is no success either.
+    fn exit_code(&self) -> Exit {
+        if self.blockers.is_empty() && self.hosts_total > 0 {
+            Exit::Proven
+        } else if self.blockers.is_empty() {
+            Exit::RosterChanged
+        } else {
+            Exit::of_blockers(&self.blockers)
+        }
+    }
+}
+
+/// What the fleet serves.
+struct Served {
+    epoch: u64,
+    release: Option<ReleaseView>,
+}
+
+impl RolloutView {
+    fn new(wire: &v1::RolloutStatus) -> Result<Self, ConvertError> {
+        Ok(Self {
+            k: wire.k,
+            from: ReleaseView::optional(wire.from.as_ref())?,
+            to: ReleaseView::optional(wire.to.as_ref())?,
+            age_ms: wire.age_ms,
+            acknowledged: wire.acknowledged,
+            outstanding: wire.outstanding,
+        })
+    }
+}
+
+impl HostView {
+    fn new(wire: v1::HostStatus, served: &Served) -> Result<Self, ConvertError> {
+        use v1::host_mode::Kind;
+        let mode = wire.mode.as_ref().map(|mode| match mode.kind() {
+            Kind::Unspecified => "unknown".to_owned(),
+            Kind::Serve => format!("serve {}", mode.epoch),
+            Kind::Armed => format!("armed {} over {}", mode.k, mode.epoch),
+            Kind::Closed => format!("closed {}", mode.k),
+        });
+        Ok(Self {
+            host: convert::host(&wire.host)?.to_string(),
+            connected: wire.connected,
+            age_ms: wire.age_ms,
+            mode,
+            serving_epoch: wire.serving_epoch,
+            // The epoch is the host's word, what it stands for the coordinator's.
+            serving: served.release.clone().filter(|_| wire.serving_epoch == Some(served.epoch)),
+            deployed: wire.deployed.iter().map(ReleaseView::try_from).collect::<Result<_, _>>()?,
+            agent_version: wire.agent_version,
+            certificate_expires: wire
+                .certificate_expires_unix_ms
+                .map(|unix_ms| date_text(muster_model::UnixTime(unix_ms))),
+            blockers: convert::blockers(wire.blockers)?,
+        })
+    }
+
+    /// Unknown is never shown as good, nor as dark.
+    fn serving_text(&self) -> String {
+        match (self.connected, self.serving_epoch, &self.serving) {
+            (false, _, _) => "unknown".to_owned(),
+            (true, None, _) => "nothing".to_owned(),
+            (true, Some(epoch), Some(release)) => format!("epoch {epoch}, {}", release.short()),
+            (true, Some(epoch), None) => format!("epoch {epoch}"),
+        }
+    }
+
+    fn connection_text(&self) -> String {
+        match (self.connected, self.age_ms) {
+            (true, Some(age_ms)) => format!("for {}", span_text(age_ms)),
+            (true, None) => "yes".to_owned(),
+            (false, Some(age_ms)) => format!("lost {} ago", span_text(age_ms)),
+            (false, None) => "never seen".to_owned(),
+        }
+    }
+
+    fn row(&self) -> [String; 5] {
+        let deployed: Vec<&str> = self.deployed.iter().map(|release| release.version.as_str()).collect();
+        [
+            self.host.clone(),
+            self.connection_text(),
+            self.mode.clone().unwrap_or_else(|| "unknown".to_owned()),
+            self.serving_text(),
+            deployed.join(", "),
+        ]
+    }
+}
+
+impl Report for View {
+    const SCHEMA: &'static str = "muster.status/1";
+
+    fn print(&self, page: &mut Page) {
+        let serving = self.serving.as_ref().map_or_else(|| "nothing yet".to_owned(), ToString::to_string);
+        page.line(format_args!("fleet    {}, epoch {}, {}", self.fleet, self.epoch, self.phase));
+        page.line(format_args!("serving  {serving}"));
+        if let Some(previous) = &self.previous {
+            page.line(format_args!("before   {previous}"));
+        }
+        let (connected, total) = (self.hosts_connected, self.hosts_total);
+        page.line(format_args!("hosts    {connected} of {total} connected, roster revision {}", self.roster_revision));
+        if let Some(rollout) = &self.rollout {
+            let to = rollout.to.as_ref().map_or_else(|| "an unknown release".to_owned(), ToString::to_string);
+            page.labelled(
+                Tone::Warning,
+                "rollout",
+                format_args!(
+                    "{} to {to}, under way for {}: {} hosts have answered, {} have not",
+                    rollout.k,
+                    span_text(rollout.age_ms),
+                    rollout.acknowledged,
+                    rollout.outstanding
+                ),
+            );
+        }
+        if self.verbose {
+            page.line(format_args!("roster   {}", self.roster_digest));
+            let Self { incarnation, term, coordinator_version, last_rollout, .. } = self;
+            page.line(format_args!("numbers  last rollout {last_rollout}, term {term}, incarnation {incarnation}"));
+            page.line(format_args!("version  coordinator {coordinator_version}"));
+        }
+        if self.solo {
+            page.labelled(Tone::Warning, "solo mode", "one person alone can sign orders, rosters or releases");
+        }
+        page.gap();
+        page.table(
+            ["HOST", "CONNECTED", "MODE", "SERVES", "ON DISK"],
+            self.hosts.iter().map(HostView::row).collect(),
+        );
+        if self.verbose {
+            page.gap();
+            let or_unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".to_owned());
+            let rows = self.hosts.iter().map(|host| {
+                [host.host.clone(), or_unknown(&host.agent_version), or_unknown(&host.certificate_expires)]
+            });
+            page.table(["HOST", "AGENT", "CERTIFICATE UNTIL"], rows.collect());
+        }
+        page.gap();
+        if self.blockers.is_empty() {
+            page.toned(Tone::Good, "no blockers");
+        } else {
+            page.toned(Tone::Bad, format_args!("{} blockers", self.blockers.len()));
+            page.blockers(&self.blockers);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "status/tests.rs"]
+mod tests;

@@ -1,0 +1,182 @@
+//! The rules of the house that neither the compiler nor clippy knows.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The longest file, in lines without its tests.
+const FILE_LINES_MAX: usize = 600;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All files below `folder` with this ending, `target` and hidden folders left out.
+fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a readable folder") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            if path.is_dir() && name != "target" && !name.starts_with('.') {
+                folders.push(path);
+            } else if name.ends_with(ending) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty(), "no {ending} below {}", folder.display());
+    found
+}
+
+fn relative(path: &Path) -> String {
+    path.strip_prefix(root()).expect("below the root").display().to_string()
+}
+
+fn is_test(path: &Path) -> bool {
+    let path = relative(path);
+    path.starts_with("tests/") || path.contains("/tests/") || path.ends_with("/tests.rs") || path.contains("/fixture")
+}
+
+/// The lines of a file before its unit tests.
+fn without_tests(text: &str) -> Vec<&str> {
+    text.lines().take_while(|line| *line != "#[cfg(test)]" || !text.contains("#[cfg(test)]\nmod tests {")).collect()
+}
+
+#[test]
+fn files_stay_short() {
+    let long: Vec<String> = files(root(), ".rs")
+        .into_iter()
+        .filter(|path| !is_test(path))
+        .filter_map(|path| {
+            let text = fs::read_to_string(&path).expect("UTF-8");
+            let lines = without_tests(&text).len();
+            (lines > FILE_LINES_MAX).then(|| format!("{}: {lines} lines", relative(&path)))
+        })
+        .collect();
+    assert!(long.is_empty(), "files over {FILE_LINES_MAX} lines without their tests: {long:#?}");
+}
+
+/// The names in `[dependencies]` of a crate's manifest, development dependencies left out.
+fn dependencies(krate: &str) -> Vec<String> {
+    let text = fs::read_to_string(root().join(krate).join("Cargo.toml")).expect("a manifest");
+    let manifest: toml::Table = text.parse().expect("TOML");
+    let table = manifest["dependencies"].as_table().expect("a table");
+    table.keys().cloned().collect()
+}
+
+#[test]
+fn pure_crates_know_no_io() {
+    let forbidden = [
+        "aws-lc-rs", "getrandom", "nix", "prost", "rand", "rustix", "rustls", "sled", "tempfile", "time", "tokio",
+        "tonic", "tracing",
+    ];
+    for krate in ["crates/model", "crates/rollout"] {
+        for name in dependencies(krate) {
+            assert!(!forbidden.contains(&name.as_str()), "{krate} depends on {name}");
+        }
+        for path in files(&root().join(krate).join("src"), ".rs") {
+            if is_test(&path) {
+                continue;
+            }
+            let text = fs::read_to_string(&path).expect("UTF-8");
+            for word in ["std::fs", "std::net", "std::env", "Instant::now", "SystemTime::now", "std::process"] {
+                assert!(!without_tests(&text).join("\n").contains(word), "{} uses {word}", relative(&path));
+            }
+        }
+    }
+}
+
+#[test]
+fn dependencies_point_down() {
+    let allowed: &[(&str, &[&str])] = &[
+        ("crates/model", &[]),
+        ("crates/rollout", &["model"]),
+        ("crates/artifact", &["model"]),
+        ("crates/trust", &["model"]),
+        ("crates/store", &["model"]),
+        ("crates/mtls", &["model"]),
+        ("crates/daemon", &["model"]),
+        ("crates/guard", &["model"]),
+        ("proto", &["model"]),
+        ("agent", &["artifact", "daemon", "guard", "model", "mtls", "proto", "rollout", "store", "trust"]),
+        ("coordinator", &["artifact", "daemon", "model", "mtls", "proto", "rollout", "store", "trust"]),
+        ("cli", &["artifact", "guard", "model", "mtls", "proto", "trust"]),
+    ];
+    for (krate, below) in allowed {
+        for name in dependencies(krate) {
+            if let Some(name) = name.strip_prefix("muster-") {
+                assert!(below.contains(&name), "{krate} must not depend on {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn each_library_has_one_home() {
+    let homes: &[(&str, &str)] = &[
+        ("sled", "crates/store"),
+        ("rustls", "crates/mtls"),
+        ("tokio-rustls", "crates/mtls"),
+        ("rcgen", "crates/mtls"),
+    ];
+    for manifest in files(root(), "Cargo.toml") {
+        let folder = relative(manifest.parent().expect("a folder"));
+        if folder.is_empty() || folder.starts_with("fuzz") {
+            continue;
+        }
+        for (library, home) in homes {
+            let text = fs::read_to_string(&manifest).expect("UTF-8");
+            let table: toml::Table = text.parse().expect("TOML");
+            let uses = table.get("dependencies").and_then(|it| it.as_table()).is_some_and(|it| it.contains_key(*library));
+            assert!(!uses || folder == *home, "{folder} depends on {library}, whose home is {home}");
+        }
+    }
+}
+
+#[test]
+fn generated_types_stay_at_the_edges() {
+    for krate in ["crates", "src"] {
+        for path in files(&root().join(krate), ".rs") {
+            let text = fs::read_to_string(&path).expect("UTF-8");
+            assert!(!text.contains("muster_proto"), "{} uses generated types", relative(&path));
+        }
+    }
+}
+
+#[test]
+fn proofs_are_made_in_one_place() {
+    let homes = [("Durable::assert", "crates/store/"), ("Verified::assert", "crates/trust/")];
+    for path in files(root(), ".rs") {
+        let name = relative(&path);
+        if is_test(&path) || name == "crates/model/src/proof.rs" {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("UTF-8");
+        for (call, home) in homes {
+            let code: Vec<&str> = without_tests(&text).into_iter().filter(|line| !line.trim_start().starts_with("//")).collect();
+            assert!(name.starts_with(home) || !code.join("\n").contains(call), "{name} calls {call}");
+        }
+    }
+}
+
+#[test]
+fn the_map_names_every_crate() {
+    let map = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
+    for manifest in files(root(), "Cargo.toml") {
+        let folder = relative(manifest.parent().expect("a folder"));
+        assert!(folder.is_empty() || map.contains(&format!("`{folder}`")), "ARCHITECTURE.md does not name {folder}");
+    }
+}
+
+#[test]
+fn nothing_is_left_unfinished() {
+    let marks = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("unimple", "mented!"), concat!("#[ig", "nore")];
+    for path in files(root(), ".rs") {
+        let text = fs::read_to_string(&path).expect("UTF-8");
+        for mark in marks {
+            assert!(!text.contains(mark), "{} contains {mark}", relative(&path));
+        }
+    }
+}
