@@ -7,6 +7,7 @@ use muster_guard::{GuardError, RefusalCode};
 use muster_model::{Blocker, Code, Difference, DifferenceKind, HostName, Refusal};
 use muster_proto::{convert, v1};
 use muster_trust::TrustError;
+use prost::Message as _;
 use tonic::Status;
 
 /// How many differences one refusal names.
@@ -112,7 +113,7 @@ pub(crate) fn of_trust(host: &HostName, code: Code, error: &TrustError) -> Refus
 
 /// Why a call to the coordinator failed. A refusal that the coordinator put into the details is passed on.
 pub(crate) fn of_status(host: &HostName, what: &str, status: &Status) -> Refusal {
-    let detailed = <v1::Refusal as tonic_prost::prost::Message>::decode(status.details());
+    let detailed = v1::Refusal::decode(status.details());
     if let Some(refusal) = detailed.ok().and_then(|wire| convert::refusal(Some(wire)).ok()) {
         return refusal;
     }
@@ -174,8 +175,6 @@ mod tests {
     use std::path::PathBuf;
 
     use muster_model::{Digest, EntryPath, Place};
-    use tonic_prost::prost::Message as _;
-
     use super::*;
 
     fn host() -> HostName {

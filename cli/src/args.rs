@@ -28,7 +28,7 @@ Begin with `muster init DIR`; `muster explain CODE` says what a code means.";
 
 /// Deploy a release to all hosts of a fleet, and make it live only when every one of them proves that it has it.
 #[derive(Debug, Parser)]
-#[command(name = "muster", version, after_help = EXIT_CODES, propagate_version = true)]
+#[command(name = "muster", version, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -59,7 +59,7 @@ pub(crate) struct FleetArg {
     pub(crate) fleet: Option<FleetName>,
 }
 
-/// The commands. The local fleet for development (`dev`) has its place at the end.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Init(commands::init::Init),
@@ -83,6 +83,8 @@ pub(crate) enum Command {
     Explain(commands::explain::Explain),
     Completions(commands::completions::Completions),
     Man(commands::man::Man),
+    #[command(subcommand)]
+    Dev(commands::dev::Dev),
 }
 
 /// Parses a duration such as `90s`, `10m` or `1h 30m`; more than nothing, at most a year.
@@ -121,7 +123,8 @@ mod tests {
 
     #[test]
     fn global_options_may_stand_after_the_command() {
-        let cli = Cli::try_parse_from(["muster", "status", "--output", "json", "--context", "c.toml"]).unwrap();
+        let cli =
+            Cli::try_parse_from(["muster", "status", "--output", "json", "--context", "c.toml"]).unwrap();
         assert_eq!(cli.global.output, Format::Json);
         assert_eq!(cli.global.context, Some(PathBuf::from("c.toml")));
     }

@@ -5,6 +5,7 @@ pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod deploy;
+pub(crate) mod dev;
 pub(crate) mod explain;
 pub(crate) mod find;
 pub(crate) mod flip;
@@ -74,5 +75,6 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Result<Exit, CliError> {
         Command::Explain(explain) => explain.run(&env),
         Command::Completions(completions) => completions.run(&env),
         Command::Man(man) => man.run(&env),
+        Command::Dev(dev) => Box::pin(dev.run(&env)).await,
     }
 }

@@ -25,7 +25,7 @@ use crate::error::CliError;
 use crate::resolve::{Named, ReleaseName};
 
 /// How long a call may take that the coordinator answers from what it knows.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How much longer than the coordinator we wait for a stream's end.
 const STREAM_GRACE: Duration = Duration::from_secs(15);
@@ -75,15 +75,13 @@ impl Session {
     pub(crate) async fn open(context: Option<&Path>) -> Result<Self, CliError> {
         let context = Context::find(context)?;
         let root = context.trust_root()?;
-        let credentials = |source| CliError::Tls { doing: "use the credentials of the context".to_owned(), source };
         let tls = Credentials::load(&context.credential_paths())
             .and_then(|loaded| ClientTls::new(&loaded))
-            .map_err(credentials)?;
+            .map_err(CliError::tls("use the credentials of the context"))?;
         let connecting = muster_mtls::connect(context.coordinator(), &tls, ConnectOptions::default());
-        let channel = Box::pin(connecting).await.map_err(|source| {
-            let doing = format!("connect to the coordinator at {}", context.coordinator());
-            CliError::Tls { doing, source }
-        })?;
+        let channel = Box::pin(connecting)
+            .await
+            .map_err(CliError::tls(format!("connect to the coordinator at {}", context.coordinator())))?;
         Ok(Self { context, root, channel })
     }
 
@@ -155,7 +153,8 @@ impl Session {
         let mut client = self.operations();
         let listed = answer(&doing, client.list_releases(request)).await?;
         let now = unix_time();
-        let verify = |summary| self.verify_release(summary, fleet, now).map_err(CliError::trust(doing.as_str()));
+        let verify =
+            |summary| self.verify_release(summary, fleet, now).map_err(CliError::trust(doing.as_str()));
         listed.releases.into_iter().map(verify).collect()
     }
 
@@ -278,7 +277,8 @@ mod tests {
     #[test]
     fn a_status_with_a_refusal_becomes_its_blockers() {
         let wire: v1::Refusal = Refusal::of(Code::Busy, "rollout 3").into();
-        let status = Status::with_details(tonic::Code::FailedPrecondition, "busy", wire.encode_to_vec().into());
+        let status =
+            Status::with_details(tonic::Code::FailedPrecondition, "busy", wire.encode_to_vec().into());
         let error = failed("flip", status);
         assert_eq!(error.exit(), Exit::Superseded);
         assert_eq!(error.blockers()[0].detail, "rollout 3");
@@ -295,7 +295,8 @@ mod tests {
         let newer = v1::Refusal {
             blockers: vec![v1::Blocker { code: "from-the-future".to_owned(), ..v1::Blocker::default() }],
         };
-        let status = Status::with_details(tonic::Code::FailedPrecondition, "no", newer.encode_to_vec().into());
+        let status =
+            Status::with_details(tonic::Code::FailedPrecondition, "no", newer.encode_to_vec().into());
         assert_eq!(failed("flip", status).exit(), Exit::Internal);
     }
 }

@@ -86,7 +86,8 @@ impl Context {
         let wrong = |reason: String| CliError::Content { path: path.to_owned(), reason };
         let text = String::from_utf8(bytes).map_err(|_| wrong("it is not text".to_owned()))?;
         let file: ContextFile = toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-        let coordinator = file.coordinator.parse().map_err(|error: muster_mtls::Error| wrong(error.to_string()))?;
+        let coordinator =
+            file.coordinator.parse().map_err(|error: muster_mtls::Error| wrong(error.to_string()))?;
         Ok(Self { path: path.to_owned(), coordinator, file })
     }
 
@@ -136,7 +137,8 @@ impl Context {
             what: format!("the context {} names no key that signs {what}", self.path.display()),
             next: format!("add `{field}` to it, or use the context of someone who may sign"),
         })?;
-        SigningKey::read(&self.resolve(path)).map_err(CliError::trust(format!("read the key that signs {what}")))
+        SigningKey::read(&self.resolve(path))
+            .map_err(CliError::trust(format!("read the key that signs {what}")))
     }
 
     fn resolve(&self, path: &Path) -> PathBuf {
@@ -157,7 +159,8 @@ mod tests {
     #[test]
     fn what_is_named_comes_first_then_the_users_own() {
         let path = |text| Some(Path::new(text));
-        let found = |named, config_home, home| locate(named, config_home, home).map(|p| p.display().to_string());
+        let found =
+            |named, config_home, home| locate(named, config_home, home).map(|p| p.display().to_string());
         assert_eq!(found(path("c.toml"), path("/x"), path("/home/a")).as_deref(), Some("c.toml"));
         assert_eq!(found(None, path("/x"), path("/home/a")).as_deref(), Some("/x/muster/config.toml"));
         let of_home = Some("/home/a/.config/muster/config.toml");

@@ -10,6 +10,7 @@ use muster_proto::convert::ConvertError;
 use muster_trust::TrustError;
 
 use crate::clock::{millis, span_text};
+use crate::commands::dev::DevError;
 use crate::exit::Exit;
 use crate::hints;
 use crate::resolve::ResolveError;
@@ -43,7 +44,9 @@ pub(crate) enum CliError {
         status: Box<tonic::Status>,
     },
     /// A call's answers broke off.
-    #[error("the connection broke off while the coordinator was to {doing}; what it has begun goes on without us")]
+    #[error(
+        "the connection broke off while the coordinator was to {doing}; what it has begun goes on without us"
+    )]
     Lost {
         /// What was asked.
         doing: String,
@@ -83,7 +86,7 @@ pub(crate) enum CliError {
         doing: String,
         /// What went wrong.
         #[source]
-        source: muster_mtls::Error,
+        source: Box<muster_mtls::Error>,
     },
     /// A document is not believed, or cannot be signed.
     #[error("cannot {doing}")]
@@ -92,7 +95,7 @@ pub(crate) enum CliError {
         doing: String,
         /// Why not.
         #[source]
-        source: TrustError,
+        source: Box<TrustError>,
     },
     /// A document cannot be made from these values.
     #[error("cannot {doing}")]
@@ -110,7 +113,7 @@ pub(crate) enum CliError {
         doing: String,
         /// Why not.
         #[source]
-        source: ArtifactError,
+        source: Box<ArtifactError>,
     },
     /// A release cannot be found by what was given.
     #[error(transparent)]
@@ -121,6 +124,9 @@ pub(crate) enum CliError {
         /// The fleets that there are.
         candidates: Vec<FleetName>,
     },
+    /// A fleet on this machine did not do what was asked.
+    #[error(transparent)]
+    Dev(#[from] DevError),
     /// There is no context file.
     #[error("there is no context: no --context, no MUSTER_CONTEXT, and no file {}", .looked_for.display())]
     NoContext {
@@ -167,7 +173,19 @@ impl CliError {
     /// The same for what is not believed.
     pub(crate) fn trust(doing: impl Into<String>) -> impl FnOnce(TrustError) -> Self {
         let doing = doing.into();
-        move |source| Self::Trust { doing, source }
+        move |source| Self::Trust { doing, source: Box::new(source) }
+    }
+
+    /// The same for credentials and connections.
+    pub(crate) fn tls(doing: impl Into<String>) -> impl FnOnce(muster_mtls::Error) -> Self {
+        let doing = doing.into();
+        move |source| Self::Tls { doing, source: Box::new(source) }
+    }
+
+    /// The same for trees.
+    pub(crate) fn tree(doing: impl Into<String>) -> impl FnOnce(ArtifactError) -> Self {
+        let doing = doing.into();
+        move |source| Self::Tree { doing, source: Box::new(source) }
     }
 
     /// The same for answers that cannot be read.
@@ -184,6 +202,7 @@ impl CliError {
             Self::Trust { .. } => Exit::NotAllowed,
             Self::TimedOut { .. } => Exit::TimedOut,
             Self::Release(error) => error.exit(),
+            Self::Dev(error) => error.exit(),
             Self::Call { .. }
             | Self::Lost { .. }
             | Self::Answer { .. }
@@ -212,13 +231,18 @@ impl CliError {
             Self::Lost { .. } => Some("look at `muster status` before you repeat the command".to_owned()),
             Self::TimedOut { .. } => Some("look at `muster status`, and at the coordinator's log".to_owned()),
             Self::Release(error) => Some(error.next().to_owned()),
-            Self::FleetUnclear { candidates } if candidates.is_empty() => {
-                Some("make one by applying its roster: `muster roster draft`, then `muster roster apply`".to_owned())
+            Self::Dev(error) => error.next(),
+            Self::FleetUnclear { candidates } if candidates.is_empty() => Some(
+                "make one by applying its roster: `muster roster draft`, then `muster roster apply`"
+                    .to_owned(),
+            ),
+            Self::FleetUnclear { .. } => {
+                Some("name one with --fleet, or as `fleet` in the context".to_owned())
             }
-            Self::FleetUnclear { .. } => Some("name one with --fleet, or as `fleet` in the context".to_owned()),
-            Self::NoContext { .. } => {
-                Some("make a fleet with `muster init DIR`, then use `--context DIR/operator/context.toml`".to_owned())
-            }
+            Self::NoContext { .. } => Some(
+                "make a fleet with `muster init DIR`, then use `--context DIR/operator/context.toml`"
+                    .to_owned(),
+            ),
             Self::Refused { .. }
             | Self::Answer { .. }
             | Self::Contradiction { .. }

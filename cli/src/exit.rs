@@ -84,11 +84,10 @@ impl Exit {
             Code::Busy | Code::Superseded => Self::Superseded,
             Code::RosterEmpty | Code::RosterChanged => Self::RosterChanged,
             Code::TimedOut => Self::TimedOut,
-            Code::AbortedByOperator
-            | Code::CoordinatorRestarted
-            | Code::NothingToAbort
-            | Code::Decided => Self::Aborted,
-            Code::StartFailed | Code::StopFailed | Code::GuardFailed => Self::Dark,
+            Code::AbortedByOperator | Code::CoordinatorRestarted | Code::NothingToAbort | Code::Decided => {
+                Self::Aborted
+            }
+            Code::HostDark | Code::StartFailed | Code::StopFailed | Code::GuardFailed => Self::Dark,
             Code::WrongState | Code::Unsupported => Self::Internal,
         }
     }

@@ -33,6 +33,10 @@ explanations! {
         "A host is connected but did not answer in time.",
         "The agent's stream stands, yet the answer that was needed did not come. The host may be overloaded, or its disk may hang.",
         "look at load, disk and the agent's log on the host, then ask again with a longer --timeout";
+    HostDark =>
+        "A host serves nothing although it is connected.",
+        "Its service or its guard ended, or it was never let in after a boot or a failed start. The other hosts go on serving.",
+        "read the log of the service and of the agent on the host; once it measures right and its guard runs, it is let in again";
     HostNotInRoster =>
         "A host speaks that the roster does not list.",
         "Only hosts of the signed roster count. This one has a valid certificate, but the fleet does not know it.",

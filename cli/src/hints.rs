@@ -5,31 +5,37 @@ use tonic::Code;
 
 /// What to do when credentials or the connection fail.
 pub(crate) fn of_tls(error: &muster_mtls::Error) -> Option<String> {
-    use ConnectFailure as Failure;
     use muster_mtls::Error;
-    let text = match error {
-        Error::Connect(Failure::Unreachable { address, .. }) => format!(
+    if let Error::Connect(failure) = error {
+        return Some(of_connection(failure));
+    }
+    matches!(error, Error::Read { .. }).then(|| "correct the path in the context".to_owned())
+}
+
+fn of_connection(failure: &ConnectFailure) -> String {
+    use ConnectFailure as Failure;
+    match failure {
+        Failure::Unreachable { address, .. } => format!(
             "start the coordinator (`muster-coordinator run --config …/coordinator.toml`), or correct `coordinator` \
              in the context if it does not listen at {address}"
         ),
-        Error::Connect(Failure::TimedOut { .. }) => {
+        Failure::TimedOut { .. } => {
             "check the address in the context, the network in between, and whether the coordinator hangs".to_owned()
         }
-        Error::Connect(Failure::NotTrusted { .. }) => {
+        Failure::NotTrusted { .. } => {
             "compare the `ca` in the context with the coordinator's, and look whether its certificate has expired or \
              lacks this address (`--coordinator-san` of `muster init`)"
                 .to_owned()
         }
-        Error::Connect(Failure::Refused { .. }) => {
+        Failure::Refused { .. } => {
             "look whether the certificate in the context has expired or comes from another `muster init`, and read \
              the coordinator's log: it names the reason"
                 .to_owned()
         }
-        Error::Connect(_) => "check that `coordinator` in the context is a muster coordinator's address".to_owned(),
-        Error::Read { .. } => "correct the path in the context".to_owned(),
-        _ => return None,
-    };
-    Some(text)
+        Failure::Handshake { .. } | Failure::NoHttp2 { .. } | Failure::Http2 { .. } | _ => {
+            "check that `coordinator` in the context is a muster coordinator's address".to_owned()
+        }
+    }
 }
 
 /// What to do when a call fails without a refusal.

@@ -17,13 +17,16 @@ mod host;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use muster_model::{FleetName, IdentityName, RoleKeys, Root, SigningRole, UnixTime};
 use muster_mtls::{
-    Address, Authority, CredentialPaths, Identity, Role, TrustDomain, Usage, Validity, create_private_directory,
+    Address, Authority, CredentialPaths, Identity, Role, TrustDomain, Usage, Validity,
+    create_private_directory,
 };
 use muster_trust::{KeyAlgorithm, SigningKey, sign};
 use serde::Serialize;
@@ -32,7 +35,7 @@ use crate::context::{CONTEXT_FILE, ContextFile};
 use crate::error::CliError;
 use crate::files::{Existing, write};
 
-pub(crate) use host::{AgentFile, AgentFleet, Driver, HostBundle, HostOptions, hosts, issue_host};
+pub(crate) use host::{Driver, HostBundle, HostOptions, hosts, issue_host};
 
 /// Two years: long enough for a calendar, short enough that somebody still knows how it was made.
 pub(crate) const ROOT_LIFETIME: Duration = Duration::from_secs(2 * 365 * 24 * 3600);
@@ -94,7 +97,7 @@ struct CoordinatorFile {
 ///
 /// Every threshold is 1: solo mode.
 pub(crate) fn init(dir: &Path, options: &InitOptions) -> Result<Initialised, CliError> {
-    create_private_directory(dir).map_err(tls(format!("make the folder {}", dir.display())))?;
+    create_private_directory(dir).map_err(CliError::tls(format!("make the folder {}", dir.display())))?;
     let is_empty = std::fs::read_dir(dir).map_err(CliError::file("read", dir))?.next().is_none();
     if !is_empty {
         return Err(CliError::Usage {
@@ -102,7 +105,7 @@ pub(crate) fn init(dir: &Path, options: &InitOptions) -> Result<Initialised, Cli
             next: "name a folder that does not exist yet".to_owned(),
         });
     }
-    let staging = tempfile::Builder::new().prefix(".init-").tempdir_in(dir).map_err(CliError::file("write", dir))?;
+    let staging = private_staging(dir)?;
     let root_expires = write_all(staging.path(), options)?;
     // The operator's folder comes last: whoever finds a context finds all the rest.
     for name in [KEYS_FOLDER, CA_FOLDER, ROOT_FILE, COORDINATOR_FOLDER, OPERATOR_FOLDER] {
@@ -130,8 +133,8 @@ fn write_all(dir: &Path, options: &InitOptions) -> Result<UnixTime, CliError> {
     write(&dir.join(ROOT_FILE), &root, MODE_PUBLIC, Existing::Keep)?;
 
     let authority = Authority::create(options.trust_domain.clone(), options.now)
-        .map_err(tls("make the certificate authority"))?;
-    authority.save(&dir.join(CA_FOLDER)).map_err(tls("write the certificate authority"))?;
+        .map_err(CliError::tls("make the certificate authority"))?;
+    authority.save(&dir.join(CA_FOLDER)).map_err(CliError::tls("write the certificate authority"))?;
     write_operator(&operator, &root, &authority, options)?;
     write_coordinator(&dir.join(COORDINATOR_FOLDER), &root, &authority, options)?;
     Ok(root_expires)
@@ -176,7 +179,11 @@ fn write_operator(
         release_key: Some("release-signing.key".into()),
         fleet: options.fleet.clone(),
     };
-    write_toml(&folder.join(CONTEXT_FILE), "The context of `muster`: use it with --context or MUSTER_CONTEXT.", &context)
+    write_toml(
+        &folder.join(CONTEXT_FILE),
+        "The context of `muster`: use it with --context or MUSTER_CONTEXT.",
+        &context,
+    )
 }
 
 fn write_coordinator(
@@ -209,7 +216,11 @@ fn write_coordinator(
 /// An IP address is listened on as it is; a name may stand for any of the machine's addresses.
 fn listen_address(coordinator: &Address) -> String {
     let port = coordinator.port();
-    if coordinator.host().parse::<IpAddr>().is_ok() { coordinator.to_string() } else { format!("0.0.0.0:{port}") }
+    if coordinator.host().parse::<IpAddr>().is_ok() {
+        coordinator.to_string()
+    } else {
+        format!("0.0.0.0:{port}")
+    }
 }
 
 /// For whom a certificate is.
@@ -233,14 +244,14 @@ fn issue(
     let doing = format!("issue the certificate of {identity}");
     let issued = authority
         .issue(&identity, Validity::starting(now, lifetime), &who.usage)
-        .map_err(tls(doing.clone()))?;
+        .map_err(CliError::tls(doing.clone()))?;
     let paths = CredentialPaths {
         certificate: folder.join(certificate),
         key: folder.join(key),
         ca: folder.join(CA_FILE),
         crl: None,
     };
-    issued.save(&paths, authority).map_err(tls(doing))?;
+    issued.save(&paths, authority).map_err(CliError::tls(doing))?;
     Ok(issued.certificate.validity)
 }
 
@@ -260,14 +271,18 @@ fn write_toml(path: &Path, comment: &str, value: &impl Serialize) -> Result<(), 
 }
 
 fn make_folder(path: &Path) -> Result<(), CliError> {
-    create_private_directory(path).map_err(tls(format!("make the folder {}", path.display())))
+    create_private_directory(path).map_err(CliError::tls(format!("make the folder {}", path.display())))
 }
 
 fn sync_folder(path: &Path) -> Result<(), CliError> {
     std::fs::File::open(path).and_then(|folder| folder.sync_all()).map_err(CliError::file("write", path))
 }
 
-fn tls(doing: impl Into<String>) -> impl FnOnce(muster_mtls::Error) -> CliError {
-    let doing = doing.into();
-    move |source| CliError::Tls { doing, source }
+/// A folder of mode 0700 in which things are written before they get their names.
+fn private_staging(dir: &Path) -> Result<tempfile::TempDir, CliError> {
+    tempfile::Builder::new()
+        .prefix(".writing-")
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(dir)
+        .map_err(CliError::file("write", dir))
 }

@@ -1,2 +1,7 @@
-//! placeholder
-fn main() {}
+//! The operator's command line; everything is in `muster-cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    muster_cli::run()
+}

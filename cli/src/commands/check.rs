@@ -107,7 +107,13 @@ struct Checked {
 }
 
 impl Checked {
-    fn new(fleet: FleetName, release: ReleaseView, roster_revision: u64, verdict: Verdict, solo: bool) -> Self {
+    fn new(
+        fleet: FleetName,
+        release: ReleaseView,
+        roster_revision: u64,
+        verdict: Verdict,
+        solo: bool,
+    ) -> Self {
         let exit_code = verdict.exit();
         Self {
             fleet,
@@ -156,7 +162,11 @@ impl Report for Checked {
         let tone = if self.exit_code == Exit::Proven { Tone::Good } else { Tone::Bad };
         page.toned(tone, format_args!("{identical} of {hosts} hosts have {release}: the gate is {gate}"));
         if self.solo {
-            page.labelled(Tone::Warning, "solo mode", "one person alone can sign orders, rosters or releases");
+            page.labelled(
+                Tone::Warning,
+                "solo mode",
+                "one person alone can sign orders, rosters or releases",
+            );
         }
         page.blockers(&self.blockers);
     }
@@ -176,8 +186,8 @@ mod tests {
             host: host(name),
             identical: blockers.is_empty(),
             measured: blockers.is_empty().then_some(digest),
-            files: 12,
-            bytes: 4096,
+            files: if blockers.is_empty() { 12 } else { 0 },
+            bytes: if blockers.is_empty() { 4096 } else { 0 },
             age_ms: 20,
             blockers,
         };
@@ -194,18 +204,81 @@ mod tests {
     fn people_see_each_host_the_gate_and_the_reasons() {
         let mut page = Page::new(false);
         checked().print(&mut page);
-        insta::assert_snapshot!(page.into_text(), @"");
+        insta::assert_snapshot!(page.into_text(), @"
+        HOST    STATE      FILES  READ      AGE
+        host-1  identical  12     4.00 KiB  20ms
+        host-2  no proof   0      0 B       20ms
+
+        1 of 2 hosts have 1.4.0 (sha256:0707070707070707070707070707070707070707070707070707070707070707): the gate is shut
+        solo mode: one person alone can sign orders, rosters or releases
+          host-missing at host-2: it is not connected
+          busy: rollout 4
+          next (host-missing): start muster-agent and muster-guard on the host, look into the agent's log, and check the network between the two
+          next (busy): watch it with `muster status`, and try again when it has ended, or give it up with `muster abort`
+        ");
     }
 
     #[test]
     fn scripts_see_the_same() {
-        insta::assert_snapshot!(json(Checked::SCHEMA, &checked()), @"");
+        insta::assert_snapshot!(json(Checked::SCHEMA, &checked()), @r#"
+        {
+          "schema": "muster.check/1",
+          "fleet": "demo",
+          "release": {
+            "version": "1.4.0",
+            "digest": "sha256:0707070707070707070707070707070707070707070707070707070707070707"
+          },
+          "gate": "shut",
+          "hosts": 2,
+          "identical": 1,
+          "roster_revision": 2,
+          "solo": true,
+          "results": [
+            {
+              "host": "host-1",
+              "identical": true,
+              "measured": "sha256:0707070707070707070707070707070707070707070707070707070707070707",
+              "files": 12,
+              "bytes": 4096,
+              "age_ms": 20,
+              "blockers": []
+            },
+            {
+              "host": "host-2",
+              "identical": false,
+              "measured": null,
+              "files": 0,
+              "bytes": 0,
+              "age_ms": 20,
+              "blockers": [
+                {
+                  "code": "host-missing",
+                  "host": "host-2",
+                  "detail": "it is not connected"
+                }
+              ]
+            }
+          ],
+          "blockers": [
+            {
+              "code": "host-missing",
+              "host": "host-2",
+              "detail": "it is not connected"
+            },
+            {
+              "code": "busy",
+              "detail": "rollout 4"
+            }
+          ],
+          "exit_code": 11
+        }
+        "#);
     }
 
     #[test]
     fn build_servers_see_one_case_for_each_host_and_one_for_the_fleet() {
         let xml = checked().junit().unwrap();
-        assert!(xml.contains(r#"tests="3" failures="2""#), "{xml}");
+        assert!(xml.contains(r#"tests="3" skipped="0" failures="2""#), "{xml}");
         assert!(xml.contains(r#"<testcase name="host-1" classname="demo""#), "{xml}");
     }
 }

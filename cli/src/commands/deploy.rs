@@ -50,8 +50,13 @@ impl Deploy {
         let (hosts, finished) = Box::pin(follow(env, &session, &release, request, self.timeout)).await?;
         let doing = format!("deploy {release}");
         let blockers = convert::blockers(finished.blockers).map_err(CliError::answer(doing))?;
-        let report =
-            Deployed::new(fleet, release, hosts, Counts { deployed: finished.deployed as usize, hosts: finished.hosts as usize, expected }, blockers);
+        let report = Deployed::new(
+            fleet,
+            release,
+            hosts,
+            Counts { deployed: finished.deployed as usize, hosts: finished.hosts as usize, expected },
+            blockers,
+        );
         env.ui.report(&report)?;
         Ok(report.exit_code)
     }
@@ -73,15 +78,21 @@ async fn follow(
     loop {
         match events.next().await?.event {
             Some(Event::Started(started)) => {
-                let hosts = started.hosts.iter().map(|host| convert::host(host)).collect::<Result<Vec<_>, _>>();
+                let hosts =
+                    started.hosts.iter().map(|host| convert::host(host)).collect::<Result<Vec<_>, _>>();
                 let hosts = hosts.map_err(CliError::answer(doing.as_str()))?;
                 let (count, size) = (hosts.len(), bytes_text(started.bytes));
-                env.ui.say(format_args!("deploying {release} to {count} hosts: {} files, {size}", started.files));
+                env.ui.say(format_args!(
+                    "deploying {release} to {count} hosts: {} files, {size}",
+                    started.files
+                ));
                 bars = Some(HostBars::new(&env.ui, &hosts, started.bytes));
             }
             Some(Event::Host(state)) => {
                 let host = convert::host(&state.host).map_err(CliError::answer(doing.as_str()))?;
-                rows.extend(show(bars.as_mut(), host, state.state).map_err(CliError::answer(doing.as_str()))?);
+                rows.extend(
+                    show(bars.as_mut(), host, state.state).map_err(CliError::answer(doing.as_str()))?,
+                );
             }
             Some(Event::Finished(finished)) => return Ok((rows, finished)),
             None => {}
@@ -120,7 +131,12 @@ fn show(
                 bars.end(&host, text);
             }
             let blockers = refusal.map(|refusal| refusal.blockers).unwrap_or_default();
-            Ok(Some(HostRow { host, deployed: blockers.is_empty(), fetched_bytes: ended.fetched_bytes, blockers }))
+            Ok(Some(HostRow {
+                host,
+                deployed: blockers.is_empty(),
+                fetched_bytes: ended.fetched_bytes,
+                blockers,
+            }))
         }
     }
 }
@@ -163,7 +179,8 @@ impl Deployed {
         mut blockers: Vec<Blocker>,
     ) -> Self {
         if counts.hosts != counts.expected {
-            let detail = format!("deployed to {} hosts, but the roster has {}", counts.hosts, counts.expected);
+            let detail =
+                format!("deployed to {} hosts, but the roster has {}", counts.hosts, counts.expected);
             blockers.push(Blocker::fleet(Code::RosterChanged, detail));
         }
         for row in &results {
@@ -174,7 +191,15 @@ impl Deployed {
         let is_complete = counts.deployed == counts.expected && counts.expected > 0;
         let exit_code =
             if blockers.is_empty() && is_complete { Exit::Proven } else { Exit::of_blockers(&blockers) };
-        Self { fleet, release, deployed: counts.deployed, hosts: counts.expected, results, blockers, exit_code }
+        Self {
+            fleet,
+            release,
+            deployed: counts.deployed,
+            hosts: counts.expected,
+            results,
+            blockers,
+            exit_code,
+        }
     }
 }
 
@@ -212,6 +237,10 @@ mod tests {
         assert_eq!(report.exit_code, Exit::Missing);
         let mut page = Page::new(false);
         report.print(&mut page);
-        insta::assert_snapshot!(page.into_text(), @"");
+        insta::assert_snapshot!(page.into_text(), @"
+        deployed 7 of 8, not released: 1.4.0 (sha256:0707070707070707070707070707070707070707070707070707070707070707)
+          host-missing at host-3: not connected
+          next (host-missing): start muster-agent and muster-guard on the host, look into the agent's log, and check the network between the two
+        ");
     }
 }

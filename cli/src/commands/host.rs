@@ -1,11 +1,14 @@
 //! `muster host`: the identities of hosts.
 
+mod driver;
 mod issue;
 mod list;
 
 use std::path::PathBuf;
 
 use clap::Subcommand;
+
+pub(crate) use driver::DriverArgs;
 
 use super::Env;
 use crate::error::CliError;

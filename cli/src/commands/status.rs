@@ -91,8 +91,11 @@ impl View {
     fn new(fleet: FleetName, status: v1::FleetStatus, verbose: bool) -> Result<Self, ConvertError> {
         let phase = phase_text(status.phase());
         let served = Served { epoch: status.epoch, release: ReleaseView::optional(status.serving.as_ref())? };
-        let hosts =
-            status.hosts.into_iter().map(|host| HostView::new(host, &served)).collect::<Result<Vec<_>, _>>()?;
+        let hosts = status
+            .hosts
+            .into_iter()
+            .map(|host| HostView::new(host, &served))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut blockers = convert::blockers(status.blockers)?;
         blockers.extend(hosts.iter().flat_map(|host| host.blockers.iter().cloned()));
         blockers.sort();
@@ -218,7 +221,10 @@ impl Report for View {
             page.line(format_args!("before   {previous}"));
         }
         let (connected, total) = (self.hosts_connected, self.hosts_total);
-        page.line(format_args!("hosts    {connected} of {total} connected, roster revision {}", self.roster_revision));
+        page.line(format_args!(
+            "hosts    {connected} of {total} connected, roster revision {}",
+            self.roster_revision
+        ));
         if let Some(rollout) = &self.rollout {
             let to = rollout.to.as_ref().map_or_else(|| "an unknown release".to_owned(), ToString::to_string);
             page.labelled(
@@ -236,11 +242,17 @@ impl Report for View {
         if self.verbose {
             page.line(format_args!("roster   {}", self.roster_digest));
             let Self { incarnation, term, coordinator_version, last_rollout, .. } = self;
-            page.line(format_args!("numbers  last rollout {last_rollout}, term {term}, incarnation {incarnation}"));
+            page.line(format_args!(
+                "numbers  last rollout {last_rollout}, term {term}, incarnation {incarnation}"
+            ));
             page.line(format_args!("version  coordinator {coordinator_version}"));
         }
         if self.solo {
-            page.labelled(Tone::Warning, "solo mode", "one person alone can sign orders, rosters or releases");
+            page.labelled(
+                Tone::Warning,
+                "solo mode",
+                "one person alone can sign orders, rosters or releases",
+            );
         }
         page.gap();
         page.table(
@@ -259,12 +271,11 @@ impl Report for View {
         if self.blockers.is_empty() {
             page.toned(Tone::Good, "no blockers");
         } else {
-            page.toned(Tone::Bad, format_args!("{} blockers", self.blockers.len()));
+            page.toned(Tone::Bad, "blockers:");
             page.blockers(&self.blockers);
         }
     }
 }
 
 #[cfg(test)]
-#[path = "status/tests.rs"]
 mod tests;

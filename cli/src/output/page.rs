@@ -83,7 +83,6 @@ impl Page {
         }
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-        table.force_no_tty();
         table.set_header(header);
         for row in rows {
             table.add_row(row.map(|text| Cell::new(printable(&text))));
@@ -177,7 +176,11 @@ mod tests {
             ..Blocker::host(Code::Mismatch, &HostName::new(name).unwrap(), "the size differs")
         };
         let mut page = Page::new(false);
-        page.blockers(&[at("host-5", "bin/server"), at("host-7", "lib/a.so"), Blocker::fleet(Code::Busy, "rollout 3")]);
+        page.blockers(&[
+            at("host-5", "bin/server"),
+            at("host-7", "lib/a.so"),
+            Blocker::fleet(Code::Busy, "rollout 3"),
+        ]);
         insta::assert_snapshot!(page.into_text(), @"
           mismatch at host-5, bin/server: the size differs (expected 120 bytes, measured 121 bytes)
           mismatch at host-7, lib/a.so: the size differs (expected 120 bytes, measured 121 bytes)
@@ -193,10 +196,10 @@ mod tests {
         let row = |a: &str, b: &str| [a.to_owned(), b.to_owned()];
         page.table(["HOST", "STATE"], vec![row("host-1", "ok"), row("a", "d\x07rk")]);
         page.table(["HOST", "STATE"], vec![]);
-        insta::assert_snapshot!(page.into_text(), @"
+        insta::assert_snapshot!(page.into_text(), @r#"
         HOST    STATE
         host-1  ok
         a       d\u{7}rk
-        ");
+        "#);
     }
 }

@@ -55,7 +55,6 @@ impl Drop for Bars {
 /// What is known of each host of a fleet, while it changes.
 pub(crate) struct HostBars {
     ui: Ui,
-    screen: MultiProgress,
     bars: BTreeMap<HostName, ProgressBar>,
     total: Option<ProgressBar>,
     said: BTreeMap<HostName, Cow<'static, str>>,
@@ -77,10 +76,11 @@ impl HostBars {
                 bars.insert(host.clone(), bar);
             }
         } else {
-            let bar = ProgressBar::new(hosts.len() as u64).with_style(style("[{bar:40}] {pos}/{len} hosts {msg}"));
+            let bar =
+                ProgressBar::new(hosts.len() as u64).with_style(style("[{bar:40}] {pos}/{len} hosts {msg}"));
             summary = Some(screen.add(bar));
         }
-        Self { ui: *ui, screen, bars, total: summary, said: BTreeMap::new() }
+        Self { ui: *ui, bars, total: summary, said: BTreeMap::new() }
     }
 
     /// Bytes that a host has done: drawn, never said.
@@ -116,11 +116,6 @@ impl HostBars {
             total.inc(1);
         }
         self.state(host, text);
-    }
-
-    /// Says something about all hosts, above the bars.
-    pub(crate) fn say(&self, text: &str) {
-        self.screen.suspend(|| self.ui.say(text));
     }
 }
 
@@ -178,6 +173,7 @@ fn target(ui: &Ui) -> ProgressDrawTarget {
 }
 
 fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).expect("the templates are constants of this file")
+    ProgressStyle::with_template(template)
+        .expect("the templates are constants of this file")
         .progress_chars("=> ")
 }

@@ -8,8 +8,8 @@ use muster_mtls::{Address, Authority, CredentialPaths, Credentials, Role, Usage}
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CA_FILE, CA_FOLDER, HOSTS_FOLDER, MODE_PUBLIC, ROOT_FILE, Who, issue, make_folder, new_key, sync_folder, tls,
-    write_toml,
+    CA_FILE, CA_FOLDER, HOSTS_FOLDER, MODE_PUBLIC, ROOT_FILE, Who, issue, make_folder, new_key,
+    private_staging, sync_folder, write_toml,
 };
 use crate::context::read_root;
 use crate::error::CliError;
@@ -125,7 +125,7 @@ struct GuardFleet<'a> {
 /// Issues the identity of a host and writes its bundle to `DIR/hosts/NAME`, which must not exist.
 pub(crate) fn issue_host(dir: &Path, name: &HostName, options: &HostOptions) -> Result<HostBundle, CliError> {
     let authority = Authority::load(&dir.join(CA_FOLDER))
-        .map_err(tls(format!("read the certificate authority in {}", dir.display())))?;
+        .map_err(CliError::tls(format!("read the certificate authority in {}", dir.display())))?;
     // Pinned before it is handed out, so that no host gets a root that nobody can use.
     let root = read_root(&dir.join(ROOT_FILE))?;
     let hosts = dir.join(HOSTS_FOLDER);
@@ -134,13 +134,11 @@ pub(crate) fn issue_host(dir: &Path, name: &HostName, options: &HostOptions) -> 
     if folder.symlink_metadata().is_ok() {
         return Err(CliError::Usage {
             what: format!("{name} was issued already: {} is there", folder.display()),
-            next: "choose another name, or remove that folder if the host is to get a new identity".to_owned(),
+            next: "choose another name, or remove that folder if the host is to get a new identity"
+                .to_owned(),
         });
     }
-    let staging = tempfile::Builder::new()
-        .prefix(".issue-")
-        .tempdir_in(&hosts)
-        .map_err(CliError::file("write", hosts.as_path()))?;
+    let staging = private_staging(&hosts)?;
     let who = Who { role: Role::Agent, name: name.clone().into(), usage: Usage::Client };
     let (now, valid_for) = (options.now, options.valid_for);
     let validity = issue(staging.path(), CERTIFICATE_FILE, KEY_FILE, &authority, &who, now, valid_for)?;
@@ -224,7 +222,10 @@ fn write_configuration(
         ca: CA_FILE.into(),
         root: ROOT_FILE.into(),
         attestation_key: ATTESTATION_KEY_FILE.into(),
-        guard_socket: options.state.as_ref().map_or_else(|| SOCKET_FILE.into(), |state| state.join(SOCKET_FILE)),
+        guard_socket: options
+            .state
+            .as_ref()
+            .map_or_else(|| SOCKET_FILE.into(), |state| state.join(SOCKET_FILE)),
         fleets: options.fleets.iter().map(|fleet| AgentFleet { name: fleet.clone() }).collect(),
     };
     write_toml(&staging.join(AGENT_FILE), "For `muster-agent run --config`.", &agent)?;

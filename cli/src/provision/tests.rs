@@ -4,6 +4,7 @@ use muster_guard::GuardConfig;
 use muster_model::HostName;
 use muster_mtls::Credentials;
 
+use super::host::AgentFile;
 use super::*;
 use crate::context::Context;
 use crate::exit::Exit;
@@ -60,7 +61,38 @@ fn the_layout_is_private_and_complete() {
     let dir = temporary.path().join("fleet");
     init(&dir, &init_options()).unwrap();
     issue_host(&dir, &name("host-1"), &host_options()).unwrap();
-    insta::assert_snapshot!(listing(&dir), @"");
+    insta::assert_snapshot!(listing(&dir), @"
+    ca 0700
+    ca/ca.key 0600
+    ca/ca.pem 0644
+    coordinator 0700
+    coordinator/ca.pem 0644
+    coordinator/coordinator.key 0600
+    coordinator/coordinator.pem 0644
+    coordinator/coordinator.toml 0644
+    coordinator/root.json 0644
+    hosts 0700
+    hosts/host-1 0700
+    hosts/host-1/agent.key 0600
+    hosts/host-1/agent.pem 0644
+    hosts/host-1/agent.toml 0644
+    hosts/host-1/attestation.key 0600
+    hosts/host-1/attestation.pub 0644
+    hosts/host-1/ca.pem 0644
+    hosts/host-1/guard.toml 0644
+    hosts/host-1/root.json 0644
+    keys 0700
+    keys/root.key 0600
+    operator 0700
+    operator/ca.pem 0644
+    operator/context.toml 0644
+    operator/operator-signing.key 0600
+    operator/operator.key 0600
+    operator/operator.pem 0644
+    operator/release-signing.key 0600
+    operator/root.json 0644
+    root.json 0644
+    ");
 }
 
 #[test]
@@ -70,8 +102,14 @@ fn the_operators_context_works_and_fits_the_root() {
     let context = Context::read(&made.context).unwrap();
     let root = context.trust_root().unwrap();
     assert!(root.root().is_solo());
-    assert_eq!(root.root().role(SigningRole::Operator).keys, [context.operator_key().unwrap().public().clone()]);
-    assert_eq!(root.root().role(SigningRole::Release).keys, [context.release_key().unwrap().public().clone()]);
+    assert_eq!(
+        root.root().role(SigningRole::Operator).keys,
+        [context.operator_key().unwrap().public().clone()]
+    );
+    assert_eq!(
+        root.root().role(SigningRole::Release).keys,
+        [context.release_key().unwrap().public().clone()]
+    );
     let credentials = Credentials::load(&context.credential_paths()).unwrap();
     assert_eq!(credentials.identity().to_string(), "spiffe://muster.local/operator/operator");
     assert_eq!(context.fleet_folder().as_deref(), Some(temporary.path()));
@@ -104,7 +142,9 @@ fn the_guard_accepts_what_is_written_for_it() {
     assert_eq!(config.state_dir, bundle.folder);
     assert_eq!(config.fleets[0].link, bundle.folder.join("fleets/demo/current"));
     assert_eq!(config.fleets[0].releases, bundle.folder.join("fleets/demo/releases"));
-    let muster_guard::Driver::Supervise(service) = &config.fleets[0].driver else { panic!("it is supervised") };
+    let muster_guard::Driver::Supervise(service) = &config.fleets[0].driver else {
+        panic!("it is supervised")
+    };
     assert_eq!(service.command, command);
 
     let elsewhere = HostOptions {

@@ -25,7 +25,7 @@ pub const DIFFERENCES_MAX: usize = 64;
 /// How to measure.
 #[derive(Debug, Clone, Copy)]
 pub struct MeasureOptions {
-    /// How many threads read. One thread is the caller's own.
+    /// How many threads hash. One thread is the caller's own. Large files are read ahead by one more for each.
     pub jobs: NonZeroUsize,
     /// The most bytes to read in a second, over all threads.
     pub bytes_per_second_max: Option<NonZeroU64>,

@@ -4,6 +4,7 @@
 //! threads never show. Each task holds the descriptor of one folder and works on names in it. Tasks are taken
 //! newest first, which keeps the number of open folders near depth times threads however wide the tree is.
 
+mod hash;
 mod read;
 
 use std::ffi::{CStr, CString};
@@ -19,13 +20,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ArtifactError, Progress, handle, pool};
 
-pub(crate) use read::{Pace, hash_file};
+pub(crate) use hash::hash_file;
+pub(crate) use read::Pace;
 
 /// Names handed to one task: enough to outweigh the cost of a task, few enough to spread a flat folder over
 /// threads.
 const BATCH: usize = 64;
 const DIRENTS_BYTES: usize = 32 << 10;
-const READ_BYTES: usize = 128 << 10;
 /// A folder that keeps changing must not be able to fill memory.
 const FOUND_MAX: usize = 2 * MAX_ENTRIES;
 

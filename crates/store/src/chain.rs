@@ -53,6 +53,7 @@ pub struct Position {
 
 impl Position {
     /// States that the chain is durable up to `head`: for the two stores, once it is.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place in a store where the proof is made")]
     pub(crate) const fn durable_at(head: Head) -> Self {
         Self { head, durable: Durable::assert(head.seq) }
     }

@@ -63,6 +63,7 @@ impl<T> Authentic<T> {
     }
 
     /// Binds a document to the envelope that it was parsed from. The caller has verified `signers`.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place where the proof is made")]
     pub(crate) fn new(document: T, signers: Vec<PublicKey>, envelope: &Envelope) -> Self {
         Self {
             document: Verified::assert(document),

@@ -1,5 +1,7 @@
 //! A small fleet with all its documents, signed by keys that are the same in every run.
 
+#![expect(clippy::disallowed_methods, reason = "tests make verified documents of their own")]
+
 use std::collections::BTreeMap;
 
 use muster_model::{

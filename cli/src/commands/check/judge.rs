@@ -96,7 +96,11 @@ impl<'a> Judge<'a> {
         if self.question.roster.member(&host).is_some() {
             self.answers.insert(host.clone(), answer);
         } else {
-            self.fleet.push(Blocker::host(Code::HostNotInRoster, &host, "it answered, but the roster does not list it"));
+            self.fleet.push(Blocker::host(
+                Code::HostNotInRoster,
+                &host,
+                "it answered, but the roster does not list it",
+            ));
         }
         Ok(host)
     }
@@ -143,7 +147,10 @@ impl<'a> Judge<'a> {
             return no(Code::BadAttestation, format!("its attestation is that of {}", attestation.host));
         }
         if attestation.purpose != Purpose::Check {
-            return no(Code::StaleAttestation, "its attestation was made for a rollout, not for a check".to_owned());
+            return no(
+                Code::StaleAttestation,
+                "its attestation was made for a rollout, not for a check".to_owned(),
+            );
         }
         if attestation.compared.manifest != manifest {
             let about = attestation.compared.manifest;
@@ -152,7 +159,10 @@ impl<'a> Judge<'a> {
         let measured = attestation.facts.measured_unix_ms;
         if measured.0 < asked.0.saturating_sub(max_age_ms).saturating_sub(CLOCK_SKEW_MS_MAX) {
             let when = date_text(measured);
-            return no(Code::StaleAttestation, format!("by its own clock it measured at {when}, before it was asked"));
+            return no(
+                Code::StaleAttestation,
+                format!("by its own clock it measured at {when}, before it was asked"),
+            );
         }
         Ok(attestation)
     }
@@ -206,18 +216,16 @@ fn judge(host: &HostName, answer: Answer, reference: Option<&Comparable>) -> Hos
             blockers.push(Blocker::host(Code::HostSilent, host, "the coordinator relayed no answer of it"));
         }
         None => {}
+        // The coordinator names the files; that they differ is what the host itself has signed.
         Some(attestation) if !attestation.matches() => {
-            // The coordinator names the files; the digests are what the host itself has signed.
-            if !blockers.iter().any(|blocker| blocker.code == Code::Mismatch) {
-                blockers.push(Blocker {
-                    expected: Some(attestation.compared.manifest.to_string()),
-                    measured: Some(attestation.compared.measured.to_string()),
-                    ..Blocker::host(Code::Mismatch, host, "its tree is not the release")
-                });
-            }
+            blockers.extend(unnamed_mismatch(attestation, &blockers))
         }
         Some(attestation) if Some(&attestation.compared) != reference => {
-            blockers.push(Blocker::host(Code::NotUniform, host, "it measured something else than most other hosts"));
+            blockers.push(Blocker::host(
+                Code::NotUniform,
+                host,
+                "it measured something else than most other hosts",
+            ));
         }
         Some(_) => {}
     }
@@ -233,6 +241,16 @@ fn judge(host: &HostName, answer: Answer, reference: Option<&Comparable>) -> Hos
         age_ms,
         blockers,
     }
+}
+
+/// The mismatch that an attestation states, unless the files have been named already.
+fn unnamed_mismatch(attestation: &Attestation, named: &[Blocker]) -> Option<Blocker> {
+    let is_named = named.iter().any(|blocker| blocker.code == Code::Mismatch);
+    (!is_named).then(|| Blocker {
+        expected: Some(attestation.compared.manifest.to_string()),
+        measured: Some(attestation.compared.measured.to_string()),
+        ..Blocker::host(Code::Mismatch, &attestation.host, "its tree is not the release")
+    })
 }
 
 /// An error with its causes in one line.

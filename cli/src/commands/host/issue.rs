@@ -1,12 +1,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use muster_model::{FleetName, HostName};
 use muster_mtls::Address;
 use serde::Serialize;
 
-use super::fleet_folder;
+use super::{DriverArgs, fleet_folder};
 use crate::args::duration;
 use crate::clock::{date_text, unix_time};
 use crate::commands::Env;
@@ -14,7 +14,7 @@ use crate::context::{CONTEXT_FILE, Context};
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::output::{Page, Report, Tone};
-use crate::provision::{Driver, HostOptions, issue_host};
+use crate::provision::{HostOptions, issue_host};
 
 /// Issue the identity of a host as an offline bundle: a folder to take to the host by hand.
 #[derive(Debug, Args)]
@@ -38,47 +38,29 @@ pub(crate) struct Issue {
     /// The link that services use, for a host of one fleet [default: fleets/FLEET/current in the state]
     #[arg(long, value_name = "PATH")]
     link: Option<PathBuf>,
-    /// How the service is run
-    #[arg(long, value_enum, default_value_t = DriverName::Link)]
-    driver: DriverName,
     /// How long the certificate holds
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "365d")]
     valid_for: Duration,
-    /// The command that the guard supervises, in the release's folder; everything that follows belongs to it
-    #[arg(long, value_name = "COMMAND", num_args = 1.., allow_hyphen_values = true)]
-    command: Vec<String>,
-}
-
-/// How the service is run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum DriverName {
-    /// There is only the link
-    Link,
-    /// The guard runs `--command`
-    Supervise,
+    #[command(flatten)]
+    driver: DriverArgs,
 }
 
 impl Issue {
     pub(super) fn run(self, env: &Env) -> Result<Exit, CliError> {
         let usage = |what: &str, next: &str| CliError::Usage { what: what.to_owned(), next: next.to_owned() };
-        let driver = match (self.driver, self.command.is_empty()) {
-            (DriverName::Link, true) => Driver::Link,
-            (DriverName::Supervise, false) => Driver::Supervise { command: self.command },
-            (DriverName::Link, false) => {
-                return Err(usage("--command is only for --driver supervise", "add `--driver supervise`"));
-            }
-            (DriverName::Supervise, true) => {
-                return Err(usage("--driver supervise needs a command", "add `--command PROGRAM [ARGUMENT]…`"));
-            }
-        };
+        let driver = self.driver.driver()?;
         let dir = fleet_folder(self.dir, env)?;
         let context = Context::read(&dir.join("operator").join(CONTEXT_FILE))?;
-        let fleets = if self.fleet.is_empty() { context.fleet().cloned().into_iter().collect() } else { self.fleet };
+        let fleets =
+            if self.fleet.is_empty() { context.fleet().cloned().into_iter().collect() } else { self.fleet };
         if fleets.is_empty() {
             return Err(usage("a host belongs to at least one fleet", "name it with --fleet"));
         }
         if self.link.is_some() && fleets.len() > 1 {
-            return Err(usage("several fleets cannot share one link", "leave --link out, or issue one fleet only"));
+            return Err(usage(
+                "several fleets cannot share one link",
+                "leave --link out, or issue one fleet only",
+            ));
         }
         for path in [&self.state, &self.link].into_iter().flatten() {
             if !path.is_absolute() {
@@ -126,7 +108,9 @@ impl Report for Issued {
         }
         page.gap();
         page.line("Next:");
-        page.line("  take the folder to the host, readable by the user of its agent only; it holds private keys");
+        page.line(
+            "  take the folder to the host, readable by the user of its agent only; it holds private keys",
+        );
         page.line("  muster-guard run --config guard.toml, then muster-agent run --config agent.toml");
         page.line("  add the host to the roster: muster roster draft, then muster roster apply");
     }

@@ -98,7 +98,26 @@ mod tests {
         };
         let mut page = Page::new(false);
         listed.print(&mut page);
-        insta::assert_snapshot!(page.into_text(), @"");
-        insta::assert_snapshot!(json(Listed::SCHEMA, &listed), @"");
+        insta::assert_snapshot!(page.into_text(), @"
+        VERSION  DIGEST                                                                   SIGNED                SIZE      HOSTS
+        1.4.0    sha256:0707070707070707070707070707070707070707070707070707070707070707  2026-11-23T00:00:00Z  2.00 KiB  8      serving
+        ");
+        insta::assert_snapshot!(json(Listed::SCHEMA, &listed), @r#"
+        {
+          "schema": "muster.releases/1",
+          "fleet": "demo",
+          "releases": [
+            {
+              "version": "1.4.0",
+              "digest": "sha256:0707070707070707070707070707070707070707070707070707070707070707",
+              "created": "2026-11-23T00:00:00Z",
+              "files": 3,
+              "bytes": 2048,
+              "deployed": 8,
+              "serving": true
+            }
+          ]
+        }
+        "#);
     }
 }

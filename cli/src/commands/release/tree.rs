@@ -55,7 +55,8 @@ impl TreeArgs {
         rules.mutable.extend(self.mutable.iter().cloned());
         rules.mutable.sort_unstable();
         rules.mutable.dedup();
-        let jobs = self.jobs.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
+        let jobs =
+            self.jobs.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
         let options = PackOptions { rules, outside_links: spec.outside_links, jobs };
         let packed = self.pack_with_progress(ui, &options)?;
         for warning in &packed.warnings {
@@ -72,8 +73,7 @@ impl TreeArgs {
         if self.spec.is_none() && !path.is_file() {
             return Ok(ReleaseSpec::default());
         }
-        let doing = "understand the release's description".to_owned();
-        ReleaseSpec::read(&path).map_err(|source| CliError::Tree { doing, source })
+        ReleaseSpec::read(&path).map_err(CliError::tree("understand the release's description"))
     }
 
     fn pack_with_progress(&self, ui: &Ui, options: &PackOptions) -> Result<Packed, CliError> {
@@ -92,6 +92,6 @@ impl TreeArgs {
             drawing.thread().unpark();
             packed
         });
-        packed.map_err(|source| CliError::Tree { doing: format!("pack {}", self.dir.display()), source })
+        packed.map_err(CliError::tree(format!("pack {}", self.dir.display())))
     }
 }

@@ -48,7 +48,11 @@ enum Source {
 }
 
 /// The blobs of a tree that the store lacks, each once.
-pub(super) async fn missing(session: &Session, dir: &Path, manifest: &Manifest) -> Result<Vec<Blob>, CliError> {
+pub(super) async fn missing(
+    session: &Session,
+    dir: &Path,
+    manifest: &Manifest,
+) -> Result<Vec<Blob>, CliError> {
     let mut wanted: BTreeMap<Digest, Blob> = BTreeMap::new();
     for (path, size, digest) in manifest.files() {
         let source = Source::File(dir.join(OsStr::from_bytes(path.as_bytes())));
@@ -62,8 +66,9 @@ pub(super) async fn missing(session: &Session, dir: &Path, manifest: &Manifest) 
     let digests: Vec<Digest> = wanted.keys().copied().collect();
     let mut missing = Vec::new();
     for part in digests.chunks(QUESTION_LEN_MAX) {
-        let request =
-            v1::FindMissingRequest { digests: part.iter().map(|digest| digest.as_bytes().to_vec()).collect() };
+        let request = v1::FindMissingRequest {
+            digests: part.iter().map(|digest| digest.as_bytes().to_vec()).collect(),
+        };
         let found = answer(DOING, session.blobs().find_missing(request)).await?;
         for bytes in found.digests.iter().take(part.len()) {
             let digest = convert::digest("digests", bytes).map_err(CliError::answer(DOING))?;
@@ -120,10 +125,9 @@ async fn send(session: &Session, blob: Blob, bar: &Bars) -> Result<(), CliError>
     let mut client = session.blobs();
     let (sent, ()) = tokio::join!(client.upload(ReceiverStream::new(request_stream)), forward);
     // A reader that failed ends the upload early. Its reason comes first: the coordinator only sees too few bytes.
-    let read = reading.await.map_err(|error| CliError::System {
-        doing: "read a file",
-        source: io::Error::other(error),
-    })?;
+    let read = reading
+        .await
+        .map_err(|error| CliError::System { doing: "read a file", source: io::Error::other(error) })?;
     read?;
     sent.map_err(|status| failed(&doing, status))?;
     Ok(())
@@ -157,7 +161,8 @@ fn read_file(
 ) -> Result<(), CliError> {
     let changed = || CliError::Content {
         path: path.to_owned(),
-        reason: "it changed after it was packed; pack and push again when nothing writes to the tree".to_owned(),
+        reason: "it changed after it was packed; pack and push again when nothing writes to the tree"
+            .to_owned(),
     };
     let mut hasher = Sha256::new();
     // One byte more than expected, so that a file that grew is noticed.
@@ -196,7 +201,11 @@ fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let flags = i32::try_from(flags.bits()).expect("the flags fit");
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no longer a regular file")) }
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::other("it is no longer a regular file"))
+    }
 }
 
 #[cfg(test)]

@@ -66,7 +66,8 @@ impl Apply {
     ) -> Result<(Option<Authentic<Roster>>, Authentic<Roster>), CliError> {
         let file = parse(&self.file, bytes)?;
         let current = present(session, &file.fleet).await?;
-        let expected = current.as_ref().map_or(RosterRevision(1), |roster| roster.document().revision().next());
+        let expected =
+            current.as_ref().map_or(RosterRevision(1), |roster| roster.document().revision().next());
         if let Some(stated) = file.revision
             && stated != expected.0
         {
@@ -76,9 +77,8 @@ impl Apply {
             });
         }
         let doing = format!("sign the roster of {}", file.fleet);
-        let roster = file
-            .to_roster(expected)
-            .map_err(|source| CliError::Document { doing: doing.clone(), source })?;
+        let roster =
+            file.to_roster(expected).map_err(|source| CliError::Document { doing: doing.clone(), source })?;
         let key = session.context().operator_key()?;
         let signers: [&dyn Signer; 1] = [&key];
         let envelope = sign(&roster, &signers).map_err(CliError::trust(doing.as_str()))?;
@@ -148,7 +148,10 @@ impl Report for Applied {
 
     fn print(&self, page: &mut Page) {
         let Self { fleet, revision, hosts, .. } = self;
-        page.toned(Tone::Good, format_args!("the roster of {fleet} is now revision {revision} with {hosts} hosts"));
+        page.toned(
+            Tone::Good,
+            format_args!("the roster of {fleet} is now revision {revision} with {hosts} hosts"),
+        );
         if self.solo {
             page.labelled(Tone::Warning, "solo mode", "it was signed by one operator alone");
         }
@@ -169,7 +172,8 @@ mod tests {
                 attestation_key: PublicKey::Ed25519([u8::try_from(index).unwrap(); 32]),
             };
             let members = names.iter().enumerate().map(member).collect();
-            Roster::new(FleetName::new("demo").unwrap(), RosterRevision(1), Policy::default(), members).unwrap()
+            Roster::new(FleetName::new("demo").unwrap(), RosterRevision(1), Policy::default(), members)
+                .unwrap()
         };
         let change = Change::of(Some(&roster(&["a", "b"])), &roster(&["b", "c"]));
         assert_eq!(change.added, [HostName::new("c").unwrap()]);

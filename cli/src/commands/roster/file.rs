@@ -44,10 +44,10 @@ pub(crate) struct HostFile {
 impl RosterFile {
     /// The roster with this revision.
     pub(crate) fn to_roster(&self, revision: RosterRevision) -> Result<Roster, DocumentError> {
-        let members = self.hosts.iter().map(|host| Member {
-            name: host.name.clone(),
-            attestation_key: host.attestation_key.clone(),
-        });
+        let members = self
+            .hosts
+            .iter()
+            .map(|host| Member { name: host.name.clone(), attestation_key: host.attestation_key.clone() });
         let policy = Policy { boot_gate: self.policy.boot_gate };
         Roster::new(self.fleet.clone(), revision, policy, members.collect())
     }
@@ -69,7 +69,16 @@ mod tests {
             }],
         };
         let text = toml::to_string(&file).unwrap();
-        insta::assert_snapshot!(text, @"");
+        insta::assert_snapshot!(text, @r#"
+        fleet = "demo"
+
+        [policy]
+        boot_gate = "optional"
+
+        [[host]]
+        name = "host-1"
+        attestation_key = "ed25519:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
+        "#);
         assert_eq!(toml::from_str::<RosterFile>(&text).unwrap(), file);
         assert_eq!(file.to_roster(RosterRevision(1)).unwrap().hosts().len(), 1);
         let none = RosterFile { hosts: vec![], ..file };

@@ -28,7 +28,8 @@ fn status() -> v1::FleetStatus {
         mode: None,
         deployed: vec![],
         blockers: vec![
-            Blocker::host(Code::HostMissing, &HostName::new("host-2").unwrap(), "its connection ended").into(),
+            Blocker::host(Code::HostMissing, &HostName::new("host-2").unwrap(), "its connection ended")
+                .into(),
         ],
         ..host("host-2", v1::host_mode::Kind::Serve)
     };
@@ -62,12 +63,47 @@ fn text(view: &View) -> String {
 
 #[test]
 fn the_table_names_hosts_ages_and_what_each_serves() {
-    insta::assert_snapshot!(text(&view(false)), @"");
+    insta::assert_snapshot!(text(&view(false)), @"
+    fleet    demo, epoch 3, settled
+    serving  1.2.0 (sha256:0202020202020202020202020202020202020202020202020202020202020202)
+    before   1.1.0 (sha256:0101010101010101010101010101010101010101010101010101010101010101)
+    hosts    1 of 2 connected, roster revision 2
+    solo mode: one person alone can sign orders, rosters or releases
+
+    HOST    CONNECTED       MODE     SERVES                       ON DISK
+    host-1  for 2m 5s       serve 3  epoch 3, 1.2.0 020202020202  1.1.0, 1.2.0
+    host-2  lost 2m 5s ago  unknown  unknown
+
+    blockers:
+      host-missing at host-2: its connection ended
+      next (host-missing): start muster-agent and muster-guard on the host, look into the agent's log, and check the network between the two
+    ");
 }
 
 #[test]
 fn verbose_adds_counters_versions_and_certificates() {
-    insta::assert_snapshot!(text(&view(true)), @"");
+    insta::assert_snapshot!(text(&view(true)), @"
+    fleet    demo, epoch 3, settled
+    serving  1.2.0 (sha256:0202020202020202020202020202020202020202020202020202020202020202)
+    before   1.1.0 (sha256:0101010101010101010101010101010101010101010101010101010101010101)
+    hosts    1 of 2 connected, roster revision 2
+    roster   sha256:0909090909090909090909090909090909090909090909090909090909090909
+    numbers  last rollout 5, term 4, incarnation 1
+    version  coordinator 0.1.0
+    solo mode: one person alone can sign orders, rosters or releases
+
+    HOST    CONNECTED       MODE     SERVES                       ON DISK
+    host-1  for 2m 5s       serve 3  epoch 3, 1.2.0 020202020202  1.1.0, 1.2.0
+    host-2  lost 2m 5s ago  unknown  unknown
+
+    HOST    AGENT  CERTIFICATE UNTIL
+    host-1  0.1.0  2027-01-15T08:00:00Z
+    host-2  0.1.0  2027-01-15T08:00:00Z
+
+    blockers:
+      host-missing at host-2: its connection ended
+      next (host-missing): start muster-agent and muster-guard on the host, look into the agent's log, and check the network between the two
+    ");
 }
 
 #[test]
@@ -98,7 +134,83 @@ fn blockers_become_the_exit_code_only_where_asked() {
 
 #[test]
 fn the_json_has_a_schema_and_stable_names() {
-    insta::assert_snapshot!(json(View::SCHEMA, &view(false)), @"");
+    insta::assert_snapshot!(json(View::SCHEMA, &view(false)), @r#"
+    {
+      "schema": "muster.status/1",
+      "fleet": "demo",
+      "epoch": 3,
+      "serving": {
+        "version": "1.2.0",
+        "digest": "sha256:0202020202020202020202020202020202020202020202020202020202020202"
+      },
+      "previous": {
+        "version": "1.1.0",
+        "digest": "sha256:0101010101010101010101010101010101010101010101010101010101010101"
+      },
+      "phase": "settled",
+      "solo": true,
+      "roster_revision": 2,
+      "roster_digest": "sha256:0909090909090909090909090909090909090909090909090909090909090909",
+      "hosts_total": 2,
+      "hosts_connected": 1,
+      "rollout": null,
+      "last_rollout": 5,
+      "incarnation": 1,
+      "term": 4,
+      "coordinator_version": "0.1.0",
+      "hosts": [
+        {
+          "host": "host-1",
+          "connected": true,
+          "age_ms": 125000,
+          "mode": "serve 3",
+          "serving_epoch": 3,
+          "serving": {
+            "version": "1.2.0",
+            "digest": "sha256:0202020202020202020202020202020202020202020202020202020202020202"
+          },
+          "deployed": [
+            {
+              "version": "1.1.0",
+              "digest": "sha256:0101010101010101010101010101010101010101010101010101010101010101"
+            },
+            {
+              "version": "1.2.0",
+              "digest": "sha256:0202020202020202020202020202020202020202020202020202020202020202"
+            }
+          ],
+          "agent_version": "0.1.0",
+          "certificate_expires": "2027-01-15T08:00:00Z",
+          "blockers": []
+        },
+        {
+          "host": "host-2",
+          "connected": false,
+          "age_ms": 125000,
+          "mode": null,
+          "serving_epoch": null,
+          "serving": null,
+          "deployed": [],
+          "agent_version": "0.1.0",
+          "certificate_expires": "2027-01-15T08:00:00Z",
+          "blockers": [
+            {
+              "code": "host-missing",
+              "host": "host-2",
+              "detail": "its connection ended"
+            }
+          ]
+        }
+      ],
+      "blockers": [
+        {
+          "code": "host-missing",
+          "host": "host-2",
+          "detail": "its connection ended"
+        }
+      ]
+    }
+    "#);
 }
 
 #[test]

@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 
 use muster_model::Digest;
 use rustix::fs::{FileType, Mode, OFlags, fgetxattr, openat, readlinkat};
-use rustix::io::{Errno, read, retry_on_intr};
-use sha2::{Digest as _, Sha256};
+use rustix::io::Errno;
 
-use super::{Folder, FoundKind, NO_STAMP, Note, READ_BYTES, Reading, Stamp, State, stamp_at, stamp_of};
+use super::{Folder, FoundKind, NO_STAMP, Note, Reading, Stamp, State, hash_file, stamp_at, stamp_of};
 
 const CHANGED: &str = "it changed while it was read";
 const CAPABILITIES: &CStr = c"security.capability";
@@ -149,27 +148,4 @@ impl State<'_> {
         let marked = KEY_MARKS.iter().any(|mark| start.windows(mark.len()).any(|window| window == *mark));
         Ok(marked.then_some(Note::PrivateKey))
     }
-}
-
-/// Hashes a file of `size` bytes from its start; none if it has another size by now. `step` is told of each
-/// read.
-pub(crate) fn hash_file(
-    fd: &OwnedFd,
-    size: u64,
-    buffer: &mut Vec<u8>,
-    mut step: impl FnMut(usize),
-) -> Result<Option<Digest>, Errno> {
-    buffer.resize(READ_BYTES, 0);
-    let mut hasher = Sha256::new();
-    let mut rest = size;
-    while rest > 0 {
-        let bytes = retry_on_intr(|| read(fd, buffer.as_mut_slice()))?;
-        if bytes == 0 || bytes as u64 > rest {
-            return Ok(None);
-        }
-        hasher.update(&buffer[..bytes]);
-        rest -= bytes as u64;
-        step(bytes);
-    }
-    Ok(Some(Digest::from_bytes(hasher.finalize().into())))
 }

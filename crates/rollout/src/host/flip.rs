@@ -96,7 +96,10 @@ impl Host {
             Err(refusal) => {
                 self.close_attempts = self.close_attempts.saturating_add(1);
                 out.refuse(k, refusal);
-                out.effects.push(Effect::Close { k, attempt: self.close_attempts });
+                // Only while it is called for: the next attempt comes after whatever the guard was asked meanwhile.
+                if self.must_close(k) {
+                    out.effects.push(Effect::Close { k, attempt: self.close_attempts });
+                }
                 return;
             }
         };
@@ -333,13 +336,17 @@ impl Host {
     }
 
     /// Tells the coordinator that this host is dark although it could serve. A host that is not connected tells it when
-    /// it joins.
+    /// it joins; one that waits for JOINED has told something else, and its nonce there is as good as a new one.
     fn ask_for_admission(&mut self, refusal: Refusal, entropy: Entropy, out: &mut Out) {
-        if let Stream::Joined { nonce: own, .. } = &mut self.stream {
-            let nonce = Nonce::from_bytes(entropy);
-            *own = nonce;
-            out.send(FromHost::Dark { refusal, nonce: Some(nonce) });
-        }
+        let nonce = match &mut self.stream {
+            Stream::Down => return,
+            Stream::Joining { nonce } => *nonce,
+            Stream::Joined { nonce: own, .. } => {
+                *own = Nonce::from_bytes(entropy);
+                *own
+            }
+        };
+        out.send(FromHost::Dark { refusal, nonce: Some(nonce) });
     }
 
     fn open_again(&mut self, serving: Serving, out: &mut Out) {
@@ -350,6 +357,18 @@ impl Host {
         } else {
             self.opening = Some(serving);
             out.effects.push(Effect::CheckSeal { purpose: SealPurpose::Open(epoch), release });
+        }
+    }
+
+    /// Whether closing, for rollout `k` or because of what is served, is still called for.
+    fn must_close(&self, k: Option<RolloutId>) -> bool {
+        match (k, &self.record.mode) {
+            (Some(k), Mode::Armed { k: armed, .. }) => *armed == k,
+            (Some(_), Mode::Serve(_) | Mode::Closed { .. }) => false,
+            (None, Mode::Serve(serving) | Mode::Armed { serving, .. }) => {
+                serving.release.is_none_or(|release| self.guard != GuardState::Open(serving.epoch, release))
+            }
+            (None, Mode::Closed { .. }) => true,
         }
     }
 

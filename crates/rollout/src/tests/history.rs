@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use muster_model::{BootTime, Digest, JoinReport, Nonce, Secret, ToHost, Token};
 
-use super::machine::{Disk, Link, Pace, Tree};
+use super::machine::{Disk, Link, Origin, Pace, Tree};
 use super::world::{Mistake, RELEASES, World, host_name};
 use crate::fleet::{Event, Fleet, Identity, Phase};
 use crate::host::Mode;
@@ -12,6 +12,8 @@ use crate::host::Mode;
 /// How many histories a test runs unless it is told otherwise.
 pub(super) const HISTORIES: u64 = 3_000;
 const ACTIONS_MAX: u64 = 250;
+/// How often something is said in the coordinator's name, where that is the mistake.
+const FORGED_PER_MILLE: u64 = 250;
 const HOSTS_MAX: usize = 5;
 /// Lines of the trace that are shown; what matters is near its end.
 const TRACE_LINES_MAX: usize = 400;
@@ -193,7 +195,7 @@ fn act(world: &mut World, weather: Weather) {
             return;
         }
     }
-    if world.mistake.is_some() && world.random.chance(60) {
+    if world.mistake.is_some() && world.random.chance(FORGED_PER_MILLE) {
         forge(world);
     }
     match world.random.below(100) {
@@ -346,7 +348,7 @@ fn forge(world: &mut World) {
         return;
     }
     let message = match (world.mistake, &machine.record.mode) {
-        (Some(Mistake::StaleAdmit), Mode::Serve(_)) => match (machine.admitted, machine.nonce) {
+        (Some(Mistake::StaleAdmit), Mode::Serve(_)) => match (machine.offered, machine.nonce) {
             (Some((epoch, release)), Some(nonce)) if !machine.permitted => {
                 ToHost::Admit { epoch, release, nonce }
             }
@@ -372,7 +374,9 @@ fn forge(world: &mut World) {
     let link: Option<&mut Link> = world.machines[index].link.as_mut();
     if let Some(link) = link {
         world.opens_forged += u64::from(matches!(message, ToHost::Open { .. }));
-        link.down.push_back((leadership, message));
+        // Ahead of what the coordinator says, but within the session.
+        let at = usize::from(matches!(link.down.front(), Some((_, ToHost::Joined { .. }, _))));
+        link.down.insert(at, (leadership, message, Origin::Forger));
     }
 }
 

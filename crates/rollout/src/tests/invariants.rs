@@ -20,6 +20,10 @@ impl World {
                 if *served.get_or_insert(open) != open {
                     violations.push(format!("P1: {served:?} and {open:?} are served at the same time"));
                 }
+                // P11: after boot no permit until ADMIT or OPEN.
+                if !machine.permitted {
+                    violations.push(format!("P11: {} serves after its boot without a permit", machine.name));
+                }
                 // P2: serving e+1 implies OPENED(e+1) is durable.
                 if open.0 > self.coordinator.record.epoch {
                     violations.push(format!("P2: epoch {} is served before it was opened", open.0));
@@ -82,15 +86,6 @@ impl World {
             let violation = format!("P6: a counter of {} fell", next.host);
             self.violate(violation);
         }
-    }
-
-    /// P11: after boot no permit until ADMIT or OPEN.
-    pub(super) fn check_guard_opened(&mut self, index: usize) {
-        if !self.machines[index].permitted {
-            let violation = format!("P11: {} serves after its boot without a permit", self.machines[index].name);
-            self.violate(violation);
-        }
-        self.check();
     }
 
     /// P7: no message of a host's without its durable record before it.

@@ -46,8 +46,8 @@ pub(super) struct Machine {
     pub(super) closes_to_fail: u32,
     /// The nonce that an admission has to show.
     pub(super) nonce: Option<Nonce>,
-    /// The newest admission that the host was given.
-    pub(super) admitted: Option<(Epoch, Digest)>,
+    /// What ADMIT or OPEN has let the host serve last.
+    pub(super) offered: Option<(Epoch, Digest)>,
     /// Every refusal that the agent has sent or hung up with.
     pub(super) refusals: Vec<Refusal>,
 }
@@ -98,11 +98,18 @@ pub(super) enum GuardWork {
 pub(super) struct Link {
     pub(super) session: SessionId,
     pub(super) up: VecDeque<Up>,
-    pub(super) down: VecDeque<(Leadership, ToHost)>,
+    pub(super) down: VecDeque<(Leadership, ToHost, Origin)>,
     /// Whether the coordinator still has its end.
     pub(super) server_open: bool,
     /// Whether JOINED was sent over it.
     pub(super) accepted: bool,
+}
+
+/// Who said what a host hears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    Coordinator,
+    Forger,
 }
 
 /// What an agent sends.
@@ -142,7 +149,7 @@ impl Machine {
             opens_to_fail: 0,
             closes_to_fail: 0,
             nonce: None,
-            admitted: None,
+            offered: None,
             refusals: Vec::new(),
         }
     }
@@ -428,7 +435,7 @@ impl World {
     fn deliver_down(&mut self, index: usize) {
         let machine = &mut self.machines[index];
         let Some(link) = &mut machine.link else { return };
-        let Some((leadership, message)) = link.down.pop_front() else {
+        let Some((leadership, message, origin)) = link.down.pop_front() else {
             if !link.server_open {
                 machine.link = None;
                 self.host_event(index, Event::Disconnected);
@@ -436,11 +443,10 @@ impl World {
             return;
         };
         match &message {
-            ToHost::Admit { epoch, release, .. } => {
-                machine.permitted = true;
-                machine.admitted = Some((*epoch, *release));
+            ToHost::Admit { epoch, release, .. } | ToHost::Open { epoch, release, .. } => {
+                machine.permitted |= origin == Origin::Coordinator;
+                machine.offered = Some((*epoch, *release));
             }
-            ToHost::Open { .. } => machine.permitted = true,
             ToHost::Joined { .. }
             | ToHost::Propose { .. }
             | ToHost::Attest { .. }
@@ -533,7 +539,7 @@ impl World {
                     return Event::Opened { epoch, outcome: Err(Refusal::because(blocker)) };
                 }
                 machine.guard = Some((epoch, release));
-                self.check_guard_opened(index);
+                self.check();
                 Event::Opened { epoch, outcome: Ok(now) }
             }
         }

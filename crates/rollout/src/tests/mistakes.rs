@@ -20,7 +20,8 @@ fn armed_not_durable_is_caught() {
 
 #[test]
 fn starting_at_boot_is_caught() {
-    caught(Mistake::StartsAtBoot);
+    let failure = caught(Mistake::StartsAtBoot);
+    assert!(failure.violation.starts_with("P11"), "{failure:?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use muster_model::{
     Roster, RosterRevision, Secret, SessionId, ToHost, Token, UnixTime, Verified, Version,
 };
 
-use super::machine::{Link, Machine, Pace, Pending, Tree, Up};
+use super::machine::{Link, Machine, Origin, Pace, Pending, Tree, Up};
 use super::random::SplitMix64;
 use crate::Step;
 use crate::fleet::{
@@ -540,14 +540,14 @@ impl World {
                 let leadership = self.coordinator.record.leadership;
                 if let Some(link) = self.open_link(&host, session) {
                     link.accepted |= matches!(message, ToHost::Joined { .. });
-                    link.down.push_back((leadership, message));
+                    link.down.push_back((leadership, message, Origin::Coordinator));
                 }
             }
             Effect::EndSession { host, session, refusal } => {
                 self.refused.push((host.clone(), refusal.clone()));
                 let leadership = self.coordinator.record.leadership;
                 if let Some(link) = self.open_link(&host, session) {
-                    link.down.push_back((leadership, ToHost::Refuse { refusal }));
+                    link.down.push_back((leadership, ToHost::Refuse { refusal }, Origin::Coordinator));
                     link.server_open = false;
                     link.accepted = false;
                     link.up.clear();

@@ -1,3 +1,4 @@
+#![expect(clippy::disallowed_methods, reason = "tests make verified documents of their own")]
 use std::sync::Arc;
 
 use muster_model::{FleetName, Verified};

@@ -1,0 +1,234 @@
+//! What root's local file says: which coordinator, which keys, which fleets.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use muster_daemon::{Fragments, LogFormat};
+use muster_model::{BootGate, Digest, FleetName};
+use muster_mtls::{Address, CredentialPaths};
+use serde::{Deserialize, Serialize};
+
+use crate::AgentError;
+
+const FILE_NAME: &str = "agent.toml";
+
+/// Where relative paths of the system's configuration begin.
+const SYSTEM_FOLDER: &str = "/etc/muster";
+
+/// A host is in a few fleets; more than this is a mistake.
+const FLEETS_MAX: usize = 64;
+
+const JOBS_MAX: usize = 1024;
+
+/// The agent's configuration, as written in TOML. Relative paths are relative to the file's folder.
+///
+/// ```toml
+/// coordinator = "coordinator.example:7400"
+/// state = "/var/lib/muster"
+/// certificate = "agent.pem"
+/// key = "agent.key"
+/// ca = "ca.pem"
+/// root = "root.json"
+/// attestation_key = "attestation.key"
+/// guard_socket = "/run/muster/guard.sock"
+///
+/// [[fleet]]
+/// name = "smars"
+/// boot_gate = "volatile"
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    /// The coordinator's `host:port`.
+    pub coordinator: String,
+    /// Where blobs, trees and journals are kept.
+    pub state: PathBuf,
+    /// The certificate; its identity is this host's name.
+    pub certificate: PathBuf,
+    /// The certificate's key.
+    pub key: PathBuf,
+    /// The authorities that are trusted.
+    pub ca: PathBuf,
+    /// The revocation lists, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crl: Option<PathBuf>,
+    /// The pinned root document: which keys may sign orders, rosters and releases.
+    pub root: PathBuf,
+    /// The key that signs this host's attestations.
+    pub attestation_key: PathBuf,
+    /// The guard's socket.
+    pub guard_socket: PathBuf,
+    /// How many threads read and hash a tree while somebody waits for it; all cores by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jobs: Option<NonZeroUsize>,
+    /// How the log is written.
+    #[serde(default, skip_serializing)]
+    pub log: LogFormat,
+    /// The fleets that this host is in.
+    #[serde(rename = "fleet")]
+    pub fleets: Vec<FleetSettings>,
+}
+
+/// One fleet of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FleetSettings {
+    /// The fleet.
+    pub name: FleetName,
+    /// Whether the link that the guard makes vanishes at a reboot: `volatile` for a link on a tmpfs.
+    #[serde(default = "no_boot_gate")]
+    pub boot_gate: BootGate,
+}
+
+impl AgentConfig {
+    /// Reads and checks `file` with its drop-ins, or `agent.toml` in the system's folders.
+    pub fn load(file: Option<&Path>) -> Result<Self, AgentError> {
+        let daemon = |source| AgentError::Daemon { source };
+        let (fragments, folder) = match file {
+            Some(file) => (Fragments::from_file(file).map_err(daemon)?, file.parent().unwrap_or(Path::new(""))),
+            None => (Fragments::from_system(FILE_NAME).map_err(daemon)?, Path::new(SYSTEM_FOLDER)),
+        };
+        let config: Self = fragments.merge().map_err(daemon)?;
+        config.relative_to(folder).checked()
+    }
+
+    /// Where the credentials are.
+    #[must_use]
+    pub fn credential_paths(&self) -> CredentialPaths {
+        CredentialPaths {
+            certificate: self.certificate.clone(),
+            key: self.key.clone(),
+            ca: self.ca.clone(),
+            crl: self.crl.clone(),
+        }
+    }
+
+    /// The coordinator's address.
+    pub fn address(&self) -> Result<Address, AgentError> {
+        self.coordinator.parse().map_err(|source| AgentError::Credentials { source })
+    }
+
+    /// How many threads read and hash a tree.
+    #[must_use]
+    pub fn jobs(&self) -> NonZeroUsize {
+        self.jobs.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
+    }
+
+    /// A digest of all settings that bear on what is served and attested.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of(&serde_json::to_vec(self).expect("settings have string keys and UTF-8 paths"))
+    }
+
+    fn relative_to(mut self, folder: &Path) -> Self {
+        let paths = [
+            &mut self.state,
+            &mut self.certificate,
+            &mut self.key,
+            &mut self.ca,
+            &mut self.root,
+            &mut self.attestation_key,
+            &mut self.guard_socket,
+        ];
+        for path in paths.into_iter().chain(&mut self.crl) {
+            // `.` names the folder itself and not a folder in it.
+            *path = if path.as_path() == Path::new(".") { folder.to_owned() } else { folder.join(&*path) };
+            if path.as_os_str().is_empty() {
+                *path = PathBuf::from(".");
+            }
+        }
+        self
+    }
+
+    fn checked(self) -> Result<Self, AgentError> {
+        let wrong = |reason: String| Err(AgentError::Config { reason });
+        self.address()?;
+        if self.fleets.is_empty() {
+            return wrong("it names no fleet; write a `[[fleet]]` with a `name`".to_owned());
+        }
+        if self.fleets.len() > FLEETS_MAX {
+            return wrong(format!("it names {} fleets; at most {FLEETS_MAX}", self.fleets.len()));
+        }
+        if let Some(jobs) = self.jobs.filter(|jobs| jobs.get() > JOBS_MAX) {
+            return wrong(format!("`jobs` is {jobs}; at most {JOBS_MAX}"));
+        }
+        let mut names: Vec<_> = self.fleets.iter().map(|fleet| &fleet.name).collect();
+        names.sort();
+        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return wrong(format!("it names fleet {} twice", pair[0]));
+        }
+        Ok(self)
+    }
+}
+
+const fn no_boot_gate() -> BootGate {
+    BootGate::None
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_daemon::Fragment;
+
+    use super::*;
+
+    const BUNDLE: &str = r#"
+        coordinator = "127.0.0.1:7400"
+        state = "."
+        certificate = "agent.pem"
+        key = "agent.key"
+        ca = "ca.pem"
+        root = "root.json"
+        attestation_key = "attestation.key"
+        guard_socket = "/run/muster/guard.sock"
+    "#;
+
+    fn parse(text: &str) -> Result<AgentConfig, AgentError> {
+        let fragment = Fragment { path: "agent.toml".into(), text: text.to_owned() };
+        let fragments = Fragments::new(vec![fragment]).unwrap();
+        let config: AgentConfig = fragments.merge().map_err(|source| AgentError::Daemon { source })?;
+        config.relative_to(Path::new("/etc/muster")).checked()
+    }
+
+    #[test]
+    fn a_bundle_is_read_and_its_paths_are_the_files() {
+        let config = parse(&format!(
+            "{BUNDLE}\ncrl = 'crl.pem'\n[[fleet]]\nname = 'smars'\n[[fleet]]\nname = 'web'\nboot_gate = 'volatile'"
+        ))
+        .unwrap();
+        assert_eq!(config.state, Path::new("/etc/muster"));
+        assert_eq!(config.certificate, Path::new("/etc/muster/agent.pem"));
+        assert_eq!(config.credential_paths().crl.unwrap(), Path::new("/etc/muster/crl.pem"));
+        assert_eq!(config.guard_socket, Path::new("/run/muster/guard.sock"));
+        let gates: Vec<_> = config.fleets.iter().map(|fleet| fleet.boot_gate).collect();
+        assert_eq!(gates, [BootGate::None, BootGate::Volatile]);
+        assert!(config.jobs().get() >= 1);
+    }
+
+    #[test]
+    fn what_is_unknown_missing_or_double_is_refused() {
+        let with = |more: &str| parse(&format!("{BUNDLE}\n{more}")).unwrap_err().to_string();
+        let fleet = "[[fleet]]\nname = 'smars'\n";
+        assert!(with("fleet = []").contains("names no fleet"));
+        assert!(with(&format!("{fleet}{fleet}")).contains("smars twice"));
+        assert!(with(&format!("jobs = 5000\n{fleet}")).contains("at most 1024"));
+        let source = |more: &str| {
+            let error = parse(&format!("{BUNDLE}\n{more}")).unwrap_err();
+            crate::refusal::chain(&error)
+        };
+        assert!(source(&format!("colour = 'red'\n{fleet}")).contains("unknown field `colour`"));
+        assert!(source("").contains("missing field `fleet`"));
+        assert!(source("[[fleet]]\nname = 'A B'").contains("fleet name"));
+        let elsewhere = BUNDLE.replace("127.0.0.1:7400", "nowhere") + fleet;
+        assert!(crate::refusal::chain(&parse(&elsewhere).unwrap_err()).contains("nowhere"));
+    }
+
+    #[test]
+    fn the_digest_tells_settings_apart_but_not_log_formats() {
+        let fleet = "[[fleet]]\nname = 'smars'\n";
+        let one = parse(&format!("{BUNDLE}{fleet}")).unwrap();
+        let logged = parse(&format!("{BUNDLE}log = 'json'\n{fleet}")).unwrap();
+        let other = parse(&format!("{BUNDLE}jobs = 3\n{fleet}")).unwrap();
+        assert_eq!(one.digest(), logged.digest());
+        assert_ne!(one.digest(), other.digest());
+    }
+}

@@ -1,0 +1,86 @@
+//! The documents of a rollout: pulled by digest, and believed only with the keys that may sign them.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use muster_daemon::unix_time;
+use muster_model::{Code, Digest, Documents, FleetName, HostName, Refusal};
+use muster_rollout::host::Evidence;
+use muster_trust::{Authentic, ENVELOPE_BYTES_MAX, EVIDENCE_BYTES_MAX, TrustRoot, verify_evidence};
+use tonic::transport::Channel;
+
+use crate::blobs::pull;
+use crate::measure::on_thread;
+use crate::refusal;
+
+/// Pulls and verifies what a rollout rests on. The root is pinned and never comes from the coordinator.
+#[derive(Debug)]
+pub(crate) struct Library {
+    root: Arc<TrustRoot>,
+    host: HostName,
+    fleet: FleetName,
+    /// The last roster's envelope: the largest document, and the one that seldom changes.
+    roster: Mutex<Option<(Digest, Arc<[u8]>)>>,
+}
+
+/// The bytes of a rollout's documents, of which nothing is verified but the digests.
+struct Pulled {
+    order: Vec<u8>,
+    release: Vec<u8>,
+    roster: Arc<[u8]>,
+    evidence: Vec<u8>,
+}
+
+impl Library {
+    pub(crate) const fn new(root: Arc<TrustRoot>, host: HostName, fleet: FleetName) -> Self {
+        Self { root, host, fleet, roster: Mutex::new(None) }
+    }
+
+    /// Pulls all four documents and verifies their signatures. Whether they fit together and fit this host is for
+    /// the rollout core.
+    pub(crate) async fn verify(
+        self: Arc<Self>,
+        channel: Channel,
+        documents: Documents,
+    ) -> Result<Box<Evidence>, Refusal> {
+        let one = |what, digest, max| pull(channel.clone(), &self.host, what, digest, max);
+        let (order, release, roster, evidence) = tokio::try_join!(
+            one("order", documents.order, ENVELOPE_BYTES_MAX),
+            one("release", documents.release, ENVELOPE_BYTES_MAX),
+            self.roster(channel.clone(), documents.roster),
+            one("evidence", documents.evidence, EVIDENCE_BYTES_MAX),
+        )?;
+        let pulled = Pulled { order, release, roster, evidence };
+        let host = self.host.clone();
+        on_thread(&host, move || self.verify_signatures(&pulled)).await
+    }
+
+    async fn roster(&self, channel: Channel, digest: Digest) -> Result<Arc<[u8]>, Refusal> {
+        let known = self.roster.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, roster)) = known.filter(|(known, _)| *known == digest) {
+            return Ok(roster);
+        }
+        let roster: Arc<[u8]> =
+            pull(channel, &self.host, "roster", digest, ENVELOPE_BYTES_MAX).await?.into();
+        *self.roster.lock().unwrap_or_else(PoisonError::into_inner) = Some((digest, Arc::clone(&roster)));
+        Ok(roster)
+    }
+
+    fn verify_signatures(&self, pulled: &Pulled) -> Result<Box<Evidence>, Refusal> {
+        let now = unix_time();
+        let refuse = |code| move |error| refusal::of_trust(&self.host, code, &error);
+        let invalid = refuse(Code::SignatureInvalid);
+        let order = self.root.verify_order(&pulled.order, now).map_err(invalid)?;
+        let release = self.root.verify_release(&pulled.release, &self.fleet, now).map_err(invalid)?;
+        let roster = self.root.verify_roster(&pulled.roster, now).map_err(invalid)?;
+        let attestations = verify_evidence(&pulled.evidence, roster.document())
+            .map_err(refuse(Code::BadAttestation))?;
+        Ok(Box::new(Evidence {
+            order: order.into_document(),
+            release: release.into_document(),
+            roster_digest: roster.payload_digest(),
+            roster: roster.into_document(),
+            attestations: attestations.into_iter().map(Authentic::into_document).collect(),
+            now,
+        }))
+    }
+}

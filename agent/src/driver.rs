@@ -1,0 +1,423 @@
+//! One fleet on this host: events in, records and effects out.
+//!
+//! The driver owns the state machine and the journal, and handles one event at a time: it asks the machine, makes its records
+//! durable, and only then carries out the effects, in order. Whatever takes long runs beside it and comes back as another
+//! event. It chooses nothing.
+
+mod effects;
+mod work;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_daemon::{Shutdown, crash_point};
+use muster_guard::{DriverKind, FleetState, Guard, GuardError};
+use muster_model::{
+    Attestation, BootTime, Digest, Durable, FleetName, FromHost, HostName, Leadership, Nonce, Refusal, Scope,
+    ToHost,
+};
+use muster_proto::convert;
+use muster_rollout::host::{
+    Effect, Event, GuardState, History, Host, HostRecord, Measured, Profile, Purpose, Step,
+};
+use muster_trust::SigningKey;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::backoff::Backoff;
+use crate::deploy::Deployer;
+use crate::documents::Library;
+use crate::guard_queue::{Answer, Ask, GuardQueue, Queued, meaning, why_dark};
+use crate::guard_watch::GuardChange;
+use crate::journal::Journal;
+use crate::measure::{Lanes, Trees};
+use crate::uplink::Uplink;
+use crate::{AgentError, JournalError, refusal};
+use work::{Ticket, Works};
+
+/// How many inputs may wait for a driver.
+pub(crate) const INBOX_MAX: usize = 256;
+
+/// How long the coordinator may take to answer JOIN before the stream counts as lost.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
+
+const AGAIN_FIRST: Duration = Duration::from_millis(200);
+const AGAIN_MAX: Duration = Duration::from_secs(10);
+
+/// What reaches a driver.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// There is a stream to the coordinator.
+    Attached(Uplink),
+    /// The stream is gone. Nothing that came over it follows.
+    Detached,
+    /// The coordinator said something over the present stream.
+    Said(Leadership, ToHost),
+    /// The guard answered.
+    Answered(Box<Answer>),
+    /// The guard told something unasked.
+    GuardChanged(GuardChange),
+    /// Work that an effect asked for is done.
+    Done(Ticket, Event),
+    /// A check has measured a release, and needs the attestation of it.
+    AttestCheck { challenge: Digest, measured: Measured, reply: oneshot::Sender<Attestation> },
+    /// The time has come for what was put off.
+    Due,
+}
+
+/// What a driver works with.
+pub(crate) struct Tools {
+    pub(crate) fleet: FleetName,
+    pub(crate) host: HostName,
+    pub(crate) trees: Arc<Trees>,
+    pub(crate) lanes: Arc<Lanes>,
+    pub(crate) library: Arc<Library>,
+    pub(crate) key: Arc<SigningKey>,
+    pub(crate) deployer: Deployer,
+}
+
+/// The driver of one fleet.
+pub(crate) struct FleetDriver {
+    tools: Tools,
+    host: Host,
+    profile: Profile,
+    /// Taken out only while a write is under way.
+    journal: Option<Journal>,
+    inbox: mpsc::Receiver<Input>,
+    /// The driver's own inbox, for what runs beside it.
+    post: mpsc::Sender<Input>,
+    uplink: Option<Uplink>,
+    session: Session,
+    guard: GuardQueue,
+    guard_presence: Presence,
+    works: Works,
+    due: Option<Instant>,
+    again: Backoff,
+}
+
+/// How far this fleet's session over the present stream has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Session {
+    /// There is none, and none is being begun.
+    None,
+    /// The guard is asked first what is served.
+    AskingGuard,
+    /// JOIN was sent.
+    Joining,
+    /// JOINED came.
+    Joined,
+}
+
+/// Whether the guard answered last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    Present,
+    Lost,
+}
+
+impl FleetDriver {
+    pub(crate) fn new(
+        tools: Tools,
+        (journal, record): (Journal, HostRecord),
+        profile: Profile,
+        guard: Arc<dyn Guard>,
+        (post, inbox): (mpsc::Sender<Input>, mpsc::Receiver<Input>),
+    ) -> Self {
+        Self {
+            guard: GuardQueue::new(guard, tools.fleet.clone()),
+            host: Host::new(record, profile.clone()),
+            tools,
+            profile,
+            journal: Some(journal),
+            inbox,
+            post,
+            uplink: None,
+            session: Session::None,
+            guard_presence: Presence::Present,
+            works: Works::default(),
+            due: None,
+            again: Backoff::new(AGAIN_FIRST, AGAIN_MAX),
+        }
+    }
+
+    /// Runs until the agent ends. An error means that the process must end: what is durable is not known any more.
+    pub(crate) async fn run(mut self, shutdown: Shutdown) -> Result<(), AgentError> {
+        let mut requested = pin!(shutdown.requested());
+        loop {
+            let due = self.due;
+            let input = tokio::select! {
+                biased;
+                () = &mut requested => return Ok(()),
+                input = self.inbox.recv() => input.expect("the driver itself holds a sender of its inbox"),
+                () = reached(due) => Input::Due,
+            };
+            self.take(input).await?;
+        }
+    }
+
+    async fn take(&mut self, input: Input) -> Result<(), AgentError> {
+        match input {
+            Input::Attached(uplink) => {
+                self.uplink = Some(uplink);
+                self.begin_session();
+            }
+            Input::Detached => {
+                self.uplink = None;
+                self.session = Session::None;
+                self.due = None;
+                self.step(Event::Disconnected).await?;
+            }
+            Input::Said(leadership, message) => self.step(Event::Message { leadership, message }).await?,
+            Input::Answered(answer) => self.answered(*answer).await?,
+            Input::GuardChanged(change) => self.guard_changed(change).await?,
+            Input::Done(ticket, event) => {
+                if self.works.is_current(ticket) {
+                    self.step(event).await?;
+                }
+            }
+            Input::AttestCheck { challenge, measured, reply } => {
+                // Whoever asked may have gone.
+                let _ = reply.send(self.host.attest_check(challenge, measured));
+            }
+            Input::Due => {
+                self.due = None;
+                match self.session {
+                    Session::Joining => {
+                        tracing::warn!(fleet = %self.tools.fleet, "the coordinator does not answer JOIN");
+                        self.end_stream();
+                    }
+                    Session::None | Session::AskingGuard if self.uplink.is_some() => self.begin_session(),
+                    Session::None | Session::AskingGuard | Session::Joined => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One turn: step, write if there is something to write, then the effects in order.
+    async fn step(&mut self, event: Event) -> Result<(), AgentError> {
+        let mut entropy = [0; 32];
+        getrandom::fill(&mut entropy).map_err(|source| AgentError::Random { source })?;
+        let effects = match self.host.handle(event, entropy) {
+            Step::Act(effects) => effects,
+            Step::Write(write) => {
+                // P7: no message leaves before the record it speaks of is durable.
+                let durable = self.make_durable(write.records().to_vec()).await?;
+                let effects = write.into_effects(durable);
+                effects.iter().filter_map(point_after_write).for_each(crash_point);
+                effects
+            }
+        };
+        for effect in effects {
+            self.carry_out(effect);
+        }
+        Ok(())
+    }
+
+    async fn make_durable(&mut self, records: Vec<HostRecord>) -> Result<Durable, AgentError> {
+        let mut journal = self.journal.take().expect("the journal is back after each write");
+        let written = tokio::task::spawn_blocking(move || {
+            let outcome = journal.append(&records);
+            (journal, outcome)
+        });
+        let (journal, outcome) = written.await.map_err(|source| AgentError::Task { source })?;
+        self.journal = Some(journal);
+        outcome.map_err(|source| self.journal_failed(source))
+    }
+
+    fn journal_failed(&self, source: JournalError) -> AgentError {
+        AgentError::Journal { host: self.tools.host.clone(), fleet: self.tools.fleet.clone(), source }
+    }
+
+    /// Step 2 begins with the guard: JOIN tells what is served at this moment.
+    fn begin_session(&mut self) {
+        self.session = Session::AskingGuard;
+        self.ask(match self.host.record().history {
+            History::Whole => Ask::Status,
+            // "Journal and anchor disagree: permit revoked."
+            History::Lost => Ask::Shut,
+        });
+    }
+
+    async fn answered(&mut self, answer: Answer) -> Result<(), AgentError> {
+        let at = self.guard.finished(&answer);
+        self.start_asking();
+        let Answer { ask, outcome, .. } = answer;
+        match ask {
+            Ask::Status | Ask::Shut => self.looked(ask, outcome).await,
+            Ask::Close { k, .. } => {
+                let outcome = self.or_refusal(outcome, at);
+                self.step(Event::Closed { k, outcome }).await
+            }
+            Ask::Open(opened) => {
+                let outcome = self.or_refusal(outcome, at);
+                self.step(Event::Opened { epoch: opened.epoch, outcome }).await
+            }
+        }
+    }
+
+    /// The guard told what is served, or does not answer.
+    async fn looked(&mut self, ask: Ask, outcome: Result<FleetState, GuardError>) -> Result<(), AgentError> {
+        let is_known = outcome.is_ok();
+        let event = match outcome {
+            Ok(state) => {
+                if self.session == Session::AskingGuard {
+                    self.take_scope(&state);
+                }
+                let state_now = meaning(&state, self.host.record().may_serve());
+                Event::Guard { state: state_now, refusal: why_dark(&state, &self.tools.host) }
+            }
+            Err(error) => {
+                tracing::warn!(fleet = %self.tools.fleet, error = error.chain(), "the guard did not answer");
+                let refusal = refusal::of_guard(&self.tools.host, &error);
+                Event::Guard { state: GuardState::Unknown, refusal: Some(refusal) }
+            }
+        };
+        self.step(event).await?;
+        if self.session == Session::AskingGuard {
+            if !is_known && ask == Ask::Shut {
+                // A host without a history joins only once nothing is served here.
+                return self.put_off();
+            }
+            return self.join().await;
+        }
+        let serves = matches!(self.host.guard(), GuardState::Open(..));
+        let could_serve = self.host.record().may_serve().is_some_and(|serving| serving.release.is_some());
+        if is_known && self.guard_presence == Presence::Lost && could_serve && !serves {
+            // Only a new session brings a new admission, and the one before may have met a guard that was gone.
+            self.end_stream();
+        }
+        if is_known {
+            self.guard_presence = Presence::Present;
+        }
+        Ok(())
+    }
+
+    async fn guard_changed(&mut self, change: GuardChange) -> Result<(), AgentError> {
+        match change {
+            GuardChange::ServiceExited(refusal) => {
+                self.guard.interrupted();
+                self.step(Event::Guard { state: GuardState::Dark, refusal: Some(refusal) }).await?;
+                // It may be running again by now.
+                self.ask(Ask::Status);
+            }
+            GuardChange::ServiceRestarted => self.ask(Ask::Status),
+            GuardChange::Lost(refusal) => {
+                self.guard_presence = Presence::Lost;
+                self.guard.interrupted();
+                // Without a guard nothing is known: a link may go on, a service has died with it.
+                self.step(Event::Guard { state: GuardState::Unknown, refusal: Some(refusal) }).await?;
+            }
+            GuardChange::Found => {
+                if self.guard_presence == Presence::Lost {
+                    self.ask(Ask::Status);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn join(&mut self) -> Result<(), AgentError> {
+        self.session = Session::Joining;
+        self.due = Some(Instant::now() + JOIN_TIMEOUT);
+        let mut nonce = [0; 32];
+        getrandom::fill(&mut nonce).map_err(|source| AgentError::Random { source })?;
+        let journal = self.journal.as_ref().expect("the journal is back after each write").head();
+        self.step(Event::Connected { nonce: Nonce::from_bytes(nonce), journal }).await
+    }
+
+    /// Tries to begin a session again later, over the same stream: the sessions of other fleets go on.
+    fn put_off(&mut self) -> Result<(), AgentError> {
+        let random = getrandom::u64().map_err(|source| AgentError::Random { source })?;
+        self.session = Session::None;
+        self.due = Some(Instant::now() + self.again.next(random));
+        Ok(())
+    }
+
+    /// What closing proves depends on the guard's driver. It is taken over before a session begins, when nothing volatile
+    /// of a session before is left.
+    fn take_scope(&mut self, state: &FleetState) {
+        let scope = match state.driver {
+            DriverKind::Link => Scope::Link,
+            DriverKind::Supervise => Scope::Process,
+        };
+        if self.profile.facts.scope != scope {
+            self.profile.facts.scope = scope;
+            self.host = Host::new(self.host.record().clone(), self.profile.clone());
+        }
+    }
+
+    fn or_refusal(&self, outcome: Result<FleetState, GuardError>, at: BootTime) -> Result<BootTime, Refusal> {
+        match outcome {
+            Ok(_) => Ok(at),
+            Err(error) => {
+                tracing::warn!(fleet = %self.tools.fleet, error = error.chain(), "the guard did not obey");
+                Err(refusal::of_guard(&self.tools.host, &error))
+            }
+        }
+    }
+
+    fn ask(&mut self, ask: Ask) {
+        match self.guard.push(ask) {
+            Queued::Taken => self.start_asking(),
+            Queued::Full => {
+                tracing::warn!(fleet = %self.tools.fleet, ?ask, "too much waits for the guard");
+                self.end_stream();
+            }
+        }
+    }
+
+    fn start_asking(&mut self) {
+        if let Some(asking) = self.guard.start() {
+            let post = self.post.clone();
+            tokio::spawn(post_answer(asking, post));
+        }
+    }
+
+    fn end_stream(&self) {
+        if let Some(uplink) = &self.uplink {
+            uplink.end();
+        }
+    }
+
+    fn send(&self, message: FromHost) {
+        if let Some(uplink) = &self.uplink {
+            uplink.send(&self.tools.fleet, convert::to_coordinator(message));
+        }
+    }
+}
+
+/// The point at which tests kill an agent that has written the record these effects speak of.
+fn point_after_write(effect: &Effect) -> Option<&'static str> {
+    match effect {
+        Effect::Send(FromHost::Confirmed) => Some("agent.joined.persisted"),
+        Effect::Send(FromHost::Armed { .. }) => Some("agent.armed.persisted"),
+        Effect::Send(FromHost::Closed { .. }) => Some("agent.closed.persisted"),
+        Effect::Measure { purpose: Purpose::Attest(_), .. } => Some("agent.attest.persisted"),
+        Effect::Open { .. } => Some("agent.open.persisted"),
+        Effect::Send(_)
+        | Effect::SignAndSend(..)
+        | Effect::Measure { .. }
+        | Effect::Verify { .. }
+        | Effect::Seal { .. }
+        | Effect::CheckSeal { .. }
+        | Effect::Close { .. }
+        | Effect::Hang(_) => None,
+    }
+}
+
+async fn post_answer(asking: JoinHandle<Answer>, post: mpsc::Sender<Input>) {
+    // A question that panics would never be answered; its panic ends in an answer already, so that this is the runtime's end.
+    if let Ok(answer) = asking.await {
+        let _ = post.send(Input::Answered(Box::new(answer))).await;
+    }
+}
+
+async fn reached(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}

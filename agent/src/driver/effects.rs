@@ -1,0 +1,136 @@
+//! Carrying out effects. None of them leaves a choice.
+
+use muster_daemon::crash_point;
+use muster_guard::Opened;
+use muster_model::{Attestation, Code, Digest, Documents, FromHost, Refusal, RolloutId};
+use muster_proto::v1;
+use muster_proto::v1::agent_frame::Body;
+use muster_rollout::host::{Effect, Event, Purpose, SealPurpose};
+use std::sync::Arc;
+
+use super::work::Kind;
+use super::{FleetDriver, Session};
+use crate::guard_queue::Ask;
+use crate::measure::{in_lane, on_thread};
+use crate::refusal;
+
+impl FleetDriver {
+    pub(super) fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send(message) => self.say(message),
+            Effect::SignAndSend(k, attestation) => self.sign_and_send(k, &attestation),
+            Effect::Measure { purpose, release } => self.measure(purpose, release),
+            Effect::Verify { k, documents } => self.verify(k, documents),
+            Effect::Seal { k, release } => self.seal(k, release),
+            Effect::CheckSeal { purpose, release } => self.check_seal(purpose, release),
+            Effect::Close { k, attempt } => self.ask(Ask::Close { k, attempt }),
+            Effect::Open { epoch, release } => self.ask(Ask::Open(Opened { epoch, digest: release })),
+            Effect::Hang(refusal) => self.hang(&refusal),
+        }
+    }
+
+    fn say(&mut self, message: FromHost) {
+        match &message {
+            FromHost::Confirmed => self.has_joined(),
+            FromHost::Armed { .. } => crash_point("agent.armed.before-ack"),
+            FromHost::Serving { .. } => crash_point("agent.serving.before-ack"),
+            FromHost::Refused { refusal, .. } | FromHost::Dark { refusal, .. } => {
+                tracing::warn!(fleet = %self.tools.fleet, %refusal, "refused");
+            }
+            FromHost::Join(_)
+            | FromHost::Fresh { .. }
+            | FromHost::CannotAttest { .. }
+            | FromHost::Prepared { .. }
+            | FromHost::Closed { .. }
+            | FromHost::Disarmed { .. }
+            | FromHost::Measured { .. } => {}
+        }
+        let tells_inventory = message == FromHost::Confirmed;
+        self.send(message);
+        if tells_inventory && let Some(uplink) = &self.uplink {
+            self.tools.deployer.tell_inventory(uplink);
+        }
+    }
+
+    fn has_joined(&mut self) {
+        tracing::info!(fleet = %self.tools.fleet, "joined");
+        self.session = Session::Joined;
+        self.due = None;
+        self.again.reset();
+    }
+
+    fn sign_and_send(&self, k: RolloutId, attestation: &Attestation) {
+        match muster_trust::sign(attestation, &[&*self.tools.key]) {
+            Ok(envelope) => {
+                if let Some(uplink) = &self.uplink {
+                    let attested = v1::Attested { k: k.0, envelope: envelope.raw().to_vec() };
+                    uplink.send(&self.tools.fleet, Body::Attested(attested));
+                }
+            }
+            Err(error) => {
+                let refusal = refusal::of_trust(&self.tools.host, Code::BadAttestation, &error);
+                self.send(FromHost::CannotAttest { k, refusal });
+            }
+        }
+    }
+
+    fn measure(&mut self, purpose: Purpose, release: Digest) {
+        let kind = match purpose {
+            Purpose::Attest(_) => Kind::Attest,
+            Purpose::Admit(_) => Kind::Admit,
+            Purpose::Settle(_) => Kind::Settle,
+        };
+        let (trees, lanes) = (Arc::clone(&self.tools.trees), Arc::clone(&self.tools.lanes));
+        self.works.begin(kind, self.post.clone(), async move {
+            let host = trees.host.clone();
+            let outcome = in_lane(&lanes.flips, &host, move || trees.measure(release)).await;
+            Event::Measured { purpose, outcome }
+        });
+    }
+
+    fn verify(&mut self, k: RolloutId, documents: Documents) {
+        let library = Arc::clone(&self.tools.library);
+        let channel = self.uplink.as_ref().map(crate::uplink::Uplink::channel);
+        let host = self.tools.host.clone();
+        self.works.begin(Kind::Verify, self.post.clone(), async move {
+            let outcome = match channel {
+                Some(channel) => library.verify(channel, documents).await,
+                None => Err(refusal::at(&host, Code::SessionLost, "the stream to the coordinator is gone")),
+            };
+            Event::Verified { k, outcome }
+        });
+    }
+
+    fn seal(&mut self, k: RolloutId, release: Digest) {
+        let (trees, lanes) = (Arc::clone(&self.tools.trees), Arc::clone(&self.tools.lanes));
+        self.works.begin(Kind::Seal, self.post.clone(), async move {
+            let host = trees.host.clone();
+            let outcome = in_lane(&lanes.flips, &host, move || trees.seal(release)).await;
+            Event::Sealed { k, outcome }
+        });
+    }
+
+    /// Not in a lane: while hosts are armed nothing may stand in the way, and a check against a seal is short.
+    fn check_seal(&mut self, purpose: SealPurpose, release: Digest) {
+        let kind = match purpose {
+            SealPurpose::Arm(_) => Kind::CheckToArm,
+            SealPurpose::Open(_) => Kind::CheckToOpen,
+        };
+        let trees = Arc::clone(&self.tools.trees);
+        self.works.begin(kind, self.post.clone(), async move {
+            let host = trees.host.clone();
+            let outcome = on_thread(&host, move || trees.check_seal(release)).await;
+            Event::SealChecked { purpose, outcome }
+        });
+    }
+
+    /// The coordinator refused this fleet's session. It is asked for again over the same stream, which other fleets of this
+    /// host go on using.
+    fn hang(&mut self, refusal: &Refusal) {
+        tracing::warn!(fleet = %self.tools.fleet, %refusal, "the coordinator ended the session");
+        if let Err(error) = self.put_off() {
+            tracing::error!(error = refusal::chain(&error), "cannot wait for the next session");
+            self.end_stream();
+        }
+    }
+}

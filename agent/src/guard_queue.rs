@@ -1,0 +1,296 @@
+//! Asking the guard: one thing after the other, in the order in which it was decided.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_daemon::{boot_time, crash_point};
+use muster_guard::{FleetState, Guard, GuardError, LinkState, Opened, ServiceState};
+use muster_model::{BootTime, Code, Digest, Epoch, FleetName, HostName, Refusal, RolloutId};
+use muster_rollout::host::{GuardState, Serving};
+use tokio::task::JoinHandle;
+
+use crate::backoff::doubled;
+use crate::refusal;
+
+/// How many questions may wait, closings not counted.
+const WAITING_MAX: usize = 64;
+
+const CLOSE_RETRY_FIRST: Duration = Duration::from_millis(100);
+const CLOSE_RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Something to ask of the guard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// What is served?
+    Status,
+    /// Stop whatever is served, and tell what is left: for a host whose journal was lost.
+    Shut,
+    /// Stop, for a rollout or because it must not be served.
+    Close {
+        /// The rollout.
+        k: Option<RolloutId>,
+        /// How often this failed before.
+        attempt: u32,
+    },
+    /// Serve this.
+    Open(Opened),
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// What was asked.
+    pub(crate) ask: Ask,
+    /// The fleet's state afterwards.
+    pub(crate) outcome: Result<FleetState, GuardError>,
+    /// When the answer came.
+    pub(crate) at: BootTime,
+}
+
+/// What waits for the guard of one fleet. At most one question is under way; the rest waits here.
+pub(crate) struct GuardQueue {
+    guard: Arc<dyn Guard>,
+    fleet: FleetName,
+    waiting: VecDeque<Ask>,
+    running: bool,
+    /// What is open, and since when.
+    open: Option<(Opened, BootTime)>,
+}
+
+/// Whether a question was taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Queued {
+    /// It will be answered, or the same question before it will be.
+    Taken,
+    /// Too much waits already.
+    Full,
+}
+
+impl GuardQueue {
+    pub(crate) const fn new(guard: Arc<dyn Guard>, fleet: FleetName) -> Self {
+        Self { guard, fleet, waiting: VecDeque::new(), running: false, open: None }
+    }
+
+    /// Puts a question at the end. One that repeats the last one waiting is answered together with it.
+    ///
+    /// A closing is never turned away: between two of them there is another question, and of these the number is bounded.
+    pub(crate) fn push(&mut self, ask: Ask) -> Queued {
+        if self.waiting.back() == Some(&ask) {
+            return Queued::Taken;
+        }
+        let must_not_be_lost = matches!(ask, Ask::Close { .. } | Ask::Shut);
+        if self.waiting.len() >= WAITING_MAX && !must_not_be_lost {
+            return Queued::Full;
+        }
+        self.waiting.push_back(ask);
+        Queued::Taken
+    }
+
+    /// Starts on the next question, if there is one and nothing is under way. Every start is followed by one call of
+    /// [`Self::finished`] with its answer.
+    pub(crate) fn start(&mut self) -> Option<JoinHandle<Answer>> {
+        if self.running {
+            return None;
+        }
+        let ask = self.waiting.pop_front()?;
+        self.running = true;
+        Some(tokio::spawn(carry_out(Arc::clone(&self.guard), self.fleet.clone(), ask)))
+    }
+
+    /// Takes note of an answer, and tells since when what was opened is open: opening what is open has no second effect.
+    pub(crate) fn finished(&mut self, answer: &Answer) -> BootTime {
+        self.running = false;
+        let opened = match (&answer.ask, &answer.outcome) {
+            (Ask::Open(opened), Ok(_)) => Some(*opened),
+            (Ask::Open(_), Err(_)) | (Ask::Close { .. } | Ask::Shut, _) => None,
+            (Ask::Status, Ok(state)) => state.open.filter(|open| state.serves(open.epoch, open.digest)),
+            (Ask::Status, Err(_)) => return answer.at,
+        };
+        self.open = opened.map(|opened| match self.open {
+            Some((before, since)) if before == opened => (opened, since),
+            Some(_) | None => (opened, answer.at),
+        });
+        self.open.map_or(answer.at, |(_, since)| since)
+    }
+
+    /// The guard or its service ended: whatever is open from now on is so anew.
+    pub(crate) const fn interrupted(&mut self) {
+        self.open = None;
+    }
+}
+
+/// What the guard's word means to the rollout core. `allowed` is what the host's record lets it serve.
+///
+/// Where something is left of a serving, it depends on the record: what it allows is dark and may be opened again; anything else
+/// has to be closed, and is told as the release of an epoch that no record allows.
+pub(crate) fn meaning(state: &FleetState, allowed: Option<Serving>) -> GuardState {
+    if let Some(open) = state.open
+        && state.serves(open.epoch, open.digest)
+    {
+        return GuardState::Open(open.epoch, open.digest);
+    }
+    if state.is_closed() {
+        return GuardState::Dark;
+    }
+    let is_allowed = |open: &Opened| {
+        allowed.is_some_and(|it| it.epoch == open.epoch && it.release == Some(open.digest))
+            && (state.link == LinkState::Absent || state.link == LinkState::Release(open.digest))
+    };
+    match (&state.open, &state.link) {
+        (Some(open), _) if is_allowed(open) => GuardState::Dark,
+        (Some(open), _) => GuardState::Open(Epoch(0), open.digest),
+        (None, LinkState::Release(digest)) => GuardState::Open(Epoch(0), *digest),
+        (None, LinkState::Foreign { target }) => GuardState::Open(Epoch(0), Digest::of(target.as_bytes())),
+        (None, LinkState::Obstructed | LinkState::Absent) => GuardState::Open(Epoch(0), Digest::of(b"")),
+    }
+}
+
+/// Why a fleet that the guard knows serves nothing, where its state tells.
+pub(crate) fn why_dark(state: &FleetState, host: &HostName) -> Option<Refusal> {
+    let detail = match state.service? {
+        ServiceState::Exited { status, .. } => format!("the service ended: {status}"),
+        ServiceState::Restarting { status, .. } => format!("the service ended and is restarted: {status}"),
+        ServiceState::Stopped => "the service is stopped".to_owned(),
+        ServiceState::Starting | ServiceState::Running { .. } => return None,
+    };
+    Some(refusal::at(host, Code::StartFailed, detail))
+}
+
+async fn carry_out(guard: Arc<dyn Guard>, fleet: FleetName, ask: Ask) -> Answer {
+    if let Ask::Close { attempt, .. } = ask
+        && attempt > 0
+    {
+        tokio::time::sleep(close_delay(attempt)).await;
+    }
+    let asked = tokio::task::spawn_blocking(move || {
+        let outcome = match ask {
+            Ask::Status => guard.status(&fleet),
+            Ask::Shut => guard.close(&fleet),
+            Ask::Close { .. } => {
+                crash_point("agent.close.before-guard");
+                guard.close(&fleet)
+            }
+            Ask::Open(Opened { epoch, digest }) => {
+                crash_point("agent.open.before-guard");
+                guard.open(&fleet, epoch, digest)
+            }
+        };
+        (outcome, boot_time())
+    });
+    match asked.await {
+        Ok((outcome, at)) => Answer { ask, outcome, at },
+        Err(error) => {
+            let outcome = Err(GuardError::Protocol { detail: format!("the guard's client failed: {error}") });
+            Answer { ask, outcome, at: boot_time() }
+        }
+    }
+}
+
+fn close_delay(attempt: u32) -> Duration {
+    doubled(CLOSE_RETRY_FIRST, attempt, CLOSE_RETRY_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_guard::DriverKind;
+
+    use super::*;
+
+    const EPOCH: Epoch = Epoch(3);
+
+    fn digest() -> Digest {
+        Digest::of(b"release")
+    }
+
+    fn state(open: Option<Opened>, link: LinkState, service: Option<ServiceState>) -> FleetState {
+        let driver = if service.is_some() { DriverKind::Supervise } else { DriverKind::Link };
+        FleetState { fleet: FleetName::new("smars").unwrap(), driver, open, link, service, generation: 1 }
+    }
+
+    fn opened() -> Option<Opened> {
+        Some(Opened { epoch: EPOCH, digest: digest() })
+    }
+
+    #[test]
+    fn what_the_record_does_not_allow_is_never_called_dark() {
+        let allowed = Some(Serving { epoch: EPOCH, release: Some(digest()) });
+        let linked = LinkState::Release(digest());
+        let stopped = Some(ServiceState::Stopped);
+        let running = Some(ServiceState::Running { pid: 1, started_boot_ms: BootTime(1) });
+        let closed = Some(Serving { epoch: Epoch(4), release: Some(Digest::of(b"next")) });
+        let open = GuardState::Open(EPOCH, digest());
+        let foreign = || LinkState::Foreign { target: "/x".to_owned() };
+        let must_close = |state: &FleetState, allowed| {
+            matches!(meaning(state, allowed), GuardState::Open(Epoch(0), _))
+        };
+
+        assert_eq!(meaning(&state(None, LinkState::Absent, None), None), GuardState::Dark);
+        assert_eq!(meaning(&state(opened(), linked.clone(), None), allowed), open);
+        assert_eq!(meaning(&state(opened(), linked.clone(), running), allowed), open);
+        // A service that ended under a permit that still holds may be opened again.
+        assert_eq!(meaning(&state(opened(), linked.clone(), stopped), allowed), GuardState::Dark);
+        assert_eq!(meaning(&state(opened(), LinkState::Absent, None), allowed), GuardState::Dark);
+        // The same leftovers under another record, or a link that nobody answers for.
+        assert!(must_close(&state(opened(), linked.clone(), stopped), closed));
+        assert!(must_close(&state(opened(), LinkState::Absent, None), None));
+        assert!(must_close(&state(None, linked, None), allowed));
+        assert!(must_close(&state(None, foreign(), None), None));
+        assert!(must_close(&state(opened(), foreign(), None), allowed));
+        assert!(must_close(&state(None, LinkState::Obstructed, None), allowed));
+        assert!(must_close(&state(None, LinkState::Absent, running), allowed));
+    }
+
+    struct Never;
+
+    impl Guard for Never {
+        fn status(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+            Err(GuardError::UnknownFleet { fleet: fleet.clone() })
+        }
+
+        fn close(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+            self.status(fleet)
+        }
+
+        fn open(&self, fleet: &FleetName, _: Epoch, _: Digest) -> Result<FleetState, GuardError> {
+            self.status(fleet)
+        }
+    }
+
+    #[test]
+    fn a_full_queue_turns_all_away_but_closings_and_repetitions_count_once() {
+        let mut queue = GuardQueue::new(Arc::new(Never), FleetName::new("smars").unwrap());
+        let open = |epoch| Ask::Open(Opened { epoch: Epoch(epoch), digest: digest() });
+        let close = Ask::Close { k: Some(RolloutId(1)), attempt: 0 };
+        for epoch in 0..WAITING_MAX as u64 {
+            assert_eq!(queue.push(open(epoch)), Queued::Taken);
+            assert_eq!(queue.push(open(epoch)), Queued::Taken);
+        }
+        assert_eq!(queue.waiting.len(), WAITING_MAX);
+        assert_eq!(queue.push(open(1000)), Queued::Full);
+        assert_eq!(queue.push(Ask::Status), Queued::Full);
+        assert_eq!(queue.push(close), Queued::Taken);
+        assert_eq!(queue.push(close), Queued::Taken);
+        assert_eq!(queue.waiting.len(), WAITING_MAX + 1);
+    }
+
+    #[test]
+    fn what_is_open_stays_open_since_it_was_opened() {
+        let mut queue = GuardQueue::new(Arc::new(Never), FleetName::new("smars").unwrap());
+        let open = Opened { epoch: EPOCH, digest: digest() };
+        let good = || Ok(state(Some(open), LinkState::Release(digest()), None));
+        let mut answer = |ask, outcome, at| queue.finished(&Answer { ask, outcome, at: BootTime(at) });
+        let none = || Ok(state(None, LinkState::Absent, None));
+        assert_eq!(answer(Ask::Open(open), good(), 5), BootTime(5));
+        assert_eq!(answer(Ask::Status, good(), 7), BootTime(5));
+        assert_eq!(answer(Ask::Open(open), good(), 9), BootTime(5));
+        assert_eq!(answer(Ask::Close { k: None, attempt: 0 }, none(), 11), BootTime(11));
+        assert_eq!(answer(Ask::Open(open), good(), 13), BootTime(13));
+    }
+
+    #[test]
+    fn closings_are_tried_again_ever_less_often() {
+        let delays: Vec<u128> = [1, 2, 3, 5, 6, 40].map(|attempt| close_delay(attempt).as_millis()).to_vec();
+        assert_eq!(delays, [200, 400, 800, 3200, 5000, 5000]);
+    }
+}

@@ -1,0 +1,311 @@
+//! The trees of one fleet on this host: measured, sealed, checked against their seals, listed.
+//!
+//! Everything here reads the disk now. A value that was expected is never passed off as one that was measured.
+
+use std::fs;
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use muster_artifact::{ArtifactError, BlobStore, MeasureOptions, Measurement, Progress, Seal};
+use muster_model::{Code, Comparable, Digest, HostName, MAX_MANIFEST_BYTES, Manifest, Refusal};
+use muster_rollout::host::Measured;
+use tokio::sync::Semaphore;
+
+use crate::refusal;
+
+/// How many trees are measured at the same time for the flips of one host, and how many for checks. Each uses as many
+/// threads as the configuration allows.
+const MEASURING_MAX: usize = 2;
+
+const READ_BYTES: usize = 256 << 10;
+
+/// What all fleets of a host share.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    /// Measurements that a flip waits for.
+    pub(crate) flips: Arc<Semaphore>,
+    /// Measurements that an operator asked for outside of any flip.
+    pub(crate) checks: Arc<Semaphore>,
+}
+
+impl Lanes {
+    pub(crate) fn new() -> Self {
+        let lane = || Arc::new(Semaphore::new(MEASURING_MAX));
+        Self { flips: lane(), checks: lane() }
+    }
+}
+
+/// The trees of one fleet. The calls block.
+#[derive(Debug)]
+pub(crate) struct Trees {
+    /// This host.
+    pub(crate) host: HostName,
+    /// The host's blobs; manifests are among them.
+    pub(crate) blobs: BlobStore,
+    /// The folder whose `<digest>` folders are the trees.
+    pub(crate) releases: PathBuf,
+    /// The folder of the seals.
+    pub(crate) seals: PathBuf,
+    /// How many threads read a tree.
+    pub(crate) jobs: NonZeroUsize,
+}
+
+impl Trees {
+    /// Measures a release's tree in full.
+    pub(crate) fn measure(&self, release: Digest) -> Result<Measured, Refusal> {
+        let manifest = self.manifest(release)?;
+        let tree = self.tree(release);
+        let measurement =
+            muster_artifact::measure(&tree, &manifest, &self.options(), &Progress::default())
+                .map_err(|error| self.refuse(&error))?;
+        self.accept(release, &measurement)
+    }
+
+    /// Measures a release's tree in full, and keeps its seal.
+    pub(crate) fn seal(&self, release: Digest) -> Result<(), Refusal> {
+        let manifest = self.manifest(release)?;
+        let tree = self.tree(release);
+        let (measurement, seal) =
+            muster_artifact::seal(&tree, &manifest, &self.options(), &Progress::default())
+                .map_err(|error| self.refuse(&error))?;
+        self.accept(release, &measurement)?;
+        let seal = seal.ok_or_else(|| {
+            refusal::at(&self.host, Code::Unmeasurable, "the tree was measured but could not be sealed")
+        })?;
+        seal.write(&self.seal_path(release)).map_err(|error| self.refuse(&error))
+    }
+
+    /// Compares a release's tree with its seal. Where there is none or it does not hold, the bytes decide: the tree is
+    /// measured in full and sealed again.
+    pub(crate) fn check_seal(&self, release: Digest) -> Result<(), Refusal> {
+        let checked = Seal::read(&self.seal_path(release)).and_then(|seal| {
+            if seal.manifest() != release {
+                let reason = format!("it is that of {}", seal.manifest());
+                return Err(ArtifactError::SealFile { path: self.seal_path(release), reason });
+            }
+            seal.check(&self.tree(release), self.jobs)
+        });
+        match checked {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                tracing::info!(%release, error = refusal::chain(&error), "no seal holds; measuring in full");
+                self.seal(release)
+            }
+        }
+    }
+
+    /// The releases whose trees are on disk and whose manifests are known, sorted.
+    pub(crate) fn inventory(&self) -> Vec<Digest> {
+        match self.list() {
+            Ok(found) => found,
+            Err(error) => {
+                let (releases, error) = (self.releases.display(), refusal::chain(&error));
+                tracing::warn!(%releases, error, "cannot list the deployed releases");
+                Vec::new()
+            }
+        }
+    }
+
+    /// A release's manifest, verified by its digest.
+    pub(crate) fn manifest(&self, release: Digest) -> Result<Manifest, Refusal> {
+        let bytes = self.manifest_bytes(release).map_err(|error| match error {
+            ArtifactError::BlobMissing { .. } => {
+                refusal::at(&self.host, Code::NotDeployed, format!("{release} was never deployed here"))
+            }
+            error => refusal::of_artifact(&self.host, &error),
+        })?;
+        Manifest::parse(&bytes).map_err(|error| {
+            refusal::at(&self.host, Code::Unmeasurable, format!("the manifest {release}: {error}"))
+        })
+    }
+
+    fn manifest_bytes(&self, release: Digest) -> Result<Vec<u8>, ArtifactError> {
+        let mut reader = self.blobs.reader(release)?;
+        let size = reader.size();
+        if size > MAX_MANIFEST_BYTES as u64 {
+            return Err(ArtifactError::WrongSize {
+                digest: release,
+                stated: MAX_MANIFEST_BYTES as u64,
+                found: size,
+            });
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+        let mut buffer = vec![0; READ_BYTES];
+        loop {
+            match reader.read(&mut buffer)? {
+                0 => return Ok(bytes),
+                // The file may grow while it is read; its digest would be wrong, so that more is never kept than this.
+                read if bytes.len() + read > MAX_MANIFEST_BYTES => {
+                    let found = (bytes.len() + read) as u64;
+                    return Err(ArtifactError::WrongSize { digest: release, stated: size, found });
+                }
+                read => bytes.extend_from_slice(&buffer[..read]),
+            }
+        }
+    }
+
+    fn accept(&self, release: Digest, measurement: &Measurement) -> Result<Measured, Refusal> {
+        if let Some(refusal) = refusal::of_measurement(&self.host, measurement) {
+            return Err(refusal);
+        }
+        Ok(Measured {
+            compared: Comparable {
+                manifest: release,
+                measured: measurement.digest,
+                files: measurement.files,
+                bytes: measurement.bytes,
+                uniform: measurement.uniform,
+            },
+            at: measurement.started.after(measurement.elapsed),
+            elapsed_ms: u64::try_from(measurement.elapsed.as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    fn list(&self) -> Result<Vec<Digest>, ArtifactError> {
+        let failed = |source| ArtifactError::Io { doing: "list", path: self.releases.clone(), source };
+        let entries = match fs::read_dir(&self.releases) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(failed)?.file_name();
+            let Some(release) = name.to_str().and_then(|hex| Digest::from_hex(hex).ok()) else { continue };
+            if self.blobs.contains(release, None)? {
+                found.push(release);
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    fn refuse(&self, error: &ArtifactError) -> Refusal {
+        refusal::of_artifact(&self.host, error)
+    }
+
+    fn options(&self) -> MeasureOptions {
+        MeasureOptions { jobs: self.jobs, bytes_per_second_max: None }
+    }
+
+    fn tree(&self, release: Digest) -> PathBuf {
+        self.releases.join(release.hex())
+    }
+
+    fn seal_path(&self, release: Digest) -> PathBuf {
+        self.seals.join(release.hex())
+    }
+}
+
+/// Runs `work` on a thread that may block, when `lane` has room. A panic in it is a refusal: whatever it was to say
+/// is not known.
+pub(crate) async fn in_lane<T: Send + 'static>(
+    lane: &Arc<Semaphore>,
+    host: &HostName,
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    let permit = Arc::clone(lane).acquire_owned().await.expect("lanes are never closed");
+    on_thread(host, move || {
+        let outcome = work();
+        drop(permit);
+        outcome
+    })
+    .await
+}
+
+/// Runs `work` on a thread that may block.
+pub(crate) async fn on_thread<T: Send + 'static>(
+    host: &HostName,
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(refusal::at(host, Code::Unmeasurable, format!("the work failed: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
+
+    use muster_artifact::{Durability, InstallOptions, PackOptions, install, pack};
+
+    use super::*;
+
+    fn deployed(folder: &Path) -> (Trees, Digest) {
+        let source = folder.join("source");
+        fs::create_dir_all(source.join("bin")).unwrap();
+        fs::write(source.join("bin/server"), "content").unwrap();
+        for (path, mode) in [("bin", 0o755), ("bin/server", 0o755)] {
+            fs::set_permissions(source.join(path), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let one = NonZeroUsize::MIN;
+        let options = PackOptions { jobs: one, ..PackOptions::default() };
+        let packed = pack(&source, &options, &Progress::default()).unwrap();
+        let trees = Trees {
+            host: HostName::new("host-1").unwrap(),
+            blobs: BlobStore::open(&folder.join("blobs")).unwrap(),
+            releases: folder.join("releases"),
+            seals: folder.join("seals"),
+            jobs: one,
+        };
+        fs::create_dir(&trees.seals).unwrap();
+        trees.blobs.import_file(&source.join("bin/server")).unwrap();
+        let bytes = packed.manifest.to_bytes();
+        let release = packed.manifest.digest();
+        let mut writer = trees.blobs.writer(release, bytes.len() as u64, Durability::Each).unwrap();
+        writer.write(&bytes).unwrap();
+        writer.finish().unwrap();
+        let options = InstallOptions { jobs: one, owner: None };
+        install(&trees.blobs, &packed.manifest, &trees.releases, &options, &Progress::default()).unwrap();
+        (trees, release)
+    }
+
+    #[test]
+    fn what_is_deployed_is_measured_sealed_and_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (trees, release) = deployed(folder.path());
+        let measured = trees.measure(release).unwrap();
+        assert_eq!((measured.compared.manifest, measured.compared.measured), (release, release));
+        assert_eq!((measured.compared.files, measured.compared.bytes), (1, 7));
+        trees.seal(release).unwrap();
+        trees.check_seal(release).unwrap();
+        assert_eq!(trees.inventory(), [release]);
+    }
+
+    #[test]
+    fn only_bytes_decide_where_the_seal_does_not_hold() {
+        let folder = tempfile::tempdir().unwrap();
+        let (trees, release) = deployed(folder.path());
+        // No seal at all, a damaged one, and one that a harmless change has broken.
+        trees.check_seal(release).unwrap();
+        fs::write(trees.seal_path(release), "nonsense").unwrap();
+        trees.check_seal(release).unwrap();
+        let file = trees.tree(release).join("bin/server");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        trees.check_seal(release).unwrap();
+
+        fs::write(&file, "tampered").unwrap();
+        let refusal = trees.check_seal(release).unwrap_err();
+        assert_eq!(refusal.code(), Some(Code::Mismatch));
+        assert_eq!(refusal.blockers[0].path.as_deref(), Some("bin/server"));
+        assert_eq!(trees.measure(release).unwrap_err().code(), Some(Code::Mismatch));
+    }
+
+    #[test]
+    fn a_release_without_manifest_or_tree_is_not_deployed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (trees, release) = deployed(folder.path());
+        let unknown = Digest::of(b"never heard of");
+        assert_eq!(trees.measure(unknown).unwrap_err().code(), Some(Code::NotDeployed));
+        fs::create_dir(trees.tree(unknown)).unwrap();
+        assert_eq!(trees.inventory(), [release]);
+        fs::remove_dir_all(trees.tree(release)).unwrap();
+        assert_eq!(trees.measure(release).unwrap_err().code(), Some(Code::NotDeployed));
+        assert!(trees.inventory().is_empty());
+    }
+}

@@ -1,0 +1,43 @@
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _};
+
+use crate::args::Cli;
+use crate::commands::Env;
+use crate::error::CliError;
+use crate::exit::Exit;
+
+/// Write the manual pages of all commands to a folder.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  muster man --out /usr/local/share/man/man1")]
+pub(crate) struct Man {
+    /// The folder; it is made if it does not exist
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+impl Man {
+    pub(super) fn run(self, env: &Env) -> Result<Exit, CliError> {
+        std::fs::create_dir_all(&self.out).map_err(CliError::file("make", self.out.as_path()))?;
+        clap_mangen::generate_to(Cli::command(), &self.out)
+            .map_err(CliError::file("write", self.out.as_path()))?;
+        env.ui.say(format_args!("wrote the manual pages to {}", self.out.display()));
+        Ok(Exit::Proven)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_a_page() {
+        let dir = tempfile::tempdir().unwrap();
+        clap_mangen::generate_to(Cli::command(), dir.path()).unwrap();
+        for page in ["muster.1", "muster-release-push.1", "muster-receipt-verify.1", "muster-flip.1"] {
+            let text = std::fs::read_to_string(dir.path().join(page)).unwrap();
+            assert!(text.contains(".SH DESCRIPTION"), "{page}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! What a verified receipt proves, in a few lines.
+
+use muster_model::{Digest, FleetName, HostName, PublicKey};
+use muster_trust::VerifiedReceipt;
+use serde::Serialize;
+
+use crate::output::{Page, Report, Tone};
+use crate::view::ReleaseView;
+
+/// What is reported of a verified receipt.
+#[derive(Debug, Serialize)]
+pub(super) struct Summary {
+    fleet: FleetName,
+    rollout: u64,
+    from: Option<Digest>,
+    release: ReleaseView,
+    roster_revision: u64,
+    hosts: usize,
+    ordered_by: Vec<PublicKey>,
+    lapsed: Vec<HostName>,
+    solo: bool,
+    verified: bool,
+}
+
+impl Summary {
+    pub(super) fn of(receipt: &VerifiedReceipt) -> Self {
+        let (order, release) = (receipt.order().document(), receipt.release().document());
+        Self {
+            fleet: order.fleet.clone(),
+            rollout: order.counter.0,
+            from: order.from,
+            release: ReleaseView { version: release.version.to_string(), digest: release.manifest },
+            roster_revision: order.roster_revision.0,
+            hosts: receipt.attestations().len(),
+            ordered_by: receipt.order().signers().to_vec(),
+            lapsed: receipt.lapsed().to_vec(),
+            solo: receipt.is_solo(),
+            // A receipt that does not verify is an error and never a summary.
+            verified: true,
+        }
+    }
+}
+
+impl Report for Summary {
+    const SCHEMA: &'static str = "muster.receipt-summary/1";
+
+    fn print(&self, page: &mut Page) {
+        let Self { fleet, rollout, release, hosts, roster_revision, .. } = self;
+        page.toned(
+            Tone::Good,
+            format_args!("proven: rollout {rollout} took all {hosts} hosts of {fleet} to {release}"),
+        );
+        match self.from {
+            Some(from) => page.line(format_args!("from {from}, under roster revision {roster_revision}")),
+            None => {
+                page.line(format_args!("the fleet's first release, under roster revision {roster_revision}"))
+            }
+        }
+        for key in &self.ordered_by {
+            page.line(format_args!("ordered by {key}"));
+        }
+        for host in &self.lapsed {
+            let text = format_args!("only the coordinator's clock says that {host} had stopped serving");
+            page.labelled(Tone::Warning, "lapsed", text);
+        }
+        if self.solo {
+            page.labelled(Tone::Warning, "solo mode", "one person alone could have signed for some role");
+        }
+    }
+}

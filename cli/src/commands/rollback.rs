@@ -1,0 +1,46 @@
+use clap::Args;
+
+use super::flip::{TimingArgs, Verb, carry_out};
+use crate::args::FleetArg;
+use crate::commands::Env;
+use crate::error::CliError;
+use crate::exit::Exit;
+use crate::resolve::ReleaseName;
+use crate::view::ReleaseView;
+
+/// Take the fleet back to what it served before, by digest and through the same gate as every flip.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  muster rollback
+  muster rollback --to 1.3.0")]
+pub(crate) struct Rollback {
+    /// Go back to this release instead of the one that was served before
+    #[arg(long, value_name = "RELEASE")]
+    to: Option<ReleaseName>,
+    #[command(flatten)]
+    fleet: FleetArg,
+    #[command(flatten)]
+    timing: TimingArgs,
+}
+
+impl Rollback {
+    pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
+        let session = env.session().await?;
+        let fleet = session.fleet(self.fleet.fleet).await?;
+        let target = match &self.to {
+            Some(name) => ReleaseView::from(&session.release(&fleet, name).await?),
+            None => {
+                let doing = format!("find out what {fleet} served before");
+                let status = session.status(&fleet).await?;
+                let previous =
+                    ReleaseView::optional(status.previous.as_ref()).map_err(CliError::answer(doing))?;
+                previous.ok_or_else(|| CliError::Usage {
+                    what: format!("{fleet} has served nothing before, so there is nothing to go back to"),
+                    next: "name a release with --to, or look at `muster release list`".to_owned(),
+                })?
+            }
+        };
+        env.ui.say(format_args!("rolling {fleet} back to {target}"));
+        Box::pin(carry_out(env, &session, &fleet, target, self.timing.into(), Verb::Rollback)).await
+    }
+}
