@@ -69,10 +69,7 @@ impl Shared {
         let measured = in_lane(&self.lanes.checks, &self.host, move || trees.measure(release)).await?;
         let (reply, attestation) = oneshot::channel();
         let ending = || refusal::at(&self.host, Code::SessionLost, "the agent is ending");
-        self.driver
-            .send(Input::AttestCheck { challenge, measured, reply })
-            .await
-            .map_err(|_| ending())?;
+        self.driver.send(Input::AttestCheck { challenge, measured, reply }).await.map_err(|_| ending())?;
         let attestation = attestation.await.map_err(|_| ending())?;
         let envelope = muster_trust::sign(&attestation, &[&*self.key])
             .map_err(|error| refusal::of_trust(&self.host, Code::BadAttestation, &error))?;

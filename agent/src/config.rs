@@ -85,7 +85,9 @@ impl AgentConfig {
     pub fn load(file: Option<&Path>) -> Result<Self, AgentError> {
         let daemon = |source| AgentError::Daemon { source };
         let (fragments, folder) = match file {
-            Some(file) => (Fragments::from_file(file).map_err(daemon)?, file.parent().unwrap_or(Path::new(""))),
+            Some(file) => {
+                (Fragments::from_file(file).map_err(daemon)?, file.parent().unwrap_or(Path::new("")))
+            }
             None => (Fragments::from_system(FILE_NAME).map_err(daemon)?, Path::new(SYSTEM_FOLDER)),
         };
         let config: Self = fragments.merge().map_err(daemon)?;

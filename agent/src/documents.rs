@@ -59,8 +59,7 @@ impl Library {
         if let Some((_, roster)) = known.filter(|(known, _)| *known == digest) {
             return Ok(roster);
         }
-        let roster: Arc<[u8]> =
-            pull(channel, &self.host, "roster", digest, ENVELOPE_BYTES_MAX).await?.into();
+        let roster: Arc<[u8]> = pull(channel, &self.host, "roster", digest, ENVELOPE_BYTES_MAX).await?.into();
         *self.roster.lock().unwrap_or_else(PoisonError::into_inner) = Some((digest, Arc::clone(&roster)));
         Ok(roster)
     }
@@ -72,8 +71,8 @@ impl Library {
         let order = self.root.verify_order(&pulled.order, now).map_err(invalid)?;
         let release = self.root.verify_release(&pulled.release, &self.fleet, now).map_err(invalid)?;
         let roster = self.root.verify_roster(&pulled.roster, now).map_err(invalid)?;
-        let attestations = verify_evidence(&pulled.evidence, roster.document())
-            .map_err(refuse(Code::BadAttestation))?;
+        let attestations =
+            verify_evidence(&pulled.evidence, roster.document()).map_err(refuse(Code::BadAttestation))?;
         Ok(Box::new(Evidence {
             order: order.into_document(),
             release: release.into_document(),

@@ -228,17 +228,26 @@ impl FleetDriver {
     }
 
     fn journal_failed(&self, source: JournalError) -> AgentError {
-        AgentError::Journal { host: self.tools.host.clone(), fleet: self.tools.fleet.clone(), source }
+        AgentError::Journal {
+            host: self.tools.host.clone(),
+            fleet: self.tools.fleet.clone(),
+            source: Box::new(source),
+        }
     }
 
     /// Step 2 begins with the guard: JOIN tells what is served at this moment.
     fn begin_session(&mut self) {
         self.session = Session::AskingGuard;
-        self.ask(match self.host.record().history {
+        self.ask(self.first_question());
+    }
+
+    /// What the guard is asked before a session begins.
+    fn first_question(&self) -> Ask {
+        match self.host.record().history {
             History::Whole => Ask::Status,
             // "Journal and anchor disagree: permit revoked."
             History::Lost => Ask::Shut,
-        });
+        }
     }
 
     async fn answered(&mut self, answer: Answer) -> Result<(), AgentError> {
@@ -276,21 +285,22 @@ impl FleetDriver {
             }
         };
         self.step(event).await?;
-        if self.session == Session::AskingGuard {
+        let was_lost = self.guard_presence == Presence::Lost;
+        if is_known {
+            self.guard_presence = Presence::Present;
+        }
+        if self.session == Session::AskingGuard && ask == self.first_question() {
             if !is_known && ask == Ask::Shut {
                 // A host without a history joins only once nothing is served here.
                 return self.put_off();
             }
             return self.join().await;
         }
-        let serves = matches!(self.host.guard(), GuardState::Open(..));
         let could_serve = self.host.record().may_serve().is_some_and(|serving| serving.release.is_some());
-        if is_known && self.guard_presence == Presence::Lost && could_serve && !serves {
-            // Only a new session brings a new admission, and the one before may have met a guard that was gone.
+        if is_known && was_lost && could_serve {
+            // The coordinator was told what may no longer be so, and an admission may have met a guard that was gone.
+            // A new session tells what is served now, and brings a new admission.
             self.end_stream();
-        }
-        if is_known {
-            self.guard_presence = Presence::Present;
         }
         Ok(())
     }

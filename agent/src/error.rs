@@ -90,7 +90,7 @@ pub enum AgentError {
         fleet: FleetName,
         /// Why.
         #[source]
-        source: JournalError,
+        source: Box<JournalError>,
     },
     /// The system's source of randomness failed.
     #[error("the secure random generator failed")]

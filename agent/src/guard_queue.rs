@@ -221,9 +221,8 @@ mod tests {
         let closed = Some(Serving { epoch: Epoch(4), release: Some(Digest::of(b"next")) });
         let open = GuardState::Open(EPOCH, digest());
         let foreign = || LinkState::Foreign { target: "/x".to_owned() };
-        let must_close = |state: &FleetState, allowed| {
-            matches!(meaning(state, allowed), GuardState::Open(Epoch(0), _))
-        };
+        let must_close =
+            |state: &FleetState, allowed| matches!(meaning(state, allowed), GuardState::Open(Epoch(0), _));
 
         assert_eq!(meaning(&state(None, LinkState::Absent, None), None), GuardState::Dark);
         assert_eq!(meaning(&state(opened(), linked.clone(), None), allowed), open);

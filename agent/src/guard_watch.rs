@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_daemon::Shutdown;
-use muster_guard::{Event, GuardClient, GuardError, Watch};
+use muster_guard::{Event, GuardClient, GuardError, Watch, WatchCloser};
 use muster_model::{Code, FleetName, HostName, Refusal};
 use tokio::sync::mpsc;
 
@@ -69,19 +69,18 @@ impl GuardWatch {
 
     /// Passes events on until the guard is gone or the agent ends.
     async fn listen(&self, mut watch: Watch, shutdown: &Shutdown) {
-        let closer = match watch.closer() {
-            Ok(closer) => closer,
-            Err(error) => return self.tell_all(&GuardChange::Lost(refusal::of_guard(&self.host, &error))).await,
+        // However this ends, the thread that waits for the guard has to end as well.
+        let _closer = match watch.closer() {
+            Ok(closer) => CloseOnDrop(closer),
+            Err(error) => {
+                return self.tell_all(&GuardChange::Lost(refusal::of_guard(&self.host, &error))).await;
+            }
         };
         loop {
             let mut next = tokio::task::spawn_blocking(move || (watch.next(), watch));
             let heard = tokio::select! {
                 heard = &mut next => heard,
-                () = shutdown.requested() => {
-                    // Ends the thread that waits; what it says then is of no interest.
-                    closer.close();
-                    return;
-                }
+                () = shutdown.requested() => return,
             };
             match heard {
                 Ok((Some(Ok(event)), again)) => {
@@ -90,9 +89,7 @@ impl GuardWatch {
                 }
                 Ok((Some(Err(error)), _)) => {
                     tracing::warn!(error = error.chain(), "the guard is gone");
-                    return self
-                        .tell_all(&GuardChange::Lost(refusal::of_guard(&self.host, &error)))
-                        .await;
+                    return self.tell_all(&GuardChange::Lost(refusal::of_guard(&self.host, &error))).await;
                 }
                 Ok((None, _)) | Err(_) => {
                     let lost = refusal::at(&self.host, Code::GuardFailed, "the guard tells nothing any more");
@@ -122,6 +119,14 @@ impl GuardWatch {
             // As above.
             let _ = inbox.send(Input::GuardChanged(change.clone())).await;
         }
+    }
+}
+
+struct CloseOnDrop(WatchCloser);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 

@@ -111,10 +111,10 @@ fn check(record: HostRecord, fleet: &FleetName, host: &HostName) -> Result<HostR
 
 fn fault(source: std::io::Error) -> StoreError {
     let path = "journal".into();
-    match source.kind() {
-        std::io::ErrorKind::StorageFull => StoreError::NoSpace { path, source },
-        _ => StoreError::Io { action: "write", path, source },
+    if source.kind() == std::io::ErrorKind::StorageFull {
+        return StoreError::NoSpace { path, source };
     }
+    StoreError::Io { action: "write", path, source }
 }
 
 #[cfg(test)]

@@ -57,9 +57,8 @@ impl Trees {
     pub(crate) fn measure(&self, release: Digest) -> Result<Measured, Refusal> {
         let manifest = self.manifest(release)?;
         let tree = self.tree(release);
-        let measurement =
-            muster_artifact::measure(&tree, &manifest, &self.options(), &Progress::default())
-                .map_err(|error| self.refuse(&error))?;
+        let measurement = muster_artifact::measure(&tree, &manifest, &self.options(), &Progress::default())
+            .map_err(|error| self.refuse(&error))?;
         self.accept(release, &measurement)
     }
 
@@ -110,11 +109,12 @@ impl Trees {
 
     /// A release's manifest, verified by its digest.
     pub(crate) fn manifest(&self, release: Digest) -> Result<Manifest, Refusal> {
-        let bytes = self.manifest_bytes(release).map_err(|error| match error {
-            ArtifactError::BlobMissing { .. } => {
-                refusal::at(&self.host, Code::NotDeployed, format!("{release} was never deployed here"))
+        let bytes = self.manifest_bytes(release).map_err(|error| {
+            if matches!(error, ArtifactError::BlobMissing { .. }) {
+                let detail = format!("{release} was never deployed here");
+                return refusal::at(&self.host, Code::NotDeployed, detail);
             }
-            error => refusal::of_artifact(&self.host, &error),
+            self.refuse(&error)
         })?;
         Manifest::parse(&bytes).map_err(|error| {
             refusal::at(&self.host, Code::Unmeasurable, format!("the manifest {release}: {error}"))
@@ -231,7 +231,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
     use std::path::Path;
 
-    use muster_artifact::{Durability, InstallOptions, PackOptions, install, pack};
+    use muster_artifact::{Durability, InstallOptions, OutsideLinks, PackOptions, install, pack};
+    use muster_model::TreeRules;
 
     use super::*;
 
@@ -243,7 +244,8 @@ mod tests {
             fs::set_permissions(source.join(path), fs::Permissions::from_mode(mode)).unwrap();
         }
         let one = NonZeroUsize::MIN;
-        let options = PackOptions { jobs: one, ..PackOptions::default() };
+        let outside_links = OutsideLinks::Warn;
+        let options = PackOptions { rules: TreeRules::default(), outside_links, jobs: one };
         let packed = pack(&source, &options, &Progress::default()).unwrap();
         let trees = Trees {
             host: HostName::new("host-1").unwrap(),

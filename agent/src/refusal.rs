@@ -1,10 +1,11 @@
 //! How errors and differences become refusals: with a code for programs, the host, and words for people.
 
 use std::error::Error;
+use std::io::{self, ErrorKind};
 
 use muster_artifact::{ArtifactError, Measurement};
 use muster_guard::{GuardError, RefusalCode};
-use muster_model::{Blocker, Code, Difference, DifferenceKind, HostName, Refusal};
+use muster_model::{Blocker, Code, Difference, DifferenceKind, Digest, HostName, Refusal};
 use muster_proto::{convert, v1};
 use muster_trust::TrustError;
 use prost::Message as _;
@@ -73,12 +74,26 @@ pub(crate) fn of_artifact(host: &HostName, error: &ArtifactError) -> Refusal {
     at(host, code, chain(error))
 }
 
+/// The stored blob that turned out not to be what its name says, or not to be there at all.
+pub(crate) fn damaged_blob(error: &ArtifactError) -> Option<Digest> {
+    if let ArtifactError::Damaged { digest, .. }
+    | ArtifactError::BlobMissing { digest }
+    | ArtifactError::WrongContent { digest, .. }
+    | ArtifactError::WrongSize { digest, .. } = error
+    {
+        return Some(*digest);
+    }
+    None
+}
+
 /// Why a file operation of our own failed.
-pub(crate) fn of_io(host: &HostName, doing: &str, error: &std::io::Error) -> Refusal {
-    let code = match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Code::NoSpace,
-        std::io::ErrorKind::ReadOnlyFilesystem => Code::ReadOnly,
-        _ => Code::Unmeasurable,
+pub(crate) fn of_io(host: &HostName, doing: &str, error: &io::Error) -> Refusal {
+    let code = if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+        Code::NoSpace
+    } else if error.kind() == ErrorKind::ReadOnlyFilesystem {
+        Code::ReadOnly
+    } else {
+        Code::Unmeasurable
     };
     at(host, code, format!("cannot {doing}: {error}"))
 }
@@ -174,8 +189,8 @@ mod tests {
     use std::io;
     use std::path::PathBuf;
 
-    use muster_model::{Digest, EntryPath, Place};
     use super::*;
+    use muster_model::{Digest, EntryPath, Place};
 
     fn host() -> HostName {
         HostName::new("host-5").unwrap()

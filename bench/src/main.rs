@@ -13,7 +13,9 @@ use std::thread::available_parallelism;
 
 use anyhow::{Context as _, ensure};
 use clap::{Parser, Subcommand};
-use muster_artifact::{ArtifactError, MeasureOptions, OutsideLinks, PackOptions, Packed, Progress, measure, pack};
+use muster_artifact::{
+    ArtifactError, MeasureOptions, OutsideLinks, PackOptions, Packed, Progress, measure, pack,
+};
 use muster_model::{EntryPath, Manifest, TreeRules};
 use serde_json::json;
 

@@ -96,6 +96,11 @@ impl Ui {
         }
     }
 
+    /// An empty page for stdout.
+    pub(crate) const fn page(&self) -> Page {
+        Page::new(self.colour.stdout)
+    }
+
     /// Writes bytes to stdout as they are. Whoever has closed the pipe wants no more: that is no failure.
     #[expect(clippy::unused_self, reason = "all output goes through the one who knows where it goes")]
     pub(crate) fn raw(&self, bytes: &[u8]) -> Result<(), CliError> {

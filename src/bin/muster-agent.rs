@@ -1,2 +1,7 @@
-//! placeholder
-fn main() {}
+//! The agent's program; everything is in `muster_agent::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    muster_agent::cli::main()
+}

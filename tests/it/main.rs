@@ -1,3 +1,6 @@
 //! Integration tests: the real programs, real files and real processes.
 
+mod demo;
 mod guard;
+mod harness;
+mod smoke;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use muster_model::{FleetName, HostName, PublicKey, UnixTime};
+use muster_model::{BootGate, FleetName, HostName, PublicKey, UnixTime};
 use muster_mtls::{Address, Authority, CredentialPaths, Credentials, Role, Usage};
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +103,20 @@ pub(crate) struct AgentFile {
 pub(crate) struct AgentFleet {
     /// Its name.
     pub(crate) name: FleetName,
+    /// Whether its link vanishes at a reboot.
+    pub(crate) boot_gate: BootGate,
+}
+
+/// What is read of the agent's configuration: the rest is the host's own business, and may have been edited.
+#[derive(Debug, Deserialize)]
+struct FleetNames {
+    #[serde(default, rename = "fleet")]
+    fleets: Vec<NamedFleet>,
+}
+
+#[derive(Debug, Deserialize)]
+struct NamedFleet {
+    name: FleetName,
 }
 
 /// The guard's configuration file. All its paths are absolute: it never depends on where it was started.
@@ -193,7 +207,7 @@ fn read_bundle(name: HostName, folder: PathBuf) -> Result<HostBundle, CliError> 
         .trim_end()
         .parse()
         .map_err(|error: muster_model::PublicKeyError| wrong(ATTESTATION_PUBLIC_FILE, error.to_string()))?;
-    let agent: AgentFile =
+    let agent: FleetNames =
         toml::from_str(&text(AGENT_FILE)?).map_err(|error| wrong(AGENT_FILE, error.to_string()))?;
     let paths = CredentialPaths {
         certificate: folder.join(CERTIFICATE_FILE),
@@ -214,6 +228,7 @@ fn write_configuration(
     options: &HostOptions,
 ) -> Result<(), CliError> {
     let state = options.state.clone().unwrap_or_else(|| folder.to_owned());
+    let boot_gate = boot_gate_of(options.link.as_deref());
     let agent = AgentFile {
         coordinator: options.coordinator.to_string(),
         state: options.state.clone().unwrap_or_else(|| PathBuf::from(".")),
@@ -226,7 +241,7 @@ fn write_configuration(
             .state
             .as_ref()
             .map_or_else(|| SOCKET_FILE.into(), |state| state.join(SOCKET_FILE)),
-        fleets: options.fleets.iter().map(|fleet| AgentFleet { name: fleet.clone() }).collect(),
+        fleets: options.fleets.iter().map(|fleet| AgentFleet { name: fleet.clone(), boot_gate }).collect(),
     };
     write_toml(&staging.join(AGENT_FILE), "For `muster-agent run --config`.", &agent)?;
     let fleets = options.fleets.iter().map(|fleet| {
@@ -241,6 +256,11 @@ fn write_configuration(
     let fleets = fleets.collect();
     let guard = GuardFile { host: name, state_dir: state.clone(), socket: state.join(SOCKET_FILE), fleets };
     write_toml(&staging.join("guard.toml"), "For `muster-guard run --config`.", &guard)
+}
+
+/// `/run` is emptied by every boot; of other folders nothing is known here, and what is not known is not claimed.
+fn boot_gate_of(link: Option<&Path>) -> BootGate {
+    if link.is_some_and(|link| link.starts_with("/run")) { BootGate::Volatile } else { BootGate::None }
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, CliError> {

@@ -1,7 +1,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use muster_guard::GuardConfig;
-use muster_model::HostName;
+use muster_model::{BootGate, HostName};
 use muster_mtls::Credentials;
 
 use super::host::AgentFile;
@@ -161,6 +161,7 @@ fn the_guard_accepts_what_is_written_for_it() {
         toml::from_str(&std::fs::read_to_string(bundle.folder.join("agent.toml")).unwrap()).unwrap();
     assert_eq!(agent.guard_socket, config.socket);
     assert_eq!(agent.state, config.state_dir);
+    assert_eq!(agent.fleets[0].boot_gate, BootGate::Volatile, "/run is emptied by a boot");
 }
 
 #[test]
@@ -176,6 +177,9 @@ fn issued_hosts_are_listed_with_the_key_for_the_roster() {
 
     let again = issue_host(temporary.path(), &name("host-1"), &host_options()).unwrap_err();
     assert_eq!(again.exit(), Exit::Usage);
+    let agent = first.folder.join("agent.toml");
+    let edited = format!("jobs = 2\n{}", std::fs::read_to_string(&agent).unwrap());
+    std::fs::write(&agent, edited).unwrap();
     std::fs::remove_file(first.folder.join("agent.key")).unwrap();
     assert_eq!(hosts(temporary.path()).unwrap()[0].certificate_expires, None);
 }

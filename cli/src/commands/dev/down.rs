@@ -3,9 +3,9 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
+use super::super::Env;
 use super::fleet::LocalFleet;
 use super::stop::{self, How, Stopped};
-use super::super::Env;
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::output::{Page, Report, Tone};

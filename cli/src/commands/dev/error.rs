@@ -96,9 +96,10 @@ impl DevError {
     /// The command's exit code.
     pub(crate) const fn exit(&self) -> Exit {
         match self {
-            Self::AlreadyRunning { .. } | Self::InUse { .. } | Self::NotAFleet { .. } | Self::Different { .. } => {
-                Exit::Usage
-            }
+            Self::AlreadyRunning { .. }
+            | Self::InUse { .. }
+            | Self::NotAFleet { .. }
+            | Self::Different { .. } => Exit::Usage,
             Self::Interrupted => Exit::Aborted,
             Self::NotReady { .. } => Exit::TimedOut,
             Self::ProgramMissing { .. }
@@ -112,9 +113,9 @@ impl DevError {
     /// What to do next.
     pub(crate) fn next(&self) -> Option<String> {
         match self {
-            Self::ProgramMissing { .. } => {
-                Some("build all programs into one folder: `cargo build`, without naming one of them".to_owned())
-            }
+            Self::ProgramMissing { .. } => Some(
+                "build all programs into one folder: `cargo build`, without naming one of them".to_owned(),
+            ),
             Self::AlreadyRunning { dir, .. } => {
                 Some(format!("use it, or stop it with `muster dev down --dir {}`", dir.display()))
             }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use muster_model::{FleetName, HostName, IdentityName};
-use muster_mtls::{Address, TrustDomain, create_private_directory};
+use muster_mtls::{Address, create_private_directory};
 use serde::{Deserialize, Serialize};
 
 use super::DevError;
@@ -140,8 +140,9 @@ impl LocalFleet {
 
     /// Keeps other commands of this kind away. The folder itself is locked, so that nothing is left behind.
     pub(super) fn lock(dir: &Path) -> Result<Lock, CliError> {
+        let doing = || format!("make the folder {}", dir.display());
         create_private_directory(dir)
-            .map_err(|source| CliError::Tls { doing: format!("make the folder {}", dir.display()), source })?;
+            .map_err(|source| CliError::Tls { doing: doing(), source: Box::new(source) })?;
         let folder = File::open(dir).map_err(CliError::file("open", dir))?;
         match folder.try_lock() {
             Ok(()) => Ok(Lock { _folder: folder }),

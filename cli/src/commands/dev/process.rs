@@ -118,7 +118,8 @@ mod tests {
     #[test]
     fn only_the_command_line_of_a_daemon_is_one() {
         let parse = |text: &str| parse(text.replace(' ', "\0").as_bytes(), Path::new("/nowhere/at/all"));
-        let agent = |config: &str| Some(Identity { program: "muster-agent".to_owned(), config: config.into() });
+        let agent =
+            |config: &str| Some(Identity { program: "muster-agent".to_owned(), config: config.into() });
         assert_eq!(parse("/opt/muster-agent run --config /nowhere/a.toml "), agent("/nowhere/a.toml"));
         assert_eq!(parse("muster-agent run --log json --config=a.toml "), agent("/nowhere/at/all/a.toml"));
         for stranger in [

@@ -88,11 +88,16 @@ impl Started {
 
 /// The file of the `muster` that runs.
 pub(super) fn this_program() -> Result<PathBuf, CliError> {
-    std::env::current_exe().map_err(|source| CliError::System { doing: "find the file of this program", source })
+    std::env::current_exe()
+        .map_err(|source| CliError::System { doing: "find the file of this program", source })
 }
 
 /// Starts the whole fleet and waits until everybody answers. What was started is in `started`, however this ends.
-pub(super) async fn fleet(fleet: &LocalFleet, started: &mut Vec<Started>, ui: &Ui) -> Result<Session, CliError> {
+pub(super) async fn fleet(
+    fleet: &LocalFleet,
+    started: &mut Vec<Started>,
+    ui: &Ui,
+) -> Result<Session, CliError> {
     let programs = Programs::beside_this()?;
     started.push(programs.start(&fleet.coordinator_daemon())?);
     let session = Box::pin(ready::coordinator(fleet, started)).await?;

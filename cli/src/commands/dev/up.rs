@@ -75,7 +75,8 @@ impl Up {
     fn prepare(self) -> Result<LocalFleet, CliError> {
         let driver = self.driver.driver()?;
         if !is_fleet(&self.dir) {
-            let name = self.fleet.unwrap_or_else(|| FleetName::new("demo").expect("the word is a valid name"));
+            let name =
+                self.fleet.unwrap_or_else(|| FleetName::new("demo").expect("the word is a valid name"));
             let wanted = Wanted { fleet: name, hosts: self.hosts.unwrap_or(HOSTS_DEFAULT), driver };
             return LocalFleet::create(&self.dir, &wanted);
         }
@@ -96,7 +97,12 @@ impl Up {
     }
 }
 
-fn same<T: PartialEq + std::fmt::Display>(dir: &Path, what: &str, found: &T, wanted: &T) -> Result<(), CliError> {
+fn same<T: PartialEq + std::fmt::Display>(
+    dir: &Path,
+    what: &str,
+    found: &T,
+    wanted: &T,
+) -> Result<(), CliError> {
     if found == wanted {
         return Ok(());
     }
@@ -187,7 +193,10 @@ impl Report for UpReport {
 
     fn print(&self, page: &mut Page) {
         let (count, dir) = (self.hosts.len(), self.dir.display());
-        page.toned(Tone::Good, format_args!("{} is up with {count} hosts, coordinator {}", self.fleet, self.coordinator));
+        page.toned(
+            Tone::Good,
+            format_args!("{} is up with {count} hosts, coordinator {}", self.fleet, self.coordinator),
+        );
         let row = |host: &HostRow| {
             let HostRow { name, agent_pid, guard_pid, state } = host;
             [name.clone(), agent_pid.to_string(), guard_pid.to_string(), state.display().to_string()]

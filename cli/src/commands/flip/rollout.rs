@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use muster_model::{FleetName, Flip, FlipMode, OnFailure, Order, RolloutId};
+use muster_model::{FleetName, Flip, FlipMode, OnFailure, Order, Refusal, RolloutId};
 use muster_proto::v1::flip_event::Event;
 use muster_proto::v1::rollout_progress::Stage;
 use muster_proto::{convert, v1};
@@ -89,9 +89,11 @@ pub(crate) async fn carry_out(
     };
     let request =
         v1::FlipRequest { order_envelope: envelope.raw().to_vec(), timeout_ms: millis(timing.timeout) };
-    let mut client = session.operations();
-    let events = Box::pin(Events::open(&doing, timing.timeout, client.flip(request))).await?;
-    let end = Box::pin(watch(env, session, fleet, counter, events)).await?;
+    let watched = Box::pin(watch(env, session, fleet, counter, &doing, request)).await;
+    let end = match watched {
+        Err(CliError::Refused { refusal, .. }) => never_begun(counter, status.epoch, refusal),
+        watched => watched?,
+    };
     let report = Ended::new(start, verb, end).map_err(CliError::answer(doing))?;
     env.ui.report(&report)?;
     Ok(report.exit_code)
@@ -103,8 +105,12 @@ async fn watch(
     session: &Session,
     fleet: &FleetName,
     k: RolloutId,
-    mut events: Events<v1::FlipEvent>,
+    doing: &str,
+    request: v1::FlipRequest,
 ) -> Result<v1::RolloutEnd, CliError> {
+    let timeout = Duration::from_millis(request.timeout_ms);
+    let mut client = session.operations();
+    let mut events = Box::pin(Events::open(doing, timeout, client.flip(request))).await?;
     let line = StageLine::new(&env.ui);
     let mut has_aborted = false;
     loop {
@@ -125,6 +131,19 @@ async fn watch(
                 line.say(&abort(session, fleet, k).await);
             }
         }
+    }
+}
+
+/// A rollout that was refused: the coordinator refuses before it changes anything, and tells of what it has begun by an
+/// end.
+fn never_begun(k: RolloutId, epoch: u64, refusal: Refusal) -> v1::RolloutEnd {
+    v1::RolloutEnd {
+        k: k.0,
+        outcome: v1::rollout_end::Outcome::Unchanged.into(),
+        epoch,
+        blockers: refusal.blockers.into_iter().map(Into::into).collect(),
+        dark_window: None,
+        release: None,
     }
 }
 

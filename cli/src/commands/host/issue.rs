@@ -35,7 +35,8 @@ pub(crate) struct Issue {
     /// Where agent and guard keep their state on the host [default: the bundle's own folder]
     #[arg(long, value_name = "PATH")]
     state: Option<PathBuf>,
-    /// The link that services use, for a host of one fleet [default: fleets/FLEET/current in the state]
+    /// The link that services use, for a host of one fleet; below /run it vanishes at a reboot, as fleets ask for unless
+    /// their policy says otherwise [default: fleets/FLEET/current in the state]
     #[arg(long, value_name = "PATH")]
     link: Option<PathBuf>,
     /// How long the certificate holds

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use muster_model::{FleetName, Release, Version};
+use muster_model::{Code, Digest, FleetName, Refusal, Release, Version};
 use muster_proto::v1;
 use muster_trust::{Signer, sign};
 use serde::Serialize;
@@ -11,7 +11,7 @@ use super::upload::{missing, total_bytes, upload};
 use crate::args::duration;
 use crate::clock::unix_time;
 use crate::commands::Env;
-use crate::connect::answer;
+use crate::connect::{Session, answer};
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::output::{Bars, Page, Report, Tone, bytes_text};
@@ -52,6 +52,7 @@ impl Push {
         let fleet = session.fleet(self.fleet.clone()).await?;
         let tree = self.tree.pack(&env.ui)?;
         let manifest = &tree.packed.manifest;
+        self.refuse_taken_version(&session, &fleet, manifest.digest()).await?;
 
         let blobs = missing(&session, &self.tree.dir, manifest).await?;
         let (uploaded, uploaded_bytes) = (blobs.len(), total_bytes(&blobs));
@@ -77,6 +78,27 @@ impl Push {
             uploaded_bytes,
         })?;
         Ok(Exit::Proven)
+    }
+
+    /// The coordinator refuses this as well, but only after everything was uploaded.
+    async fn refuse_taken_version(
+        &self,
+        session: &Session,
+        fleet: &FleetName,
+        digest: Digest,
+    ) -> Result<(), CliError> {
+        let known = session.releases(fleet).await?;
+        match known.iter().find(|known| known.release.version == self.version) {
+            Some(taken) if taken.release.manifest != digest => {
+                let detail = format!(
+                    "version {} is {} already, and this tree is {digest}",
+                    self.version, taken.release.manifest
+                );
+                let refusal = Refusal::of(Code::ReleaseExists, detail);
+                Err(CliError::Refused { doing: format!("push {} of {fleet}", self.version), refusal })
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn release(&self, fleet: &FleetName, tree: &PackedTree) -> Release {

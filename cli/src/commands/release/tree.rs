@@ -15,6 +15,9 @@ use crate::output::{Bars, Ui};
 /// The file that describes a release, looked for in its folder.
 const SPEC_FILE: &str = "muster.toml";
 
+/// How many warnings are written out: an installed tree can have thousands of symlinks that lead out of it.
+const WARNINGS_SHOWN_MAX: usize = 16;
+
 const REDRAW: Duration = Duration::from_millis(100);
 
 /// Which tree is packed, and how.
@@ -59,8 +62,12 @@ impl TreeArgs {
             self.jobs.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
         let options = PackOptions { rules, outside_links: spec.outside_links, jobs };
         let packed = self.pack_with_progress(ui, &options)?;
-        for warning in &packed.warnings {
+        for warning in packed.warnings.iter().take(WARNINGS_SHOWN_MAX) {
             ui.warn(warning);
+        }
+        if packed.warnings.len() > WARNINGS_SHOWN_MAX {
+            let rest = packed.warnings.len() - WARNINGS_SHOWN_MAX;
+            ui.warn(format_args!("… and {rest} more of these; `muster release pack --output json` lists all"));
         }
         Ok(PackedTree { packed, spec })
     }

@@ -134,7 +134,9 @@ fn blockers_become_the_exit_code_only_where_asked() {
 
 #[test]
 fn the_json_has_a_schema_and_stable_names() {
-    insta::assert_snapshot!(json(View::SCHEMA, &view(false)), @r#"
+    let one = v1::FleetStatus { hosts: status().hosts.split_off(1), previous: None, ..status() };
+    let view = View::new(FleetName::new("demo").unwrap(), one, false).unwrap();
+    insta::assert_snapshot!(json(View::SCHEMA, &view), @r#"
     {
       "schema": "muster.status/1",
       "fleet": "demo",
@@ -143,46 +145,19 @@ fn the_json_has_a_schema_and_stable_names() {
         "version": "1.2.0",
         "digest": "sha256:0202020202020202020202020202020202020202020202020202020202020202"
       },
-      "previous": {
-        "version": "1.1.0",
-        "digest": "sha256:0101010101010101010101010101010101010101010101010101010101010101"
-      },
+      "previous": null,
       "phase": "settled",
       "solo": true,
       "roster_revision": 2,
       "roster_digest": "sha256:0909090909090909090909090909090909090909090909090909090909090909",
-      "hosts_total": 2,
-      "hosts_connected": 1,
+      "hosts_total": 1,
+      "hosts_connected": 0,
       "rollout": null,
       "last_rollout": 5,
       "incarnation": 1,
       "term": 4,
       "coordinator_version": "0.1.0",
       "hosts": [
-        {
-          "host": "host-1",
-          "connected": true,
-          "age_ms": 125000,
-          "mode": "serve 3",
-          "serving_epoch": 3,
-          "serving": {
-            "version": "1.2.0",
-            "digest": "sha256:0202020202020202020202020202020202020202020202020202020202020202"
-          },
-          "deployed": [
-            {
-              "version": "1.1.0",
-              "digest": "sha256:0101010101010101010101010101010101010101010101010101010101010101"
-            },
-            {
-              "version": "1.2.0",
-              "digest": "sha256:0202020202020202020202020202020202020202020202020202020202020202"
-            }
-          ],
-          "agent_version": "0.1.0",
-          "certificate_expires": "2027-01-15T08:00:00Z",
-          "blockers": []
-        },
         {
           "host": "host-2",
           "connected": false,

@@ -20,8 +20,8 @@ use muster_model::{
 
 pub use event::{DarkWindow, Effect, End, Event, Limits, NextRoster, Outcome, Proposal, Report, Stage};
 pub use record::{
-    Armament, Base, FleetRecord, Identity, Offers, Opening, Papers, Phase, PreviousToken, RECORD_FORMAT, Record, Rollout,
-    SessionRecord, is_bound_to, roster_ref,
+    Armament, Base, FleetRecord, Identity, Offers, Opening, Papers, Phase, PreviousToken, RECORD_FORMAT,
+    Record, Rollout, SessionRecord, is_bound_to, roster_ref,
 };
 pub use view::{HostView, RolloutView};
 

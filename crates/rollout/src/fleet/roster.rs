@@ -17,6 +17,9 @@ impl Fleet {
             let detail = format!("this roster is for the fleet {}", roster.fleet());
             return Err(Refusal::of(Code::FleetUnknown, detail));
         }
+        if let Some(blocker) = &self.frozen {
+            return Err(Refusal::because(blocker.clone()));
+        }
         match &self.record.phase {
             Phase::Settled => {}
             Phase::Preparing(rollout) => {

@@ -1,16 +1,18 @@
 //! Random histories. `MUSTER_SEED=<n>` replays one of them, `MUSTER_HISTORIES=<n>` runs more.
 
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use muster_model::{BootTime, Digest, JoinReport, Nonce, Secret, ToHost, Token};
 
 use super::machine::{Disk, Link, Origin, Pace, Tree};
-use super::world::{Mistake, RELEASES, World, host_name};
+use super::papers::host_name;
+use super::world::{Mistake, RELEASES, World};
 use crate::fleet::{Event, Fleet, Identity, Phase};
 use crate::host::Mode;
 
-/// How many histories a test runs unless it is told otherwise.
-pub(super) const HISTORIES: u64 = 3_000;
+/// How many histories are run unless it is told otherwise.
+const HISTORIES: u64 = 5_000;
 const ACTIONS_MAX: u64 = 250;
 /// How often something is said in the coordinator's name, where that is the mistake.
 const FORGED_PER_MILLE: u64 = 250;
@@ -76,22 +78,21 @@ const FAULTS: [Fault; 13] = [
 
 #[test]
 fn random_histories_keep_every_invariant_and_settle() {
-    let coverage = match search(None, histories()) {
+    let seeds = match number("MUSTER_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("MUSTER_HISTORIES").unwrap_or(HISTORIES),
+    };
+    let coverage = match search(None, seeds) {
         Ok(coverage) => coverage,
         Err(failure) => panic!("{}", explain(&failure, None)),
     };
     // A search that never gets anywhere finds nothing.
-    assert!(coverage.decided > 0 && coverage.aborted > 0, "{coverage:?}");
-}
-
-/// How many histories to run.
-pub(super) fn histories() -> u64 {
-    number("MUSTER_HISTORIES").unwrap_or(HISTORIES)
+    let is_search = number("MUSTER_SEED").is_none();
+    assert!(!is_search || (coverage.decided > 0 && coverage.aborted > 0), "{coverage:?}");
 }
 
 /// Runs histories until one breaks an invariant.
-pub(super) fn search(mistake: Option<Mistake>, histories: u64) -> Result<Coverage, Failure> {
-    let seeds = number("MUSTER_SEED").map_or(0..histories, |seed| seed..seed + 1);
+pub(super) fn search(mistake: Option<Mistake>, seeds: Range<u64>) -> Result<Coverage, Failure> {
     let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
     let results = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
@@ -140,7 +141,8 @@ pub(super) fn explain(failure: &Failure, mistake: Option<Mistake>) -> String {
 
 impl Coverage {
     fn add(&mut self, world: &World) {
-        let decided = world.fates.values().filter(|fate| **fate == super::world::Fate::Decided).count() as u64;
+        let decided =
+            world.fates.values().filter(|fate| **fate == super::world::Fate::Decided).count() as u64;
         self.decided += decided;
         self.aborted += world.fates.len() as u64 - decided;
         self.opens_forged += world.opens_forged;
@@ -335,7 +337,8 @@ fn roll_back_disk(world: &mut World, host: usize) {
         world.stream_left(host, &link);
     }
     let machine = &mut world.machines[host];
-    let newest = (std::mem::replace(&mut machine.record, record), std::mem::replace(&mut machine.journal, journal));
+    let newest =
+        (std::mem::replace(&mut machine.record, record), std::mem::replace(&mut machine.journal, journal));
     machine.disk = Disk::RolledBack(Box::new(newest));
 }
 
@@ -455,18 +458,4 @@ fn expect_settled(world: &mut World, when: &str) {
     if let Some(other) = other {
         world.violate(other);
     }
-}
-
-#[test]
-fn tmp_survey() {
-    let mut kinds: std::collections::BTreeMap<String, (u64, u64)> = Default::default();
-    for seed in 0..histories() {
-        let mut world = new_world(seed, None);
-        live(&mut world);
-        if let Some(v) = world.violation {
-            let v: String = v.chars().filter(|c| !c.is_ascii_digit()).take(110).collect();
-            kinds.entry(v).or_insert((0, seed)).0 += 1;
-        }
-    }
-    panic!("{kinds:#?}");
 }

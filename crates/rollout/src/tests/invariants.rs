@@ -110,7 +110,8 @@ impl World {
             | FromHost::Refused { .. } => true,
         };
         if !is_durable {
-            let violation = format!("P7: {} said {message:?} before it was durable", self.machines[index].name);
+            let violation =
+                format!("P7: {} said {message:?} before it was durable", self.machines[index].name);
             self.violate(violation);
         }
     }
@@ -214,10 +215,11 @@ impl World {
     /// P4: OPENED implies that every host is dark, and closed durably.
     fn check_opened(&mut self, k: RolloutId) {
         let roster = self.roster_in_force();
-        let open = self.machines.iter().filter(|machine| roster.position(&machine.name).is_some()).find(|it| {
-            let closed = matches!(&newest(it).mode, Mode::Closed { k: closed, .. } if *closed == k);
-            it.guard.is_some() || !closed
-        });
+        let open =
+            self.machines.iter().filter(|machine| roster.position(&machine.name).is_some()).find(|it| {
+                let closed = matches!(&newest(it).mode, Mode::Closed { k: closed, .. } if *closed == k);
+                it.guard.is_some() || !closed
+            });
         if let Some(machine) = open {
             let violation = format!("P4: rollout {k} was opened before {} was closed", machine.name);
             self.violate(violation);

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use muster_model::{
     Assurance, Attestation, Blocker, BootGate, BootId, BootTime, Code, Comparable, Digest, Documents, Epoch,
-    FleetName, FromHost, HostFacts, HostName, JournalHead, Leadership, Nonce, Refusal, RolloutId, Scope,
-    SessionId, ToHost, UnixTime, Verified,
+    FleetName, FromHost, HostFacts, HostName, JoinReport, JournalHead, Leadership, Nonce, Refusal, RolloutId,
+    Scope, SessionId, ToHost, UnixTime, Verified,
 };
 
 use super::random::SplitMix64;
@@ -115,7 +115,8 @@ pub(super) enum Origin {
 /// What an agent sends.
 #[derive(Debug, Clone)]
 pub(super) enum Up {
-    Message(FromHost),
+    Join(Box<JoinReport>),
+    Message(Box<FromHost>),
     Attested(RolloutId, Box<Attestation>),
 }
 
@@ -385,11 +386,15 @@ impl World {
             Effect::Send(message) => {
                 self.check_from_host(index, &message);
                 let machine = &mut self.machines[index];
-                match &message {
-                    FromHost::Dark { nonce: Some(nonce), .. } => machine.nonce = Some(*nonce),
-                    FromHost::Refused { refusal, .. } => machine.refusals.push(refusal.clone()),
-                    FromHost::Join(_)
-                    | FromHost::Confirmed
+                if let FromHost::Dark { nonce: Some(nonce), .. } = &message {
+                    machine.nonce = Some(*nonce);
+                }
+                if let FromHost::Refused { refusal, .. } = &message {
+                    machine.refusals.push(refusal.clone());
+                }
+                let up = match message {
+                    FromHost::Join(report) => Up::Join(Box::new(report)),
+                    message @ (FromHost::Confirmed
                     | FromHost::Fresh { .. }
                     | FromHost::CannotAttest { .. }
                     | FromHost::Prepared { .. }
@@ -398,9 +403,10 @@ impl World {
                     | FromHost::Disarmed { .. }
                     | FromHost::Serving { .. }
                     | FromHost::Measured { .. }
-                    | FromHost::Dark { nonce: None, .. } => {}
-                }
-                self.send_up(index, Up::Message(message));
+                    | FromHost::Dark { .. }
+                    | FromHost::Refused { .. }) => Up::Message(Box::new(message)),
+                };
+                self.send_up(index, up);
             }
             Effect::SignAndSend(k, attestation) => {
                 self.check_attested(index, k);

@@ -3,6 +3,11 @@
 //! `world` and `machine` are the simulator, `invariants` what must always hold in it, `history` random histories,
 //! `mistakes` the proof that these find what they look for, and `scenarios` readable examples.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the simulator stands for the store and for the verified signatures"
+)]
+
 /// Adds a line to a world's log, if it keeps one.
 macro_rules! note {
     ($world:expr, $($text:tt)*) => {
@@ -17,6 +22,7 @@ mod history;
 mod invariants;
 mod machine;
 mod mistakes;
+mod papers;
 mod random;
 mod scenarios;
 mod world;

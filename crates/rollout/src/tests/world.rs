@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use muster_model::{
-    Attestation, Blocker, BootTime, Code, Digest, Document, Durable, FleetName, Flip, FlipMode, FromHost,
-    HostName, Incarnation, Member, OnFailure, Order, Policy, PublicKey, Purpose, Refusal, Release, RolloutId,
-    Roster, RosterRevision, Secret, SessionId, ToHost, Token, UnixTime, Verified, Version,
+    Attestation, Blocker, BootTime, Code, Digest, Durable, Flip, FlipMode, HostName, Incarnation, OnFailure,
+    Order, Purpose, Refusal, Release, RolloutId, Roster, SessionId, ToHost, Token, UnixTime, Verified,
 };
 
 use super::machine::{Link, Machine, Origin, Pace, Pending, Tree, Up};
+use super::papers::{SignedRoster, fleet_name, host_name, release, secrets_in, signed_roster};
 use super::random::SplitMix64;
 use crate::Step;
 use crate::fleet::{
-    Effect, End, Event, Fleet, FleetRecord, Identity, Inheritance, Limits, NextRoster, Papers, Phase, Proposal, Record,
-    Report, SessionRecord, Stage,
+    Effect, End, Event, Fleet, FleetRecord, Identity, Inheritance, Limits, NextRoster, Papers, Phase,
+    Proposal, Record, Report, SessionRecord, Stage,
 };
 
 /// How many releases there are.
@@ -102,20 +102,11 @@ pub(super) struct Coordinator {
     is_joining: bool,
 }
 
-/// A roster with the digests that documents refer to.
-#[derive(Debug, Clone)]
-pub(super) struct SignedRoster {
-    pub(super) roster: Arc<Verified<Roster>>,
-    pub(super) digest: Digest,
-    pub(super) envelope: Digest,
-}
-
 impl World {
     /// A fleet of `hosts` machines with all releases deployed, before anything is started.
     pub(super) fn new(hosts: usize, seed: u64) -> Self {
         let roster = signed_roster(1, hosts);
-        let record =
-            FleetRecord::first(&roster.roster, roster.digest, roster.envelope, Incarnation(1));
+        let record = FleetRecord::first(&roster.roster, roster.digest, roster.envelope, Incarnation(1));
         let mut world = Self {
             now: 1,
             random: SplitMix64::new(seed),
@@ -206,12 +197,8 @@ impl World {
             commitments,
             secrets: secrets.unwrap_or_default(),
         };
-        let (fleet, step) = Fleet::take_over(
-            coordinator.record.clone(),
-            inheritance,
-            Limits::default(),
-            BootTime(self.now),
-        );
+        let (fleet, step) =
+            Fleet::take_over(coordinator.record.clone(), inheritance, Limits::default(), BootTime(self.now));
         self.coordinator.fleet = Some(fleet);
         self.fleet_step(step);
     }
@@ -257,11 +244,11 @@ impl World {
     pub(super) fn deliver_up(&mut self, index: usize, session: SessionId, up: Up) {
         let host = self.machines[index].name.clone();
         let event = match up {
-            Up::Message(FromHost::Join(report)) => {
+            Up::Join(report) => {
                 let next = Token::from_bytes(self.random.bytes());
-                Event::Joining { host, session, report, next }
+                Event::Joining { host, session, report: *report, next }
             }
-            Up::Message(message) => Event::Message { host, session, message },
+            Up::Message(message) => Event::Message { host, session, message: *message },
             Up::Attested(k, attestation) => {
                 let envelope = format!("{}", self.attestations.len()).into_bytes();
                 let attestation = Verified::assert(*attestation);
@@ -437,7 +424,10 @@ impl World {
         self.now += self.random.below(3);
         let mut choice = pending[self.random.index(pending.len())];
         for _ in 0..SLOWNESS {
-            if matches!((choice.1, self.guard_pace), (Pending::Work(_, Pace::Slow), _) | (Pending::Guard, Pace::Slow)) {
+            if matches!(
+                (choice.1, self.guard_pace),
+                (Pending::Work(_, Pace::Slow), _) | (Pending::Guard, Pace::Slow)
+            ) {
                 choice = pending[self.random.index(pending.len())];
             }
         }
@@ -561,8 +551,11 @@ impl World {
 
     fn is_welcome(&self, index: usize) -> bool {
         let name = &self.machines[index].name;
-        let is_quarantined =
-            self.coordinator.sessions.get(name).is_some_and(|it| it.identity == Identity::Duplicate && !it.readmitted);
+        let is_quarantined = self
+            .coordinator
+            .sessions
+            .get(name)
+            .is_some_and(|it| it.identity == Identity::Duplicate && !it.readmitted);
         self.roster_in_force().position(name).is_some() && !is_quarantined
     }
 
@@ -574,47 +567,4 @@ impl World {
             .chain(&mut machine.old_links)
             .find(|link| link.session == session && link.server_open)
     }
-}
-
-pub(super) fn fleet_name() -> FleetName {
-    FleetName::new("smars").expect("a name")
-}
-
-pub(super) fn host_name(number: usize) -> HostName {
-    HostName::new(&format!("host-{number}")).expect("a name")
-}
-
-/// Closing secrets as a leader keeps them: one after the other.
-fn secrets_in(bytes: &[u8]) -> Vec<Secret> {
-    bytes
-        .chunks_exact(32)
-        .map(|secret| Secret::from_bytes(secret.try_into().expect("a chunk has 32 bytes")))
-        .collect()
-}
-
-fn release(at: usize) -> Verified<Release> {
-    Verified::assert(Release {
-        fleet: fleet_name(),
-        version: Version::new(&format!("{}.0", at + 1)).expect("a version"),
-        manifest: Digest::of(format!("release {at}").as_bytes()),
-        builder: None,
-        source_revision: None,
-        created_unix_ms: UnixTime(0),
-        expires_unix_ms: None,
-        flags: BTreeMap::new(),
-    })
-}
-
-fn signed_roster(revision: u64, hosts: usize) -> SignedRoster {
-    let members = (1..=hosts)
-        .map(|number| Member {
-            name: host_name(number),
-            attestation_key: PublicKey::Ed25519([u8::try_from(number).expect("few hosts"); 32]),
-        })
-        .collect();
-    let roster = Roster::new(fleet_name(), RosterRevision(revision), Policy::default(), members);
-    let roster = roster.expect("unique names and keys");
-    let digest = Digest::of(&roster.to_bytes());
-    let envelope = Digest::of_parts(&[b"envelope", digest.as_bytes()]);
-    SignedRoster { roster: Arc::new(Verified::assert(roster)), digest, envelope }
 }

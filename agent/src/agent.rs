@@ -1,0 +1,273 @@
+//! An agent: its parts put together, and run.
+
+use std::fs::DirBuilder;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use muster_artifact::{BlobStore, clean_leftovers};
+use muster_daemon::{Shutdown, boot_id};
+use muster_guard::{Guard, GuardClient};
+use muster_model::{
+    Assurance, BootGate, BootId, Digest, Epoch, FleetName, HostFacts, HostName, Scope, UnixTime,
+};
+use muster_mtls::{Address, ClientTls, Credentials, Role};
+use muster_proto::PROTOCOL;
+use muster_rollout::host::Profile;
+use muster_store::{Recovery, Store};
+use muster_trust::{SigningKey, TrustRoot};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::check::Checker;
+use crate::deploy::{Deployer, Slots};
+use crate::documents::Library;
+use crate::driver::{FleetDriver, INBOX_MAX, Input, Tools};
+use crate::guard_watch::GuardWatch;
+use crate::journal::Journal;
+use crate::measure::{Lanes, Trees};
+use crate::stream::{Line, Route};
+use crate::{AgentConfig, AgentError};
+
+const OPEN_TO_SERVICES: u32 = 0o755;
+const OWNER_ONLY: u32 = 0o700;
+
+/// How an agent reaches its coordinator.
+#[derive(Debug, Clone)]
+pub struct Coordinator {
+    /// Where it listens.
+    pub address: Address,
+    /// With what this host proves who it is, and whom it trusts.
+    pub tls: ClientTls,
+}
+
+/// One fleet of an agent.
+pub struct FleetParts {
+    /// The fleet.
+    pub name: FleetName,
+    /// Whether the link that the guard makes vanishes at a reboot.
+    pub boot_gate: BootGate,
+    /// The store of its journal and what was found in it; a folder of the state if none is given.
+    pub store: Option<(Box<dyn Store>, Recovery)>,
+}
+
+/// All that an agent works with.
+pub struct Parts {
+    /// The coordinator. The certificate's name is the host's.
+    pub coordinator: Coordinator,
+    /// The folder of blobs, trees and journals.
+    pub state: PathBuf,
+    /// The pinned root.
+    pub root: TrustRoot,
+    /// The key that signs attestations.
+    pub attestation_key: SigningKey,
+    /// Who owns the links and the services.
+    pub guard: Arc<dyn Guard>,
+    /// Where the guard tells what happens unasked, if it is a process of its own.
+    pub guard_events: Option<Arc<GuardClient>>,
+    /// How many threads read a tree.
+    pub jobs: NonZeroUsize,
+    /// A digest of the agent's configuration, which is attested.
+    pub config: Digest,
+    /// The fleets.
+    pub fleets: Vec<FleetParts>,
+}
+
+/// An agent that is ready to run.
+pub struct Agent {
+    host: HostName,
+    line: Line,
+    drivers: Vec<FleetDriver>,
+    watch: Option<GuardWatch>,
+}
+
+impl Parts {
+    /// Reads everything that a configuration names. Blocks.
+    pub fn load(config: &AgentConfig) -> Result<Self, AgentError> {
+        let credentials = |source| AgentError::Credentials { source };
+        let loaded = Credentials::load(&config.credential_paths()).map_err(credentials)?;
+        let tls = ClientTls::new(&loaded).map_err(credentials)?;
+        let trust = |path: &Path| {
+            let path = path.to_owned();
+            move |source| AgentError::Trust { path, source }
+        };
+        let root = std::fs::read(&config.root)
+            .map_err(|source| AgentError::ReadRoot { path: config.root.clone(), source })?;
+        let guard = Arc::new(GuardClient::new(&config.guard_socket));
+        let fleets = config.fleets.iter().map(|fleet| FleetParts {
+            name: fleet.name.clone(),
+            boot_gate: fleet.boot_gate,
+            store: None,
+        });
+        Ok(Self {
+            coordinator: Coordinator { address: config.address()?, tls },
+            state: config.state.clone(),
+            root: TrustRoot::pin(&root).map_err(trust(&config.root))?,
+            attestation_key: SigningKey::read(&config.attestation_key)
+                .map_err(trust(&config.attestation_key))?,
+            guard: Arc::clone(&guard) as Arc<dyn Guard>,
+            guard_events: Some(guard),
+            jobs: config.jobs(),
+            config: config.digest(),
+            fleets: fleets.collect(),
+        })
+    }
+}
+
+impl Agent {
+    /// Puts an agent together: opens its blobs and journals, and removes what was left unfinished. Blocks.
+    pub fn new(parts: Parts) -> Result<Self, AgentError> {
+        let Parts { coordinator, state, root, attestation_key, guard, guard_events, .. } = parts;
+        let identity = coordinator.tls.credentials().identity().clone();
+        if identity.role != Role::Agent {
+            return Err(AgentError::NotAnAgent { identity: identity.to_string() });
+        }
+        let host = identity.name.to_host();
+        let blobs = BlobStore::open(&state.join("blobs"))
+            .map_err(|source| AgentError::State { host: host.clone(), source })?;
+        let base = Base {
+            host: host.clone(),
+            state,
+            root: Arc::new(root),
+            key: Arc::new(attestation_key),
+            guard,
+            blobs,
+            jobs: parts.jobs,
+            lanes: Arc::new(Lanes::new()),
+            slots: Arc::new(Slots::new()),
+            boot_id: boot_id().map_err(|source| AgentError::Daemon { source })?,
+            config: parts.config,
+        };
+        let (mut routes, mut drivers) = (Vec::new(), Vec::new());
+        for fleet in parts.fleets {
+            let (route, driver) = base.fleet(fleet)?;
+            routes.push(route);
+            drivers.push(driver);
+        }
+        let watch = guard_events.map(|client| {
+            let fleets = routes.iter().map(|route| (route.fleet.clone(), route.inbox.clone())).collect();
+            GuardWatch { client, host: host.clone(), fleets }
+        });
+        let line = Line { coordinator, host: host.clone(), routes };
+        Ok(Self { host, line, drivers, watch })
+    }
+
+    /// The host that this agent speaks for.
+    #[must_use]
+    pub const fn host(&self) -> &HostName {
+        &self.host
+    }
+
+    /// Runs until `shutdown` is asked for. What is served goes on being served.
+    ///
+    /// An error means that the agent can do nothing any more; [`AgentError::is_storage`] tells whether it may be started again.
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), AgentError> {
+        let mut tasks = JoinSet::new();
+        for driver in self.drivers {
+            tasks.spawn(driver.run(shutdown.clone()));
+        }
+        if let Some(watch) = self.watch {
+            let shutdown = shutdown.clone();
+            tasks.spawn(async move {
+                watch.run(shutdown).await;
+                Ok(())
+            });
+        }
+        tasks.spawn(self.line.run(shutdown));
+        // One that fails takes the others with it: the set is dropped, and with it all that is in it.
+        while let Some(ended) = tasks.join_next().await {
+            ended.map_err(|source| AgentError::Task { source })??;
+        }
+        Ok(())
+    }
+}
+
+/// What the fleets of one agent share.
+struct Base {
+    host: HostName,
+    state: PathBuf,
+    root: Arc<TrustRoot>,
+    key: Arc<SigningKey>,
+    guard: Arc<dyn Guard>,
+    blobs: BlobStore,
+    jobs: NonZeroUsize,
+    lanes: Arc<Lanes>,
+    slots: Arc<Slots>,
+    boot_id: BootId,
+    config: Digest,
+}
+
+impl Base {
+    /// Opens one fleet's folders and journal and puts its driver together.
+    fn fleet(&self, parts: FleetParts) -> Result<(Route, FleetDriver), AgentError> {
+        let fleet = parts.name;
+        let folder = self.state.join("fleets").join(fleet.as_str());
+        let trees = self.trees(&folder)?;
+        let opened = match parts.store {
+            Some((store, recovery)) => Journal::adopt(store, &recovery, &fleet, &self.host),
+            None => Journal::open(&folder.join("journal"), &fleet, &self.host),
+        };
+        let opened = opened.map_err(|source| AgentError::Journal {
+            host: self.host.clone(),
+            fleet: fleet.clone(),
+            source: Box::new(source),
+        })?;
+        let (post, inbox) = mpsc::channel::<Input>(INBOX_MAX);
+        let (root, lanes, key) = (&self.root, &self.lanes, &self.key);
+        let deployer =
+            Deployer::new(fleet.clone(), Arc::clone(root), Arc::clone(&trees), Arc::clone(&self.slots));
+        let checker =
+            Checker::new(fleet.clone(), Arc::clone(&trees), Arc::clone(lanes), Arc::clone(key), post.clone());
+        let tools = Tools {
+            fleet: fleet.clone(),
+            host: self.host.clone(),
+            trees,
+            lanes: Arc::clone(lanes),
+            library: Arc::new(Library::new(Arc::clone(root), self.host.clone(), fleet.clone())),
+            key: Arc::clone(key),
+            deployer: deployer.clone(),
+        };
+        let profile = self.profile(parts.boot_gate);
+        let route = Route { fleet, inbox: post.clone(), deployer, checker };
+        let driver = FleetDriver::new(tools, opened, profile, Arc::clone(&self.guard), (post, inbox));
+        Ok((route, driver))
+    }
+
+    /// Makes the folders of a fleet. Services of other users follow the link into the trees; seals and journal are the agent's.
+    fn trees(&self, folder: &Path) -> Result<Arc<Trees>, AgentError> {
+        let (releases, seals) = (folder.join("releases"), folder.join("seals"));
+        create_folder(folder, OPEN_TO_SERVICES)?;
+        create_folder(&releases, OPEN_TO_SERVICES)?;
+        create_folder(&seals, OWNER_ONLY)?;
+        create_folder(&folder.join("journal"), OWNER_ONLY)?;
+        clean_leftovers(&releases).map_err(|source| AgentError::State { host: self.host.clone(), source })?;
+        let (host, blobs) = (self.host.clone(), self.blobs.clone());
+        Ok(Arc::new(Trees { host, blobs, releases, seals, jobs: self.jobs }))
+    }
+
+    /// What belongs to this host. What closing proves is the weaker of both until the guard has said how it serves.
+    fn profile(&self, boot_gate: BootGate) -> Profile {
+        let facts = HostFacts {
+            epoch: Epoch(0),
+            serving: None,
+            boot_id: self.boot_id.clone(),
+            scope: Scope::Link,
+            boot_gate,
+            assurance: Assurance::Sha256,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            agent_config: self.config,
+            measured_unix_ms: UnixTime(0),
+            elapsed_ms: 0,
+        };
+        Profile { facts, protocol: PROTOCOL }
+    }
+}
+
+fn create_folder(path: &Path, mode: u32) -> Result<(), AgentError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(|source| AgentError::Folder { path: path.to_owned(), source })
+}

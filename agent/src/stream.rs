@@ -1,0 +1,206 @@
+//! The one stream to the coordinator: connected, lost, connected again; and frames handed to their fleet.
+
+use std::time::Duration;
+
+use muster_daemon::Shutdown;
+use muster_model::{Code, FleetName, HostName, Incarnation, Leadership, Term};
+use muster_mtls::{ConnectOptions, Start, connect};
+use muster_proto::convert;
+use muster_proto::v1;
+use muster_proto::v1::agent_frame::Body as Reply;
+use muster_proto::v1::control_client::ControlClient;
+use muster_proto::v1::coordinator_frame::Body;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use crate::agent::Coordinator;
+use crate::backoff::Backoff;
+use crate::check::Checker;
+use crate::deploy::Deployer;
+use crate::driver::Input;
+use crate::uplink::{FRAMES_MAX, Uplink};
+use crate::{AgentError, refusal};
+
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// How long the coordinator may take to answer the call that begins the stream.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where the frames of one fleet go.
+pub(crate) struct Route {
+    pub(crate) fleet: FleetName,
+    pub(crate) inbox: mpsc::Sender<Input>,
+    pub(crate) deployer: Deployer,
+    pub(crate) checker: Checker,
+}
+
+/// Keeps the stream.
+pub(crate) struct Line {
+    pub(crate) coordinator: Coordinator,
+    pub(crate) host: HostName,
+    pub(crate) routes: Vec<Route>,
+}
+
+/// How a stream ended.
+#[derive(Debug)]
+enum Ended {
+    /// It never began.
+    NotConnected(muster_mtls::Error),
+    /// The coordinator or the network ended it.
+    Lost(Box<Status>),
+    /// The coordinator closed it in good order.
+    Closed,
+    /// The coordinator did not answer the call.
+    Unanswered,
+    /// A fleet of this host ended it.
+    ByUs,
+    /// The coordinator said something that is not of the protocol.
+    Senseless(convert::ConvertError),
+    /// The agent is ending.
+    Shutdown,
+}
+
+/// Whether some fleet has joined over a stream: then the next attempt is soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Strange,
+    Joined,
+}
+
+impl Line {
+    /// Runs until the agent ends.
+    pub(crate) async fn run(self, shutdown: Shutdown) -> Result<(), AgentError> {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+        // At the start as well: after a power cut a thousand agents come at once.
+        loop {
+            let random = getrandom::u64().map_err(|source| AgentError::Random { source })?;
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next(random)) => {}
+                () = shutdown.requested() => return Ok(()),
+            }
+            let (ended, standing) = self.session(&shutdown).await;
+            if standing == Standing::Joined {
+                backoff.reset();
+            }
+            if matches!(ended, Ended::Shutdown) {
+                return Ok(());
+            }
+            self.log(&ended);
+        }
+    }
+
+    /// One stream, from connecting to its end. All fleets are told of both.
+    async fn session(&self, shutdown: &Shutdown) -> (Ended, Standing) {
+        let options = ConnectOptions { start: Start::Eager, ..ConnectOptions::default() };
+        let connecting = connect(&self.coordinator.address, &self.coordinator.tls, options);
+        let channel = tokio::select! {
+            connected = connecting => match connected {
+                Ok(channel) => channel,
+                Err(error) => return (Ended::NotConnected(error), Standing::Strange),
+            },
+            () = shutdown.requested() => return (Ended::Shutdown, Standing::Strange),
+        };
+        let (frames, outgoing) = mpsc::channel(FRAMES_MAX);
+        let uplink = Uplink::new(frames, channel.clone());
+        // Before the call is answered: a coordinator may wait for the first frame.
+        self.tell_all(|| Input::Attached(uplink.clone())).await;
+        let mut standing = Standing::Strange;
+        let ended = tokio::select! {
+            ended = self.converse(&uplink, channel, outgoing, &mut standing) => ended,
+            () = uplink.ended() => Ended::ByUs,
+            () = shutdown.requested() => Ended::Shutdown,
+        };
+        self.tell_all(|| Input::Detached).await;
+        (ended, standing)
+    }
+
+    async fn converse(
+        &self,
+        uplink: &Uplink,
+        channel: Channel,
+        outgoing: mpsc::Receiver<v1::AgentFrame>,
+        standing: &mut Standing,
+    ) -> Ended {
+        let mut client = ControlClient::new(channel);
+        let calling = client.attach(ReceiverStream::new(outgoing));
+        let mut incoming: Streaming<v1::CoordinatorFrame> =
+            match tokio::time::timeout(ANSWER_TIMEOUT, calling).await {
+                Ok(Ok(response)) => response.into_inner(),
+                Ok(Err(status)) => return Ended::Lost(Box::new(status)),
+                Err(_) => return Ended::Unanswered,
+            };
+        loop {
+            let frame = match incoming.message().await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Ended::Closed,
+                Err(status) => return Ended::Lost(Box::new(status)),
+            };
+            if matches!(frame.body, Some(Body::Joined(_))) {
+                *standing = Standing::Joined;
+            }
+            if let Err(error) = self.hand_over(frame, uplink).await {
+                return Ended::Senseless(error);
+            }
+        }
+    }
+
+    async fn hand_over(
+        &self,
+        frame: v1::CoordinatorFrame,
+        uplink: &Uplink,
+    ) -> Result<(), convert::ConvertError> {
+        let fleet = convert::fleet(&frame.fleet)?;
+        let Some(route) = self.routes.iter().find(|route| route.fleet == fleet) else {
+            self.refuse(&fleet, Code::FleetUnknown, "this host is not configured for the fleet", uplink);
+            return Ok(());
+        };
+        let leadership = Leadership { incarnation: Incarnation(frame.incarnation), term: Term(frame.term) };
+        match frame.body {
+            Some(Body::Deploy(deploy)) => route.deployer.begin(deploy, uplink.clone()),
+            Some(Body::Check(check)) => route.checker.begin(check, uplink.clone()),
+            Some(body) => {
+                if let Some(message) = convert::from_coordinator(body)? {
+                    // A driver that has ended has ended the agent as well.
+                    let _ = route.inbox.send(Input::Said(leadership, message)).await;
+                }
+            }
+            None => self.refuse(&fleet, Code::Unsupported, "this agent does not know the message", uplink),
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, fleet: &FleetName, code: Code, detail: &str, uplink: &Uplink) {
+        let refusal = refusal::at(&self.host, code, detail);
+        tracing::warn!(%fleet, %refusal, "refused a frame");
+        uplink.send(fleet, Reply::Refused(v1::Refused { k: None, refusal: Some(refusal.into()) }));
+    }
+
+    async fn tell_all(&self, input: impl Fn() -> Input) {
+        for route in &self.routes {
+            // A driver that has ended has ended the agent as well.
+            let _ = route.inbox.send(input()).await;
+        }
+    }
+
+    fn log(&self, ended: &Ended) {
+        let coordinator = &self.coordinator.address;
+        match ended {
+            Ended::NotConnected(error) => {
+                tracing::warn!(%coordinator, error = refusal::chain(error), "cannot connect");
+            }
+            Ended::Lost(status) => {
+                tracing::warn!(%coordinator, error = refusal::chain(status), "the stream was lost");
+            }
+            Ended::Senseless(error) => {
+                tracing::warn!(%coordinator, %error, "the coordinator does not keep to the protocol");
+            }
+            Ended::Closed => tracing::info!(%coordinator, "the coordinator closed the stream"),
+            Ended::Unanswered => tracing::warn!(%coordinator, "the coordinator does not answer"),
+            Ended::ByUs => tracing::info!(%coordinator, "the stream was ended, to begin anew"),
+            Ended::Shutdown => {}
+        }
+    }
+}

@@ -1,0 +1,63 @@
+"""A local fleet of real processes, as `muster dev up` makes it."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import tempfile
+
+import report
+
+FLEET = "demo"
+FILES = 20
+FILE_BYTES = 4096
+
+
+class Fleet:
+    """Running while the context is open; its folder is removed afterwards."""
+
+    def __init__(self, programs, hosts):
+        self.muster_program = programs / "muster"
+        self.hosts = hosts
+        # A socket's path has room for 107 bytes.
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="mb-", dir="/tmp"))
+
+    def __enter__(self):
+        report.note(f"{self.hosts} hosts: starting")
+        try:
+            self.up = self.muster("dev", "up", "--dir", self.folder / "fleet", "--hosts", self.hosts,
+                                  "--fleet", FLEET, "--detach")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.run("dev", "down", "--dir", self.folder / "fleet")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def run(self, *words):
+        command = [self.muster_program, "--context", self.folder / "fleet/operator/context.toml",
+                   "--output", "json", "--no-progress", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    def muster(self, *words):
+        """Runs one command that has to succeed, and returns what it says."""
+        done = self.run(*words)
+        if done.returncode != 0:
+            raise SystemExit(f"muster {' '.join(map(str, words))}: exit code {done.returncode}\n"
+                             f"{done.stdout}{done.stderr}")
+        return json.loads(done.stdout)
+
+    def release(self, version):
+        """Pushes and deploys a small release."""
+        tree = self.folder / f"tree-{version}"
+        for number in range(FILES):
+            file = tree / f"lib/{number}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(f"{version} {number}\n".encode().ljust(FILE_BYTES, b"."))
+        self.muster("release", "push", tree, "--version", version)
+        self.muster("deploy", version)
+
+    def links(self):
+        return [pathlib.Path(host["state"]) / "fleets" / FLEET / "current" for host in self.up["hosts"]]

@@ -1,0 +1,291 @@
+//! Where the replay takes place: a fleet in a folder, a narrator, and a hand that types.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use muster_model::HostName;
+use tempfile::TempDir;
+
+use super::super::DevError;
+use super::super::fleet::{Daemon, LocalFleet, Program, Wanted};
+use super::super::start::{self, Programs, Started, this_program};
+use super::super::{ready, stop};
+use super::Pace;
+use super::story::{FLEET, HOSTS};
+use crate::connect::Session;
+use crate::error::CliError;
+use crate::output::{Format, Page, Tone, Ui};
+use crate::provision::Driver;
+
+const PAUSE: Duration = Duration::from_millis(900);
+
+/// No command of the replay takes longer than this.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many lines of a command's output are shown.
+const LINES_SHOWN_MAX: usize = 14;
+
+/// Where the replay takes place.
+pub(super) struct Stage {
+    ui: Ui,
+    pace: Pace,
+    dir: PathBuf,
+    /// Removes a temporary folder once nothing runs in it.
+    temporary: Option<TempDir>,
+    keep: bool,
+    fleet: Option<LocalFleet>,
+    session: Option<Session>,
+    started: Vec<Started>,
+    step: usize,
+}
+
+/// What a command that was typed came to.
+pub(super) struct Played {
+    /// Everything it wrote.
+    pub(super) text: String,
+}
+
+/// How a command of the story has to end.
+pub(super) struct Ending<'a> {
+    /// With this exit code.
+    pub(super) code: i32,
+    /// Having written each of these.
+    pub(super) names: &'a [&'a str],
+}
+
+impl Stage {
+    pub(super) fn build(dir: Option<PathBuf>, pace: Pace, keep: bool, ui: Ui) -> Result<Self, CliError> {
+        let (dir, temporary) = match dir {
+            Some(dir) => (dir, None),
+            None => {
+                let system = std::env::temp_dir();
+                let made = tempfile::Builder::new().prefix("muster-demo-").tempdir_in(&system);
+                let made = made.map_err(CliError::file("make a folder in", system))?;
+                (made.path().join("fleet"), Some(made))
+            }
+        };
+        Ok(Self { ui, pace, dir, temporary, keep, fleet: None, session: None, started: Vec::new(), step: 0 })
+    }
+
+    /// Brings the fleet up.
+    pub(super) async fn open(&mut self) -> Result<(), CliError> {
+        let _lock = LocalFleet::lock(&self.dir)?;
+        let name = FLEET.parse().expect("the replay's fleet has a valid name");
+        let fleet =
+            LocalFleet::create(&self.dir, &Wanted { fleet: name, hosts: HOSTS, driver: Driver::Link })?;
+        self.fleet = Some(fleet.clone());
+        self.session = Some(Box::pin(start::fleet(&fleet, &mut self.started, &self.ui)).await?);
+        Ok(())
+    }
+
+    /// Ends everything and removes the folder. Doing it twice is doing it once.
+    pub(super) fn clear(&mut self) -> Result<(), CliError> {
+        self.session = None;
+        let Some(fleet) = self.fleet.take() else { return Ok(()) };
+        stop::all(&fleet)?;
+        self.started.clear();
+        if self.keep {
+            let dir = fleet.dir.display();
+            self.temporary.take().map(TempDir::keep);
+            self.say(format_args!("Kept {dir}; start it again with: muster dev up --dir {dir}"));
+            return Ok(());
+        }
+        remove_tree(&fleet.dir).map_err(CliError::file("remove", fleet.dir.as_path()))
+    }
+
+    /// The fleet that is up.
+    pub(super) fn fleet(&self) -> &LocalFleet {
+        self.fleet.as_ref().expect("the story begins by opening the stage")
+    }
+
+    /// A host by its number.
+    pub(super) fn host(&self, number: usize) -> HostName {
+        self.fleet().hosts[number - 1].clone()
+    }
+
+    /// Where the releases are written that the story pushes.
+    pub(super) fn build_folder(&self) -> PathBuf {
+        self.fleet().dir.join("build")
+    }
+
+    /// Begins the next step.
+    pub(super) fn begin(&mut self, title: &str) {
+        self.step += 1;
+        let step = self.step;
+        self.show(|page| {
+            page.line("");
+            page.line(format_args!(
+                "── {step}. {title} {}",
+                "─".repeat(88_usize.saturating_sub(title.chars().count()))
+            ));
+        });
+    }
+
+    /// Tells something.
+    pub(super) fn say(&self, text: impl std::fmt::Display) {
+        self.show(|page| page.line(text));
+    }
+
+    /// Tells how something turned out well.
+    pub(super) fn good(&self, text: impl std::fmt::Display) {
+        self.show(|page| page.toned(Tone::Good, text));
+    }
+
+    /// Waits for the reader.
+    pub(super) async fn pause(&self) {
+        if self.pace == Pace::Slow {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Ends the replay: the step did not go as it has to.
+    pub(super) fn failed<T>(&self, what: impl Into<String>) -> Result<T, CliError> {
+        Err(DevError::Step { step: self.step, what: what.into() }.into())
+    }
+
+    /// Types a command, runs it, shows what it writes, and makes sure that it ends as it has to.
+    pub(super) async fn types(&self, arguments: &[&str], ending: &Ending<'_>) -> Result<Played, CliError> {
+        let line = format!("muster {}", arguments.join(" "));
+        self.show(|page| page.line(format_args!("$ {line}")));
+        let program = this_program()?;
+        let running = tokio::process::Command::new(&program)
+            .args(arguments)
+            .current_dir(&self.fleet().dir)
+            .env("MUSTER_CONTEXT", self.fleet().context())
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = match tokio::time::timeout(COMMAND_PATIENCE, running).await {
+            Ok(output) => output.map_err(CliError::file("run", program))?,
+            Err(_) => return self.failed(format!("`{line}` did not end within a minute")),
+        };
+        let text =
+            format!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+        let tone = if output.status.success() { Tone::Good } else { Tone::Bad };
+        let ended = output
+            .status
+            .code()
+            .map_or_else(|| output.status.to_string(), |code| format!("exit code {code}"));
+        self.show(|page| {
+            let lines: Vec<&str> = text.lines().collect();
+            for line in lines.iter().take(LINES_SHOWN_MAX) {
+                page.line(format_args!("  │ {line}"));
+            }
+            if let Some(more @ 1..) = lines.len().checked_sub(LINES_SHOWN_MAX) {
+                page.line(format_args!("  │ … {more} lines more"));
+            }
+            page.toned(tone, format_args!("  └ {ended}"));
+        });
+        if output.status.code() != Some(ending.code) {
+            return self.failed(format!("`{line}` ended with {ended} instead of {}", ending.code));
+        }
+        if let Some(missing) = ending.names.iter().find(|name| !text.contains(**name)) {
+            return self.failed(format!("`{line}` did not say `{missing}`"));
+        }
+        self.pause().await;
+        Ok(Played { text })
+    }
+
+    /// Ends the agent of a host: nothing reaches it any more, and it tells nothing.
+    pub(super) fn cut_off(&mut self, host: &HostName) -> Result<i32, CliError> {
+        let agent = self.agent(host);
+        let stopped = stop::one(&agent)?;
+        self.started.retain(|started| started.daemon != agent);
+        match stopped {
+            Some(stopped) => Ok(stopped.pid),
+            None => self.failed(format!("{agent} was not running")),
+        }
+    }
+
+    /// Starts the agent of a host again and waits until it is connected.
+    pub(super) async fn reconnect(&mut self, host: &HostName) -> Result<u32, CliError> {
+        let started = Programs::beside_this()?.start(&self.agent(host))?;
+        let pid = started.pid();
+        self.started.push(started);
+        let fleet = self.fleet().clone();
+        let session = self.session.as_ref().expect("the story begins by opening the stage");
+        Box::pin(ready::agents(&fleet, session, &mut self.started)).await?;
+        Ok(pid)
+    }
+
+    /// Reads every host's link: which release it leads to, and the hosts that have it so.
+    pub(super) fn links(&self) -> Result<BTreeMap<Option<String>, Vec<HostName>>, CliError> {
+        let mut links: BTreeMap<_, Vec<HostName>> = BTreeMap::new();
+        for host in &self.fleet().hosts {
+            let link = self.fleet_folder(host).join("current");
+            let release = match fs::read_link(&link) {
+                Ok(target) => target.file_name().map(|name| name.to_string_lossy().into_owned()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => return Err(CliError::file("read the link", link)(error)),
+            };
+            links.entry(release).or_default().push(host.clone());
+        }
+        Ok(links)
+    }
+
+    /// Where a host keeps what belongs to the fleet.
+    pub(super) fn fleet_folder(&self, host: &HostName) -> PathBuf {
+        self.fleet().host_folder(host).join("fleets").join(self.fleet().name.as_str())
+    }
+
+    fn agent(&self, host: &HostName) -> Daemon {
+        self.fleet().on(Program::Agent, host)
+    }
+
+    /// For people on stdout; where a program reads stdout, on stderr.
+    fn show(&self, write: impl FnOnce(&mut Page)) {
+        let mut page = self.ui.page();
+        write(&mut page);
+        let text = page.into_text();
+        match self.ui.format() {
+            // A reader who has gone misses nothing that still matters: the exit code tells how it ended.
+            Format::Text => drop(self.ui.raw(text.as_bytes())),
+            Format::Json | Format::Junit => self.ui.say(text.trim_end_matches('\n')),
+        }
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // After an ordinary end there is nothing left to clear; after a panic nobody is there to be told of a failure.
+        drop(self.clear());
+    }
+}
+
+/// Removes a folder with releases in it, whose folders may be read-only.
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        fs::set_permissions(&folder, Permissions::from_mode(0o700))?;
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    fs::remove_dir_all(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn read_only_trees_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir_all(tree.join("a/b")).unwrap();
+        fs::write(tree.join("a/b/c"), "").unwrap();
+        for folder in ["a/b", "a", ""] {
+            fs::set_permissions(tree.join(folder), Permissions::from_mode(0o555)).unwrap();
+        }
+        remove_tree(&tree).unwrap();
+        assert!(!tree.exists());
+    }
+}

@@ -1,0 +1,194 @@
+//! The protocol's table of recovery: who dies when, and what follows.
+
+use muster_model::{Code, HostMode};
+
+use super::super::world::World;
+use super::{codes, is_armed, is_arming, is_closed, is_decided, is_opened};
+use crate::fleet::Phase;
+use crate::host::Mode;
+
+/// The coordinator dies in `phase` of a flip from release 0 to 1, and another leader takes over.
+fn coordinator_dies_in(phase: fn(&Phase) -> bool) -> World {
+    let mut world = World::settled();
+    world.flip_until(1, phase);
+    world.crash_coordinator();
+    world.start_coordinator();
+    world.rest();
+    world
+}
+
+#[test]
+fn coordinator_dies_in_preparing_and_service_is_not_touched() {
+    let world = coordinator_dies_in(|phase| matches!(phase, Phase::Preparing(_)));
+    assert_eq!(codes(&world.last_end().blockers), [(Code::CoordinatorRestarted, None)]);
+    world.expect_all_serve(0, 1);
+}
+
+#[test]
+fn coordinator_dies_in_arming_and_the_next_leader_gives_up() {
+    let world = coordinator_dies_in(is_arming);
+    assert_eq!(codes(&world.last_end().blockers), [(Code::CoordinatorRestarted, None)]);
+    world.expect_all_serve(0, 1);
+}
+
+#[test]
+fn coordinator_dies_in_decided_and_the_next_leader_goes_forward() {
+    coordinator_dies_in(is_decided).expect_all_serve(1, 2);
+}
+
+#[test]
+fn coordinator_dies_in_opened_and_the_next_leader_opens_again() {
+    coordinator_dies_in(is_opened).expect_all_serve(1, 2);
+}
+
+#[test]
+fn coordinator_dies_while_settled_and_service_goes_on() {
+    let mut world = World::settled();
+    world.crash_coordinator();
+    world.rest();
+    for machine in &world.machines {
+        world.expect_serves(&machine.name, 0, 1);
+    }
+    world.start_coordinator();
+    world.rest();
+    world.expect_all_serve(0, 1);
+}
+
+/// Runs a flip to release 1 until host 2 is in `mode`.
+fn flip_until_host_2(mode: fn(&Mode) -> bool) -> World {
+    let mut world = World::settled();
+    world.propose(1).expect("the proposal is in order");
+    world.expect_until(|world| mode(&world.machines[1].record.mode));
+    world
+}
+
+#[test]
+fn agent_dies_in_serve_and_service_goes_on() {
+    let mut world = World::settled();
+    world.crash_agent(1);
+    world.rest();
+    world.expect_serves(&world.machines[1].name, 0, 1);
+    world.start_agent(1);
+    world.rest();
+    world.expect_all_serve(0, 1);
+}
+
+#[test]
+fn agent_dies_in_armed_and_the_journal_restores_the_mode() {
+    let mut world = flip_until_host_2(is_armed);
+    assert!(is_arming(&world.coordinator.record.phase));
+    world.cut(1);
+    world.crash_agent(1);
+    world.start_agent(1);
+    let agent = world.machines[1].agent.as_ref().expect("it was started");
+    assert!(matches!(agent.record().standing().mode, HostMode::Armed(..)), "never back to SERVE by itself");
+    world.rest();
+    world.expect_all_serve(0, 1);
+}
+
+#[test]
+fn agent_dies_after_it_has_said_that_it_is_armed_and_the_flip_goes_on() {
+    let mut world = flip_until_host_2(is_armed);
+    world.crash_agent(1);
+    world.start_agent(1);
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
+fn agent_dies_in_closed_and_acknowledges_again() {
+    let mut world = flip_until_host_2(is_closed);
+    world.crash_agent(1);
+    world.start_agent(1);
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
+fn host_reboots_in_serve_and_is_dark_until_it_is_admitted() {
+    let mut world = World::settled();
+    world.reboot(1);
+    world.start_agent(1);
+    assert_eq!(world.machines[1].guard, None);
+    world.rest();
+    world.expect_all_serve(0, 1);
+}
+
+#[test]
+fn host_reboots_in_armed_before_the_decision_and_is_admitted_after_the_abort() {
+    let mut world = flip_until_host_2(is_armed);
+    assert!(is_arming(&world.coordinator.record.phase));
+    world.cut(1);
+    world.reboot(1);
+    world.start_agent(1);
+    world.rest();
+    world.expect_all_serve(0, 1);
+}
+
+#[test]
+fn host_reboots_in_armed_after_the_decision_and_the_flip_waits_for_it() {
+    let mut world = World::settled();
+    world.flip_until(1, is_decided);
+    assert!(is_armed(&world.machines[1].record.mode));
+    world.reboot(1);
+    world.rest();
+    assert!(is_decided(&world.coordinator.record.phase), "nothing opens early");
+    assert!(world.machines.iter().all(|machine| machine.guard.is_none()));
+    world.start_agent(1);
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
+fn host_reboots_in_closed_and_opens_when_it_returns() {
+    let mut world = flip_until_host_2(is_closed);
+    world.reboot(1);
+    world.start_agent(1);
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
+fn host_that_is_away_while_the_others_open_is_told_when_it_returns() {
+    let mut world = World::settled();
+    world.flip_until(1, is_opened);
+    world.reboot(1);
+    world.rest();
+    assert!(is_opened(&world.coordinator.record.phase));
+    assert_eq!(world.machines[1].guard, None);
+    world.start_agent(1);
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
+fn service_that_ends_by_itself_is_admitted_again() {
+    let mut world = World::settled();
+    world.end_service(2);
+    world.rest();
+    world.expect_all_serve(0, 1);
+}
+
+#[test]
+fn service_that_ends_between_join_and_joined_is_admitted_again() {
+    let mut world = World::settled();
+    world.cut(2);
+    assert!(world.connect(2));
+    world.end_service(2);
+    world.rest();
+    world.expect_all_serve(0, 1);
+}
+
+#[test]
+fn first_join_whose_answer_was_lost_is_repeated_without_a_token() {
+    let mut world = World::new(2, 1);
+    world.deploy_everywhere();
+    world.start_all();
+    world.expect_until(|world| world.coordinator.sessions.len() == 2);
+    assert!(world.machines.iter().any(|machine| machine.record.token.is_none()));
+    world.cut(0);
+    world.cut(1);
+    world.rest();
+    world.flip(0);
+    world.expect_all_serve(0, 1);
+}

@@ -1,0 +1,120 @@
+//! One program of a fleet, which a test can end, halt and start again.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+
+use super::{PATIENCE, program, wait_until};
+
+/// One program of one fleet.
+#[derive(Debug, Clone)]
+pub(crate) struct Daemon {
+    program: &'static str,
+    folder: PathBuf,
+    /// Those that the test has started itself, to be buried at the end.
+    children: Arc<Mutex<Vec<Child>>>,
+}
+
+impl Daemon {
+    pub(super) fn new(program: &'static str, folder: PathBuf, children: &Arc<Mutex<Vec<Child>>>) -> Self {
+        Self { program, folder, children: Arc::clone(children) }
+    }
+
+    /// The process number that was recorded last.
+    #[track_caller]
+    pub(crate) fn pid(&self) -> Pid {
+        self.recorded_pid().unwrap_or_else(|| panic!("{} was never started in {:?}", self.program, self.folder))
+    }
+
+    /// Whether the process that was recorded last runs.
+    pub(crate) fn is_running(&self) -> bool {
+        self.recorded_pid().is_some_and(|pid| self.is_it(pid))
+    }
+
+    /// Kills it, and waits until it is gone.
+    #[track_caller]
+    pub(crate) fn kill(&self) {
+        let pid = self.pid();
+        assert!(self.is_it(pid), "process {pid:?} is no {} of this fleet", self.program);
+        kill_process(pid, Signal::KILL).unwrap();
+        self.wait_until_gone();
+    }
+
+    /// Waits until it has ended, by itself or not.
+    #[track_caller]
+    pub(crate) fn wait_until_gone(&self) {
+        wait_until(&format!("{} ends", self.program), PATIENCE, || (!self.is_running()).then_some(()));
+    }
+
+    /// Halts it: it keeps its connections and says nothing.
+    #[track_caller]
+    pub(crate) fn stop(&self) {
+        kill_process(self.pid(), Signal::STOP).unwrap();
+    }
+
+    /// Lets it go on.
+    #[track_caller]
+    pub(crate) fn cont(&self) {
+        kill_process(self.pid(), Signal::CONT).unwrap();
+    }
+
+    /// Starts it again, with these variables in its environment, and does not wait for anything.
+    #[track_caller]
+    pub(crate) fn start(&self, environment: &[(&str, &str)]) {
+        assert!(!self.is_running(), "{} runs in {:?}", self.program, self.folder);
+        let log = OpenOptions::new().create(true).append(true).open(self.file("log")).unwrap();
+        let child = Command::new(program(self.program))
+            .arg("run")
+            .arg("--config")
+            .arg(self.file("toml"))
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        fs::write(self.file("pid"), format!("{}\n", child.id())).unwrap();
+        self.children.lock().unwrap().push(child);
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.file("log")).unwrap_or_default()
+    }
+
+    /// Kills it if it runs. For the end of a test, where nothing may fail.
+    pub(super) fn kill_if_running(&self) {
+        if let Some(pid) = self.recorded_pid().filter(|pid| self.is_it(*pid)) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+
+    fn recorded_pid(&self) -> Option<Pid> {
+        let text = fs::read_to_string(self.file("pid")).ok()?;
+        Pid::from_raw(text.trim().parse().ok()?)
+    }
+
+    /// Whether this process runs our program with our configuration: a zombie has no command line, and a stranger that
+    /// took over the number has another.
+    fn is_it(&self, pid: Pid) -> bool {
+        // One that this test started stays a zombie until it is looked after.
+        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        let command = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+        let mut arguments = command.split(|byte| *byte == 0);
+        let named = arguments.next().and_then(|path| Path::new(std::str::from_utf8(path).ok()?).file_name());
+        let config = self.file("toml");
+        named.is_some_and(|name| name == self.program)
+            && arguments.any(|argument| argument == config.as_os_str().as_encoded_bytes())
+    }
+
+    fn file(&self, extension: &str) -> PathBuf {
+        let stem = self.program.trim_start_matches("muster-");
+        self.folder.join(format!("{stem}.{extension}"))
+    }
+}
+

@@ -1,0 +1,26 @@
+//! A real fleet for tests: the programs of this build, in processes, on a folder of their own.
+//!
+//! A test says what it waits for and by when; the only sleep is in [`wait_until`].
+
+mod artifact;
+mod daemon;
+mod fleet;
+mod output;
+mod wait;
+
+pub(crate) use artifact::{Artifact, artifact};
+pub(crate) use daemon::Daemon;
+pub(crate) use fleet::{Fleet, Host};
+pub(crate) use output::{Output, run};
+pub(crate) use wait::{PATIENCE, wait_until};
+
+/// The program with this name, as this test run built it.
+pub(crate) fn program(name: &str) -> &'static str {
+    match name {
+        "muster" => env!("CARGO_BIN_EXE_muster"),
+        "muster-agent" => env!("CARGO_BIN_EXE_muster-agent"),
+        "muster-coordinator" => env!("CARGO_BIN_EXE_muster-coordinator"),
+        "muster-guard" => env!("CARGO_BIN_EXE_muster-guard"),
+        other => panic!("there is no program {other}"),
+    }
+}

@@ -1,0 +1,20 @@
+//! Waiting for a condition, however it comes about.
+
+use std::time::{Duration, Instant};
+
+/// Longer than anything takes that works, on a machine that does much else.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+const INTERVAL: Duration = Duration::from_millis(25);
+
+/// Waits until `condition` gives something, and panics with `what` if it does not by then.
+pub(crate) fn wait_until<T>(what: &str, patience: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
+        std::thread::sleep(INTERVAL);
+    }
+}

@@ -1,0 +1,168 @@
+//! The thin line from a tree to a flip and back, with real programs; and the harness itself.
+
+use serde_json::json;
+
+use crate::harness::{Fleet, PATIENCE, artifact, run, wait_until};
+
+#[test]
+fn from_a_tree_to_a_flip_and_back() {
+    let fleet = Fleet::up(2);
+    let tree = artifact(&[("bin/server", "#!/bin/sh\necho one\n"), ("conf/server.toml", "port = 1\n")]);
+
+    let packed = fleet.json(&["release", "pack", tree.argument(), "--fleet", "demo", "--version", "1.0"]);
+    let one = packed.expect_code(0).text_at("/digest");
+    assert_eq!(fleet.push(&tree, "1.0"), one, "what is pushed is what was packed");
+    let again = fleet.json(&["release", "push", tree.argument(), "--version", "1.0"]).expect_code(0);
+    assert_eq!(again.json()["existed"], true);
+
+    let early = fleet.json(&["flip", "1.0"]).expect_code(10);
+    early.expect_blocker("not-deployed", "host-1", "");
+    early.expect_blocker("not-deployed", "host-2", "");
+
+    let deployed = fleet.json(&["deploy", "1.0"]).expect_code(0);
+    assert_eq!(deployed.json()["schema"], "muster.deploy/1");
+    assert!(fleet.hosts().iter().all(|host| host.serves().is_none()), "deploying changes nothing that is served");
+    fleet.json(&["check", "--release", &one]).expect_code(0);
+    let flipped = fleet.json(&["flip", "1.0"]).expect_code(0);
+    assert_eq!(flipped.json()["outcome"], "flipped");
+    fleet.assert_all_serve(&one);
+
+    tree.write("bin/server", "#!/bin/sh\necho two\n");
+    let two = fleet.release(&tree, "2.0");
+    assert_ne!(one, two);
+    fleet.assert_all_serve(&two);
+    let stale = fleet.json(&["flip", "2.0"]).expect_code(13);
+    stale.expect_blocker("already-serving", "", "");
+
+    let status = fleet.json(&["status"]).expect_code(0).json();
+    assert_eq!(status["serving"]["digest"], json!(two));
+    let back = fleet.json(&["rollback"]).expect_code(0);
+    assert_eq!(back.json()["outcome"], "rolled_back");
+    fleet.assert_all_serve(&one);
+}
+
+#[test]
+fn a_tampered_tree_shuts_the_gate_and_is_repaired() {
+    let fleet = Fleet::up(2);
+    let tree = artifact(&[("bin/server", "#!/bin/sh\necho one\n"), ("lib/a", "a")]);
+    let one = fleet.release(&tree, "1.0");
+    tree.write("lib/a", "b");
+    let two = fleet.push(&tree, "2.0");
+    fleet.json(&["deploy", "2.0"]).expect_code(0);
+
+    std::fs::write(fleet.host(2).tree(&two).join("lib/a"), "c").unwrap();
+    let checked = fleet.json(&["check", "--release", "2.0"]).expect_code(10);
+    let blocker = checked.expect_blocker("mismatch", "host-2", "lib/a");
+    assert!(blocker.expected.is_some() && blocker.measured.is_some());
+    fleet.json(&["flip", "2.0"]).expect_code(10).expect_blocker("mismatch", "host-2", "lib/a");
+    fleet.assert_all_serve(&one);
+
+    fleet.json(&["deploy", "2.0"]).expect_code(0);
+    fleet.json(&["flip", "2.0"]).expect_code(0);
+    fleet.assert_all_serve(&two);
+}
+
+#[test]
+fn whoever_is_killed_comes_back_and_the_old_release_goes_on() {
+    let fleet = Fleet::up(2);
+    let tree = artifact(&[("lib/a", "a")]);
+    let one = fleet.release(&tree, "1.0");
+    tree.write("lib/a", "b");
+    fleet.push(&tree, "2.0");
+
+    let (host, coordinator) = (fleet.host(2), fleet.coordinator());
+    host.agent.kill();
+    let missed = fleet.json(&["deploy", "2.0", "--timeout", "1s"]).expect_code(11);
+    missed.expect_blocker("host-missing", "host-2", "");
+    fleet.json(&["flip", "2.0"]).expect_code(11).expect_blocker("host-missing", "host-2", "");
+    fleet.assert_all_serve(&one);
+
+    host.agent.start(&[]);
+    fleet.wait_connected(2);
+    coordinator.kill();
+    assert_eq!(fleet.json(&["status"]).code, 1, "nobody answers");
+    fleet.assert_all_serve(&one);
+    coordinator.start(&[]);
+    fleet.wait_connected(2);
+    let two = fleet.release(&tree, "2.0");
+    fleet.assert_all_serve(&two);
+}
+
+#[test]
+fn a_crash_point_ends_an_agent_where_it_says() {
+    let fleet = Fleet::up(1);
+    let agent = fleet.host(1).agent;
+    agent.kill();
+    agent.start(&[("MUSTER_CRASH_AT", "agent.deploy.before-install")]);
+    fleet.wait_connected(1);
+    let one = fleet.push(&artifact(&[("lib/a", "a")]), "1.0");
+    fleet.json(&["deploy", "1.0", "--timeout", "2s"]).expect_code(11);
+    agent.wait_until_gone();
+    assert!(!fleet.host(1).tree(&one).exists());
+    agent.start(&[]);
+    fleet.json(&["deploy", "1.0"]).expect_code(0);
+    assert!(fleet.host(1).tree(&one).exists());
+}
+
+#[test]
+fn a_local_fleet_is_stopped_and_started_again_with_what_it_had() {
+    let fleet = Fleet::up(2);
+    let one = fleet.release(&artifact(&[("lib/a", "a")]), "1.0");
+    let dir = fleet.dir().to_str().unwrap();
+
+    let twice = run(&["dev", "up", "--dir", dir, "--detach", "--output", "json"], &[]).expect_code(2);
+    assert!(twice.text_at("/error").contains("already running"), "{twice}");
+    let pids: Vec<_> = fleet.hosts().iter().flat_map(|host| [host.agent.pid(), host.guard.pid()]).collect();
+    assert_eq!(fleet.down().json()["stopped"].as_array().map(Vec::len), Some(pids.len() + 1));
+    for pid in pids {
+        let command = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+        assert!(command.is_empty(), "process {pid:?} is still there");
+    }
+    assert_eq!(fleet.down().json()["stopped"].as_array().map(Vec::len), Some(0), "stopping twice is no error");
+
+    let other = run(&["dev", "up", "--dir", dir, "--hosts", "3", "--detach"], &[]).expect_code(2);
+    assert!(other.stderr.contains("a number of hosts of 2, and 3"), "{other}");
+    let up = fleet.start(&[]).json();
+    assert_eq!(up["schema"], "muster.dev/1");
+    assert_eq!(up["context"], json!(fleet.context()));
+    assert_eq!(up["hosts"][1]["agent_pid"], json!(fleet.host(2).agent.pid().as_raw_nonzero().get()));
+    fleet.assert_all_serve(&one);
+    let serving = || fleet.json(&["status", "--check"]).code == 0;
+    wait_until("all is well again", PATIENCE, || serving().then_some(()));
+}
+
+#[test]
+fn only_the_fleets_own_processes_are_stopped() {
+    let fleet = Fleet::up(1);
+    let host = fleet.host(1);
+    host.agent.kill();
+    // The number of a process that is none of the fleet's, as after a reboot.
+    let mut stranger = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    std::fs::write(host.folder().join("agent.pid"), format!("{}\n", stranger.id())).unwrap();
+    // A halted process ends as well.
+    host.guard.stop();
+    let stopped = fleet.down().json();
+    assert_eq!(stopped["stopped"].as_array().map(Vec::len), Some(2), "{stopped}");
+    assert!(stranger.try_wait().unwrap().is_none(), "the stranger lives");
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+}
+
+#[test]
+fn a_supervised_service_runs_from_the_release_and_ends_with_the_fleet() {
+    let script = "echo \"$MUSTER_HOST $MUSTER_EPOCH\" > \"$0.up\" 2>/dev/null; exec sleep 600";
+    let fleet = Fleet::up_with(1, &["--driver", "supervise", "--command", "sh", "-c", "exec sleep 600"]);
+    let tree = artifact(&[("bin/run", script)]);
+    fleet.release(&tree, "1.0");
+    let host = fleet.host(1);
+    let children = |pid: i32| {
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()).collect::<Vec<_>>()
+    };
+    let keepers = children(host.guard.pid().as_raw_nonzero().get());
+    let services: Vec<i32> = keepers.iter().flat_map(|keeper| children(*keeper)).collect();
+    assert_eq!(services.len(), 1, "keepers {keepers:?}");
+    fleet.down();
+    assert!(!std::path::Path::new(&format!("/proc/{}", services[0])).exists(), "the service ended with its guard");
+}
