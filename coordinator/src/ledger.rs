@@ -130,11 +130,19 @@ impl Ledger {
                 }
             }
         }
+        if entries.is_empty() {
+            // Documents lie beside the chain, each durable by itself: nothing is left to append.
+            return Ok(self.store.position().durable);
+        }
         self.append(entries)
     }
 
     /// Makes entries durable, then lets them count.
     pub(crate) fn append(&mut self, entries: Vec<Entry>) -> Result<Durable, StoreError> {
+        // Documents alone leave nothing for the chain: they are durable already.
+        if entries.is_empty() {
+            return Ok(self.store.position().durable);
+        }
         let bodies: Vec<Vec<u8>> = entries
             .iter()
             .map(|entry| {

@@ -67,7 +67,9 @@ impl TreeArgs {
         }
         if packed.warnings.len() > WARNINGS_SHOWN_MAX {
             let rest = packed.warnings.len() - WARNINGS_SHOWN_MAX;
-            ui.warn(format_args!("… and {rest} more of these; `muster release pack --output json` lists all"));
+            ui.warn(format_args!(
+                "… and {rest} more of these; `muster release pack --output json` lists all"
+            ));
         }
         Ok(PackedTree { packed, spec })
     }

@@ -1,0 +1,223 @@
+//! One agent against a scripted coordinator: real TLS, real files, a real guard for links.
+
+mod scripted;
+
+use muster_model::*;
+use muster_proto::v1::agent_frame::Body as FromAgent;
+use muster_proto::v1::coordinator_frame::Body as ToAgent;
+use muster_proto::{convert, v1};
+use muster_trust::{KeyAlgorithm, SigningKey, assemble_evidence, sign, verify_attestation};
+
+use scripted::{Session, World, code, fleet, write};
+
+fn nonce_root(nonce: &[u8]) -> MerkleTree {
+    MerkleTree::new([nonce])
+}
+
+/// Steps 4 and 5: the envelope of the host's attestation.
+async fn attested(session: &mut Session, k: u64, release: Digest) -> Vec<u8> {
+    let to = release.as_bytes().to_vec();
+    session.say(ToAgent::Propose(v1::Propose { k, to })).await;
+    let FromAgent::Fresh(fresh) = session.hear().await else { panic!("no nonce") };
+    let tree = nonce_root(&fresh.nonce);
+    let attest = ToHost::Attest {
+        k: RolloutId(k),
+        to: release,
+        nonce_root: tree.root(),
+        proof: tree.proof(0).expect("there is one leaf"),
+    };
+    session.say(convert::to_agent(attest)).await;
+    match session.hear().await {
+        FromAgent::Attested(attested) => attested.envelope,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Step 7: the documents of a rollout of one host.
+fn documents(world: &World, k: u64, from: Option<Digest>, to: &Manifest, attestation: &[u8]) -> Documents {
+    let (_, roster, roster_digest) = world.roster();
+    let now = muster_daemon::unix_time();
+    let reference = RosterRef { digest: roster_digest, revision: RosterRevision(1), hosts: 1 };
+    let flip = Flip { from, to: to.digest(), mode: FlipMode::Strict, on_failure: OnFailure::Hold };
+    let validity = now..UnixTime(now.0 + 60_000);
+    let order = Order::new(fleet(), RolloutId(k), reference, flip, validity).unwrap();
+    Documents {
+        order: world.put(sign(&order, &[&world.keys.operator]).unwrap().raw().to_vec()),
+        release: world.put(world.signed_release(to, &world.keys.release)),
+        roster: world.put(roster),
+        evidence: world.put(assemble_evidence(&[attestation])),
+    }
+}
+
+/// A whole flip of the one host.
+async fn flip(world: &World, session: &mut Session, k: u64, from: Option<Digest>, to: &Manifest) {
+    let envelope = attested(session, k, to.digest()).await;
+    let attestation = verify_attestation(&envelope, &world.roster().0).unwrap();
+    assert!(attestation.document().matches());
+    let epoch = Epoch(k);
+    let documents = documents(world, k, from, to, &envelope);
+    session.say(convert::to_agent(ToHost::Prepare { k: RolloutId(k), epoch, documents })).await;
+    assert_eq!(session.hear().await, FromAgent::Prepared(v1::Prepared { k }));
+    session.say(ToAgent::Arm(v1::Arm { k })).await;
+    assert_eq!(session.hear().await, FromAgent::Armed(v1::Armed { k }));
+    session.say(ToAgent::Close(v1::Close { k })).await;
+    let FromAgent::Closed(closed) = session.hear().await else { panic!("not closed") };
+    assert_eq!(world.current(), None, "nothing is served between");
+    let release = to.digest().as_bytes().to_vec();
+    session.say(ToAgent::Open(v1::Open { k, epoch: k, release, secrets: closed.secret })).await;
+    let FromAgent::Serving(serving) = session.hear().await else { panic!("not serving") };
+    assert!(serving.epoch == k && serving.at_boot_ms >= closed.at_boot_ms);
+    assert_eq!(session.hear().await, FromAgent::Measured(v1::Measured { epoch: k }));
+    assert_eq!(world.current(), Some(world.tree(to.digest())));
+}
+
+#[tokio::test]
+async fn a_host_is_flipped_restarted_and_flipped_again() {
+    let mut world = World::new().await;
+    let agent = world.start();
+    let (mut session, join) = world.joined(1).await;
+    assert_eq!((join.token, join.last_k, join.serving_epoch), (None, 0, None));
+    let one = world.release(&[("bin/server", b"one"), ("etc/conf", b"same")]);
+    let two = world.release(&[("bin/server", b"two"), ("etc/conf", b"same")]);
+    for release in [&one, &two] {
+        let ended = session.deploy(world.deploy(1, release, &world.keys.release)).await;
+        assert_eq!((ended.refusal, ended.files), (None, 2));
+    }
+    flip(&world, &mut session, 1, None, &one).await;
+    agent.stop().await;
+    assert_eq!(world.current(), Some(world.tree(one.digest())), "service goes on without an agent");
+
+    let agent = world.start();
+    let (mut session, join) = world.joined(2).await;
+    assert_eq!((join.token, join.last_k, join.serving_epoch), (Some(vec![1; 32]), 1, Some(1)));
+    assert!(join.journal_seq > 0 && !join.history_lost);
+    flip(&world, &mut session, 2, Some(one.digest()), &two).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_ends_while_armed_is_still_armed_afterwards() {
+    let mut world = World::new().await;
+    let agent = world.start();
+    let (mut session, _) = world.joined(1).await;
+    let one = world.release(&[("a", b"one")]);
+    session.deploy(world.deploy(1, &one, &world.keys.release)).await;
+    let envelope = attested(&mut session, 1, one.digest()).await;
+    let documents = documents(&world, 1, None, &one, &envelope);
+    let prepare = ToHost::Prepare { k: RolloutId(1), epoch: Epoch(1), documents };
+    session.say(convert::to_agent(prepare)).await;
+    assert_eq!(session.hear().await, FromAgent::Prepared(v1::Prepared { k: 1 }));
+    session.say(ToAgent::Arm(v1::Arm { k: 1 })).await;
+    assert_eq!(session.hear().await, FromAgent::Armed(v1::Armed { k: 1 }));
+    agent.stop().await;
+
+    let agent = world.start();
+    let (mut session, join) = world.joined(2).await;
+    let mode = convert::mode_from_wire(&join.mode.unwrap()).unwrap();
+    assert_eq!((mode, join.last_k), (HostMode::Armed(RolloutId(1), Epoch(0)), 1));
+    session.say(ToAgent::Close(v1::Close { k: 1 })).await;
+    let FromAgent::Closed(closed) = session.hear().await else { panic!("not closed") };
+    // Without its secret it stays closed.
+    let release = one.digest().as_bytes().to_vec();
+    let open = v1::Open { k: 1, epoch: 1, release, secrets: vec![0; 32] };
+    session.say(ToAgent::Open(open.clone())).await;
+    let FromAgent::Refused(refused) = session.hear().await else { panic!("not refused") };
+    assert_eq!(code(&refused.refusal), "closing-unproven");
+    session.say(ToAgent::Open(v1::Open { secrets: closed.secret, ..open })).await;
+    assert!(matches!(session.hear().await, FromAgent::Serving(_)));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_deployment_verifies_resumes_and_repairs() {
+    let mut world = World::new().await;
+    let agent = world.start();
+    let (mut session, _) = world.joined(1).await;
+    let big = vec![7; 3 << 20];
+    let release = world.release(&[("a", b"first"), ("b/c", b"second"), ("empty", b""), ("big", &big)]);
+    let stranger = SigningKey::generate(KeyAlgorithm::Ed25519).unwrap();
+    let ended = session.deploy(world.deploy(1, &release, &stranger)).await;
+    assert_eq!(code(&ended.refusal), "signature-invalid");
+    assert!(world.downloads.lock().unwrap().is_empty(), "nothing is fetched for a release that is not ours");
+    assert_eq!(code(&session.check(release.digest(), Digest::of(b"?")).await.refusal), "not-deployed");
+
+    // One blob is missing, then damaged, then there.
+    let second = Digest::of(b"second");
+    let ours = || world.deploy(2, &release, &world.keys.release);
+    world.blobs.lock().unwrap().remove(&second);
+    assert_eq!(code(&session.deploy(ours()).await.refusal), "blob-missing");
+    world.blobs.lock().unwrap().insert(second, b"sEcond".to_vec());
+    assert_eq!(code(&session.deploy(ours()).await.refusal), "blob-damaged");
+    world.blobs.lock().unwrap().insert(second, b"much too long".to_vec());
+    assert_eq!(code(&session.deploy(ours()).await.refusal), "blob-damaged");
+    assert!(!world.tree(release.digest()).exists(), "nothing half-installed");
+    world.put(b"second".to_vec());
+    let ended = session.deploy(ours()).await;
+    assert_eq!(
+        (&ended.refusal, ended.files, ended.manifest),
+        (&None, 4, release.digest().as_bytes().to_vec())
+    );
+    let fetches = |digest| world.downloads.lock().unwrap().iter().filter(|it| **it == digest).count();
+    assert_eq!((fetches(Digest::of(&big)), fetches(release.digest())), (1, 1), "what has arrived stays");
+
+    // A tampered tree is named, and repaired by deploying again; a stored blob that went bad is fetched again.
+    let challenge = Digest::of(b"challenge");
+    let checked = session.check(release.digest(), challenge).await;
+    let attestation = verify_attestation(&checked.envelope.unwrap(), &world.roster().0).unwrap();
+    assert!(attestation.document().matches() && attestation.document().challenge == challenge);
+    let tree = world.tree(release.digest());
+    write(&tree.join("a"), "First");
+    write(&tree.join("more"), "?");
+    let checked = session.check(release.digest(), challenge).await;
+    let blockers = checked.refusal.unwrap().blockers;
+    let named: Vec<_> = blockers.iter().map(|it| (it.code.as_str(), it.path.as_deref().unwrap())).collect();
+    assert_eq!((named, checked.envelope), (vec![("mismatch", "a"), ("mismatch", "more")], None));
+    let hex = Digest::of(b"first").hex();
+    let stored = world.folder.path().join("blobs").join(&hex[..2]).join(&hex);
+    std::fs::remove_file(&stored).unwrap();
+    write(&stored, "FIRST");
+    assert_eq!(session.deploy(ours()).await.refusal, None);
+    assert!(session.check(release.digest(), challenge).await.envelope.is_some());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_session_is_asked_for_again_over_the_same_stream() {
+    let mut world = World::new().await;
+    let agent = world.start();
+    let mut session = world.session().await;
+    for _ in 0..2 {
+        assert!(matches!(session.hear().await, FromAgent::Join(_)));
+        let refusal = Refusal::of(Code::HostNotInRoster, "not yet").into();
+        session.say(ToAgent::Refuse(v1::Refuse { refusal: Some(refusal) })).await;
+    }
+    session.join(1).await;
+    // What belongs to another fleet is refused, and what makes no sense ends the stream.
+    session.say_to("other", ToAgent::Arm(v1::Arm { k: 1 })).await;
+    let FromAgent::Refused(refused) = session.hear().await else { panic!("not refused") };
+    assert_eq!(code(&refused.refusal), "fleet-unknown");
+    session.say(ToAgent::Propose(v1::Propose { k: 1, to: vec![0; 5] })).await;
+    assert!(session.has_ended().await);
+    let (_session, join) = world.joined(2).await;
+    assert_eq!(join.token, Some(vec![1; 32]));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_host_that_lost_its_history_is_dark_before_it_joins() {
+    let mut world = World::new().await;
+    let agent = world.start();
+    let (mut session, _) = world.joined(1).await;
+    let one = world.release(&[("a", b"one")]);
+    session.deploy(world.deploy(1, &one, &world.keys.release)).await;
+    flip(&world, &mut session, 1, None, &one).await;
+    agent.stop().await;
+    std::fs::remove_dir_all(world.fleet_folder().join("journal/db")).unwrap();
+
+    let agent = world.start();
+    let mut session = world.session().await;
+    let FromAgent::Join(join) = session.hear().await else { panic!("no join") };
+    assert!(join.history_lost);
+    assert_eq!((join.last_k, join.serving_epoch, world.current()), (1, None, None));
+    agent.stop().await;
+}
