@@ -9,6 +9,7 @@ use muster_trust::SigningKey;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::driver::Input;
+use crate::manifests;
 use crate::measure::{Lanes, Trees, in_lane};
 use crate::refusal;
 use crate::uplink::Uplink;
@@ -54,7 +55,7 @@ impl Checker {
             return shared.end(check.request, Err(busy), &uplink);
         };
         tokio::spawn(async move {
-            let outcome = shared.attest(&check).await;
+            let outcome = shared.attest(&check, &uplink).await;
             shared.end(check.request, outcome, &uplink);
             drop(room);
         });
@@ -63,8 +64,9 @@ impl Checker {
 
 impl Shared {
     /// The envelope of the attestation, or why there is none. A tree that differs is not attested.
-    async fn attest(&self, check: &v1::Check) -> Result<Vec<u8>, Refusal> {
+    async fn attest(&self, check: &v1::Check, uplink: &Uplink) -> Result<Vec<u8>, Refusal> {
         let (release, challenge) = self.parse(check)?;
+        manifests::obtain_for_tree(&self.trees, uplink.channel(), release).await;
         let trees = Arc::clone(&self.trees);
         let measured = in_lane(&self.lanes.checks, &self.host, move || trees.measure(release)).await?;
         let (reply, attestation) = oneshot::channel();

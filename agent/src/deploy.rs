@@ -15,7 +15,7 @@ use muster_proto::v1::agent_frame::Body;
 use muster_trust::TrustRoot;
 use tokio::sync::Semaphore;
 
-use crate::blobs;
+use crate::manifests;
 use crate::measure::{Trees, on_thread};
 use crate::refusal;
 use crate::uplink::Uplink;
@@ -204,28 +204,12 @@ impl Shared {
         stated_bytes: u64,
         uplink: &Uplink,
     ) -> Result<Arc<Manifest>, Refusal> {
-        let trees = Arc::clone(&self.trees);
-        let known = on_thread(&self.host, move || trees.manifest(release)).await;
-        if let Ok(manifest) = known {
-            return Ok(Arc::new(manifest));
-        }
         let bytes_max = usize::try_from(stated_bytes).ok().filter(|bytes| *bytes <= MAX_MANIFEST_BYTES);
         let bytes_max = bytes_max.ok_or_else(|| {
             let detail = format!("a manifest of {stated_bytes} bytes; at most {MAX_MANIFEST_BYTES} are read");
             refusal::at(&self.host, Code::Unsupported, detail)
         })?;
-        let bytes = blobs::pull(uplink.channel(), &self.host, "manifest", release, bytes_max).await?;
-        let host = self.host.clone();
-        let (manifest, bytes) = on_thread(&self.host, move || {
-            let manifest = Manifest::parse(&bytes).map_err(|error| {
-                refusal::at(&host, Code::Unsupported, format!("the manifest {release}: {error}"))
-            })?;
-            Ok((manifest, bytes))
-        })
-        .await?;
-        // One that is stored and damaged is replaced.
-        blobs::put(&self.trees.blobs, &self.host, release, bytes).await?;
-        Ok(Arc::new(manifest))
+        manifests::obtain(&self.trees, uplink.channel(), release, bytes_max).await
     }
 
     /// Builds the tree, or repairs it by an exchange, and measures it by reading it again.

@@ -34,6 +34,7 @@ mod error;
 mod guard_queue;
 mod guard_watch;
 mod journal;
+mod manifests;
 mod measure;
 mod refusal;
 mod stream;

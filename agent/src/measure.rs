@@ -107,6 +107,11 @@ impl Trees {
         }
     }
 
+    /// Whether there is something where a release's tree would be.
+    pub(crate) fn has_tree(&self, release: Digest) -> bool {
+        self.tree(release).symlink_metadata().is_ok()
+    }
+
     /// A release's manifest, verified by its digest.
     pub(crate) fn manifest(&self, release: Digest) -> Result<Manifest, Refusal> {
         let bytes = self.manifest_bytes(release).map_err(|error| {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use muster_artifact::{Plan, plan};
-use muster_model::{Digest, Manifest, Refusal};
+use muster_model::{Code, Digest, Manifest, Refusal};
 use muster_proto::v1;
 use tokio::sync::Semaphore;
 
@@ -77,15 +77,27 @@ pub(super) async fn fetch(
     let one = |blob: (Digest, u64)| async move {
         let _download = downloads.acquire().await.expect("slots are never closed");
         let arrived = |bytes| counts.add_bytes(bytes);
-        pull_into(&trees.blobs, uplink.channel(), &trees.host, blob, arrived).await?;
-        counts.add_file();
-        Ok::<_, Refusal>(())
+        let outcome = pull_into(&trees.blobs, uplink.channel(), &trees.host, blob, arrived).await;
+        outcome.inspect(|()| counts.add_file())
     };
-    stream::iter(missing.missing)
-        .map(one)
-        .buffer_unordered(DOWNLOADS_MAX)
-        .try_for_each(|()| std::future::ready(Ok(())))
-        .await?;
+    let mut outcomes = stream::iter(missing.missing).map(one).buffer_unordered(DOWNLOADS_MAX);
+    let mut unavailable = Vec::new();
+    while let Some(outcome) = outcomes.next().await {
+        match outcome {
+            Ok(()) => {}
+            // The others arrive nevertheless: the next deployment has that much less to fetch, and all that is wrong is named.
+            Err(refusal) if matches!(refusal.code(), Some(Code::BlobMissing | Code::BlobDamaged)) => {
+                unavailable.extend(refusal.blockers);
+            }
+            Err(refusal) => return Err(refusal),
+        }
+    }
+    drop(outcomes);
+    if !unavailable.is_empty() {
+        unavailable.sort();
+        unavailable.truncate(refusal::BLOCKERS_MAX);
+        return Err(Refusal { blockers: unavailable });
+    }
     let trees = Arc::clone(trees);
     let host = trees.host.clone();
     // One sync for all blobs and the manifest, before anything relies on them.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::work::Kind;
 use super::{FleetDriver, Session};
 use crate::guard_queue::Ask;
+use crate::manifests;
 use crate::measure::{in_lane, on_thread};
 use crate::refusal;
 
@@ -81,7 +82,11 @@ impl FleetDriver {
             Purpose::Settle(_) => Kind::Settle,
         };
         let (trees, lanes) = (Arc::clone(&self.tools.trees), Arc::clone(&self.tools.lanes));
+        let channel = self.uplink.as_ref().map(crate::uplink::Uplink::channel);
         self.works.begin(kind, self.post.clone(), async move {
+            if let Some(channel) = channel {
+                manifests::obtain_for_tree(&trees, channel, release).await;
+            }
             let host = trees.host.clone();
             let outcome = in_lane(&lanes.flips, &host, move || trees.measure(release)).await;
             Event::Measured { purpose, outcome }

@@ -37,11 +37,11 @@ const CHUNK_BYTES: usize = 64 << 10;
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Everything around one agent.
-pub struct World {
-    pub folder: tempfile::TempDir,
-    pub keys: Keys,
-    pub blobs: Arc<Mutex<HashMap<Digest, Vec<u8>>>>,
-    pub downloads: Arc<Mutex<Vec<Digest>>>,
+pub(crate) struct World {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) keys: Keys,
+    pub(crate) blobs: Arc<Mutex<HashMap<Digest, Vec<u8>>>>,
+    pub(crate) downloads: Arc<Mutex<Vec<Digest>>>,
     sessions: mpsc::Receiver<Session>,
     address: String,
     authority: Authority,
@@ -49,35 +49,35 @@ pub struct World {
 }
 
 /// Who signs what. One key each.
-pub struct Keys {
-    pub root: SigningKey,
-    pub release: SigningKey,
-    pub operator: SigningKey,
-    pub host: PathBuf,
+pub(crate) struct Keys {
+    pub(crate) root: SigningKey,
+    pub(crate) release: SigningKey,
+    pub(crate) operator: SigningKey,
+    pub(crate) host: PathBuf,
 }
 
 /// One stream of the agent.
-pub struct Session {
+pub(crate) struct Session {
     from_agent: mpsc::Receiver<v1::AgentFrame>,
     to_agent: mpsc::Sender<Result<v1::CoordinatorFrame, Status>>,
 }
 
 /// An agent that runs.
-pub struct Running {
-    pub trigger: ShutdownTrigger,
-    pub task: JoinHandle<Result<(), AgentError>>,
+pub(crate) struct Running {
+    pub(crate) trigger: ShutdownTrigger,
+    pub(crate) task: JoinHandle<Result<(), AgentError>>,
 }
 
-pub fn fleet() -> FleetName {
+pub(crate) fn fleet() -> FleetName {
     FleetName::new("smars").unwrap()
 }
 
-pub fn host() -> HostName {
+pub(crate) fn host() -> HostName {
     HostName::new("host-1").unwrap()
 }
 
 impl World {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         // The guard accepts no state folder that others could write to.
         let folder =
             tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o700)).tempdir().unwrap();
@@ -105,7 +105,7 @@ impl World {
     }
 
     /// Starts the agent on the world's state folder.
-    pub fn start(&self) -> Running {
+    pub(crate) fn start(&self) -> Running {
         let agent = Agent::new(self.parts()).unwrap();
         let (trigger, shutdown) = Shutdown::new();
         Running { trigger, task: tokio::spawn(agent.run(shutdown)) }
@@ -152,33 +152,33 @@ impl World {
         }
     }
 
-    pub fn fleet_folder(&self) -> PathBuf {
+    pub(crate) fn fleet_folder(&self) -> PathBuf {
         self.folder.path().join("fleets/smars")
     }
 
-    pub fn tree(&self, release: Digest) -> PathBuf {
+    pub(crate) fn tree(&self, release: Digest) -> PathBuf {
         self.fleet_folder().join("releases").join(release.hex())
     }
 
     /// What `current` leads to.
-    pub fn current(&self) -> Option<PathBuf> {
+    pub(crate) fn current(&self) -> Option<PathBuf> {
         fs::canonicalize(self.fleet_folder().join("current")).ok()
     }
 
     /// The next stream of the agent.
-    pub async fn session(&mut self) -> Session {
+    pub(crate) async fn session(&mut self) -> Session {
         tokio::time::timeout(DEADLINE, self.sessions.recv()).await.expect("a session in time").unwrap()
     }
 
     /// A stream over which the fleet has joined, and the report of the join.
-    pub async fn joined(&mut self, next: u8) -> (Session, v1::Join) {
+    pub(crate) async fn joined(&mut self, next: u8) -> (Session, v1::Join) {
         let mut session = self.session().await;
         let join = session.join(next).await;
         (session, join)
     }
 
     /// Makes a release of these files, and puts its blobs where the agent can fetch them.
-    pub fn release(&self, files: &[(&str, &[u8])]) -> Manifest {
+    pub(crate) fn release(&self, files: &[(&str, &[u8])]) -> Manifest {
         let source = tempfile::tempdir().unwrap();
         for (name, content) in files {
             let path = source.path().join(name);
@@ -201,14 +201,14 @@ impl World {
         manifest
     }
 
-    pub fn put(&self, bytes: Vec<u8>) -> Digest {
+    pub(crate) fn put(&self, bytes: Vec<u8>) -> Digest {
         let digest = Digest::of(&bytes);
         self.blobs.lock().unwrap().insert(digest, bytes);
         digest
     }
 
     /// The request to deploy a release, signed by `key`.
-    pub fn deploy(&self, request: u64, manifest: &Manifest, key: &SigningKey) -> v1::Deploy {
+    pub(crate) fn deploy(&self, request: u64, manifest: &Manifest, key: &SigningKey) -> v1::Deploy {
         v1::Deploy {
             request,
             release_envelope: self.signed_release(manifest, key),
@@ -216,7 +216,7 @@ impl World {
         }
     }
 
-    pub fn signed_release(&self, manifest: &Manifest, key: &SigningKey) -> Vec<u8> {
+    pub(crate) fn signed_release(&self, manifest: &Manifest, key: &SigningKey) -> Vec<u8> {
         let release = Release {
             fleet: fleet(),
             version: Version::new("1.0.0").unwrap(),
@@ -231,7 +231,7 @@ impl World {
     }
 
     /// The roster of this one host, verified, with its envelope.
-    pub fn roster(&self) -> (Verified<Roster>, Vec<u8>, Digest) {
+    pub(crate) fn roster(&self) -> (Verified<Roster>, Vec<u8>, Digest) {
         let member = Member {
             name: host(),
             attestation_key: SigningKey::read(&self.keys.host).unwrap().public().clone(),
@@ -253,25 +253,25 @@ impl Drop for World {
 }
 
 impl Running {
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.trigger.request();
         tokio::time::timeout(DEADLINE, self.task).await.expect("an end in time").unwrap().unwrap();
     }
 }
 
 impl Session {
-    pub async fn say(&self, body: ToAgent) {
+    pub(crate) async fn say(&self, body: ToAgent) {
         self.say_to(fleet().as_str(), body).await;
     }
 
-    pub async fn say_to(&self, fleet: &str, body: ToAgent) {
+    pub(crate) async fn say_to(&self, fleet: &str, body: ToAgent) {
         let frame =
             v1::CoordinatorFrame { fleet: fleet.to_owned(), incarnation: 1, term: 1, body: Some(body) };
         self.to_agent.send(Ok(frame)).await.unwrap();
     }
 
     /// The next thing that the agent says; progress is passed over.
-    pub async fn hear(&mut self) -> FromAgent {
+    pub(crate) async fn hear(&mut self) -> FromAgent {
         loop {
             let next = tokio::time::timeout(DEADLINE, self.from_agent.recv()).await;
             let body = next.expect("a frame in time").expect("the stream stands").body.unwrap();
@@ -281,7 +281,7 @@ impl Session {
         }
     }
 
-    pub async fn join(&mut self, next: u8) -> v1::Join {
+    pub(crate) async fn join(&mut self, next: u8) -> v1::Join {
         let FromAgent::Join(join) = self.hear().await else { panic!("no join") };
         self.say(ToAgent::Joined(v1::Joined { next_token: vec![next; 32] })).await;
         assert_eq!(self.hear().await, FromAgent::Confirmed(v1::Confirmed {}));
@@ -290,7 +290,7 @@ impl Session {
     }
 
     /// Asks for a deployment and waits for its end.
-    pub async fn deploy(&mut self, deploy: v1::Deploy) -> v1::DeployEnded {
+    pub(crate) async fn deploy(&mut self, deploy: v1::Deploy) -> v1::DeployEnded {
         self.say(ToAgent::Deploy(deploy)).await;
         loop {
             match self.hear().await {
@@ -301,7 +301,7 @@ impl Session {
         }
     }
 
-    pub async fn check(&mut self, release: Digest, challenge: Digest) -> v1::CheckEnded {
+    pub(crate) async fn check(&mut self, release: Digest, challenge: Digest) -> v1::CheckEnded {
         let (manifest, challenge) = (release.as_bytes().to_vec(), challenge.as_bytes().to_vec());
         self.say(ToAgent::Check(v1::Check { request: 1, manifest, challenge })).await;
         let FromAgent::CheckEnded(ended) = self.hear().await else { panic!("no end") };
@@ -309,7 +309,7 @@ impl Session {
     }
 
     /// Whether the agent has ended the stream.
-    pub async fn has_ended(&mut self) -> bool {
+    pub(crate) async fn has_ended(&mut self) -> bool {
         tokio::time::timeout(DEADLINE, self.from_agent.recv()).await.is_ok_and(|frame| frame.is_none())
     }
 }
@@ -391,10 +391,10 @@ impl Blobs for Bytes {
 }
 
 /// The code of the first blocker.
-pub fn code(refusal: &Option<v1::Refusal>) -> &str {
+pub(crate) fn code(refusal: &Option<v1::Refusal>) -> &str {
     refusal.as_ref().map_or("", |refusal| &refusal.blockers[0].code)
 }
 
-pub fn write(path: &Path, content: &str) {
+pub(crate) fn write(path: &Path, content: &str) {
     fs::write(path, content).unwrap();
 }

@@ -139,7 +139,13 @@ impl Driver {
         let now = boot_time();
         let mut settle = |result: Result<Step, Refusal>| result.map(|step| steps.push(step));
         match input {
-            Input::Event(event) => steps.push(self.fleet.handle(*event, now)),
+            Input::Event(event) => {
+                if let Event::Left { host, session } = &*event {
+                    // Whoever sends outside of rollouts must not take a host for connected that has left.
+                    self.cut_off(host, *session);
+                }
+                steps.push(self.fleet.handle(*event, now));
+            }
             Input::Joining(event, host, outbox) => {
                 self.joining.push((host, outbox));
                 steps.push(self.fleet.handle(*event, now));
