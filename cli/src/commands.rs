@@ -59,7 +59,7 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Result<Exit, CliError> {
     let env = Env { ui, context: cli.global.context };
     match cli.command {
         Command::Init(init) => init.run(&env),
-        Command::Host(host) => host.run(&env),
+        Command::Host(host) => host.run(&env).await,
         Command::Roster(roster) => Box::pin(roster.run(&env)).await,
         Command::Release(release) => Box::pin(release.run(&env)).await,
         Command::Deploy(deploy) => Box::pin(deploy.run(&env)).await,

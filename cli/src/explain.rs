@@ -44,15 +44,15 @@ explanations! {
     DuplicateHost =>
         "One host identity is connected twice.",
         "Two machines hold the same certificate and both are alive, as after cloning a virtual machine. Neither can be believed.",
-        "stop the agent on the copy, issue the copy an identity of its own with `muster host issue`, and restart the original's agent";
+        "stop the agent on the copy, issue the copy an identity of its own with `muster host issue`, and then `muster host readmit` the original";
     RolledBackDisk =>
         "A host's journal is older than what it told before.",
         "The host's disk was set back to an earlier state, as by restoring a snapshot. It may have forgotten a promise that it made.",
-        "do not restore snapshots of agent state; stop the service there and issue the host anew with `muster host issue`";
+        "make sure that the host serves nothing it must not and is the only one with its identity, then `muster host readmit HOST`; do not restore snapshots of agent state";
     HistoryLost =>
         "A host lost its journal.",
         "The agent cannot say what it promised, so it keeps its service shut.",
-        "find out why the journal is gone (disk error, deleted state folder), then issue the host anew with `muster host issue`";
+        "find out why the journal is gone (disk error, deleted state folder), then let the host in again with `muster host readmit HOST`";
     AgentTooOld =>
         "A host's agent is too old to take part.",
         "The agent speaks an earlier version of the protocol, and would not understand every step of the flip.",

@@ -29,10 +29,8 @@ async fn attested(session: &mut Session, k: u64, release: Digest) -> Vec<u8> {
         proof: tree.proof(0).expect("there is one leaf"),
     };
     session.say(convert::to_agent(attest)).await;
-    match session.hear().await {
-        FromAgent::Attested(attested) => attested.envelope,
-        other => panic!("{other:?}"),
-    }
+    let FromAgent::Attested(attested) = session.hear().await else { panic!("no attestation") };
+    attested.envelope
 }
 
 /// Step 7: the documents of a rollout of one host.
@@ -180,6 +178,21 @@ async fn a_deployment_verifies_resumes_and_repairs() {
     write(&stored, "FIRST");
     assert_eq!(session.deploy(ours()).await.refusal, None);
     assert!(session.check(release.digest(), challenge).await.envelope.is_some());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_tree_that_was_copied_by_hand_is_measured_like_any_other() {
+    let mut world = World::new().await;
+    let agent = world.start();
+    let (mut session, _) = world.joined(1).await;
+    let release = world.release(&[("a", b"first"), ("b", b"second")]);
+    let tree = world.tree(release.digest());
+    std::fs::create_dir(&tree).unwrap();
+    write(&tree.join("a"), "first");
+    let checked = session.check(release.digest(), Digest::of(b"challenge")).await;
+    let blocker = &checked.refusal.unwrap().blockers[0];
+    assert_eq!((blocker.code.as_str(), blocker.path.as_deref()), ("mismatch", Some("b")));
     agent.stop().await;
 }
 

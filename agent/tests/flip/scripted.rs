@@ -293,11 +293,11 @@ impl Session {
     pub(crate) async fn deploy(&mut self, deploy: v1::Deploy) -> v1::DeployEnded {
         self.say(ToAgent::Deploy(deploy)).await;
         loop {
-            match self.hear().await {
-                FromAgent::DeployEnded(ended) => return ended,
-                FromAgent::Inventory(_) => {}
-                other => panic!("{other:?}"),
+            let heard = self.hear().await;
+            if let FromAgent::DeployEnded(ended) = heard {
+                return ended;
             }
+            assert!(matches!(heard, FromAgent::Inventory(_)), "{heard:?}");
         }
     }
 

@@ -3,6 +3,7 @@
 mod driver;
 mod issue;
 mod list;
+mod readmit;
 
 use std::path::PathBuf;
 
@@ -14,18 +15,20 @@ use super::Env;
 use crate::error::CliError;
 use crate::exit::Exit;
 
-/// Issue and list the identities of hosts.
+/// Issue, list and settle the identities of hosts.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Host {
     Issue(issue::Issue),
     List(list::List),
+    Readmit(readmit::Readmit),
 }
 
 impl Host {
-    pub(super) fn run(self, env: &Env) -> Result<Exit, CliError> {
+    pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
         match self {
             Self::Issue(issue) => issue.run(env),
             Self::List(list) => list.run(env),
+            Self::Readmit(readmit) => readmit.run(env).await,
         }
     }
 }
