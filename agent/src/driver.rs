@@ -44,7 +44,7 @@ pub(crate) const INBOX_MAX: usize = 256;
 const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
 
 const AGAIN_FIRST: Duration = Duration::from_millis(200);
-const AGAIN_MAX: Duration = Duration::from_secs(10);
+const AGAIN_MAX: Duration = Duration::from_secs(5);
 
 /// What reaches a driver.
 #[derive(Debug)]
