@@ -161,7 +161,8 @@ impl Agent {
 
     /// Runs until `shutdown` is asked for. What is served goes on being served.
     ///
-    /// An error means that the agent can do nothing any more; [`AgentError::is_storage`] tells whether it may be started again.
+    /// An error means that the agent can do nothing any more; [`AgentError::is_storage`] tells whether it may be
+    /// started again.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), AgentError> {
         let mut tasks = JoinSet::new();
         for driver in self.drivers {
@@ -234,7 +235,8 @@ impl Base {
         Ok((route, driver))
     }
 
-    /// Makes the folders of a fleet. Services of other users follow the link into the trees; seals and journal are the agent's.
+    /// Makes the folders of a fleet. Services of other users follow the link into the trees; seals and journal are
+    /// the agent's.
     fn trees(&self, folder: &Path) -> Result<Arc<Trees>, AgentError> {
         let (releases, seals) = (folder.join("releases"), folder.join("seals"));
         create_folder(folder, OPEN_TO_SERVICES)?;

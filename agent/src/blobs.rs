@@ -51,8 +51,8 @@ pub(crate) async fn pull(
     .await
 }
 
-/// Pulls a blob of exactly `size` bytes into the store, which verifies it. It survives a crash once the store was synced.
-/// `arrived` is told of each chunk's length.
+/// Pulls a blob of exactly `size` bytes into the store, which verifies it. It survives a crash once the store was
+/// synced. `arrived` is told of each chunk's length.
 pub(crate) async fn pull_into(
     store: &BlobStore,
     channel: Channel,

@@ -14,14 +14,16 @@ use crate::agent::{Agent, Parts};
 use crate::refusal::chain;
 use crate::{AgentConfig, AgentError};
 
-/// More than all fleets of a host can use at once: each has a question to the guard, a journal and two checks of seals under way,
-/// beside the measurements, installations and downloads that they share. Journal and guard must always find a thread.
+/// More than all fleets of a host can use at once: each has a question to the guard, a journal and two checks of
+/// seals under way, beside the measurements, installations and downloads that they share. Journal and guard must
+/// always find a thread.
 const BLOCKING_THREADS_MAX: usize = 320;
 
 /// Threads are kept only as long as there is work: an idle agent is small.
 const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(2);
 
-/// How long work that was begun may go on after everything else has ended. What it leaves behind is cleaned at the next start.
+/// How long work that was begun may go on after everything else has ended. What it leaves behind is cleaned at the
+/// next start.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Parser)]
@@ -39,7 +41,8 @@ struct Cli {
 enum Verb {
     /// Run the agent until SIGTERM or SIGINT. What is served goes on being served.
     Run {
-        /// The agent's configuration, in TOML; `agent.toml` in /etc/muster, /run/muster and /usr/lib/muster if not given.
+        /// The agent's configuration, in TOML; `agent.toml` in /etc/muster, /run/muster and /usr/lib/muster if not
+        /// given.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },

@@ -1,5 +1,5 @@
-//! Deployments: putting a release's verified bytes on this host. Outside of any rollout, any number at once, and nothing of
-//! it has an effect on what is served.
+//! Deployments: putting a release's verified bytes on this host. Outside of any rollout, any number at once, and
+//! nothing of it has an effect on what is served.
 
 mod fetch;
 mod running;

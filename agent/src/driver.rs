@@ -1,8 +1,8 @@
 //! One fleet on this host: events in, records and effects out.
 //!
-//! The driver owns the state machine and the journal, and handles one event at a time: it asks the machine, makes its records
-//! durable, and only then carries out the effects, in order. Whatever takes long runs beside it and comes back as another
-//! event. It chooses nothing.
+//! The driver owns the state machine and the journal, and handles one event at a time: it asks the machine, makes its
+//! records durable, and only then carries out the effects, in order. Whatever takes long runs beside it and comes
+//! back as another event. It chooses nothing.
 
 mod effects;
 mod work;
@@ -346,8 +346,8 @@ impl FleetDriver {
         Ok(())
     }
 
-    /// What closing proves depends on the guard's driver. It is taken over before a session begins, when nothing volatile
-    /// of a session before is left.
+    /// What closing proves depends on the guard's driver. It is taken over before a session begins, when nothing
+    /// volatile of a session before is left.
     fn take_scope(&mut self, state: &FleetState) {
         let scope = match state.driver {
             DriverKind::Link => Scope::Link,
@@ -419,7 +419,8 @@ fn point_after_write(effect: &Effect) -> Option<&'static str> {
 }
 
 async fn post_answer(asking: JoinHandle<Answer>, post: mpsc::Sender<Input>) {
-    // A question that panics would never be answered; its panic ends in an answer already, so that this is the runtime's end.
+    // A question that panics would never be answered; its panic ends in an answer already, so that this is the
+    // runtime's end.
     if let Ok(answer) = asking.await {
         let _ = post.send(Input::Answered(Box::new(answer))).await;
     }

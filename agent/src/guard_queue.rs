@@ -74,7 +74,8 @@ impl GuardQueue {
 
     /// Puts a question at the end. One that repeats the last one waiting is answered together with it.
     ///
-    /// A closing is never turned away: between two of them there is another question, and of these the number is bounded.
+    /// A closing is never turned away: between two of them there is another question, and of these the number is
+    /// bounded.
     pub(crate) fn push(&mut self, ask: Ask) -> Queued {
         if self.waiting.back() == Some(&ask) {
             return Queued::Taken;
@@ -98,7 +99,8 @@ impl GuardQueue {
         Some(tokio::spawn(carry_out(Arc::clone(&self.guard), self.fleet.clone(), ask)))
     }
 
-    /// Takes note of an answer, and tells since when what was opened is open: opening what is open has no second effect.
+    /// Takes note of an answer, and tells since when what was opened is open: opening what is open has no second
+    /// effect.
     pub(crate) fn finished(&mut self, answer: &Answer) -> BootTime {
         self.running = false;
         let opened = match (&answer.ask, &answer.outcome) {
@@ -122,8 +124,8 @@ impl GuardQueue {
 
 /// What the guard's word means to the rollout core. `allowed` is what the host's record lets it serve.
 ///
-/// Where something is left of a serving, it depends on the record: what it allows is dark and may be opened again; anything else
-/// has to be closed, and is told as the release of an epoch that no record allows.
+/// Where something is left of a serving, it depends on the record: what it allows is dark and may be opened again;
+/// anything else has to be closed, and is told as the release of an epoch that no record allows.
 pub(crate) fn meaning(state: &FleetState, allowed: Option<Serving>) -> GuardState {
     if let Some(open) = state.open
         && state.serves(open.epoch, open.digest)

@@ -30,8 +30,8 @@ impl Journal {
 
     /// Takes over a store that is open.
     ///
-    /// storage.md: "the agent takes its record from the slot, keeps its gate shut, records `HistoryLost` and joins"; a slot
-    /// that does not hold the newest record is worth nothing, as the host may have promised more since.
+    /// storage.md: "the agent takes its record from the slot, keeps its gate shut, records `HistoryLost` and joins";
+    /// a slot that does not hold the newest record is worth nothing, as the host may have promised more since.
     pub(crate) fn adopt(
         store: Box<dyn Store>,
         recovery: &Recovery,

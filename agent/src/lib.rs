@@ -1,9 +1,9 @@
 //! The agent: deploys, measures, attests, and moves its host through a flip.
 //!
-//! It is the edge around `muster_rollout::host` and makes no decisions of its own. Frames of the control stream, results
-//! of measurements and answers of the guard become events; the records of each step are made durable before any of its
-//! effects happens; the effects are carried out as they come. Deployments and checks, which have no state in the core,
-//! are answered beside it.
+//! It is the edge around `muster_rollout::host` and makes no decisions of its own. Frames of the control stream,
+//! results of measurements and answers of the guard become events; the records of each step are made durable before
+//! any of its effects happens; the effects are carried out as they come. Deployments and checks, which have no state
+//! in the core, are answered beside it.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -17,9 +17,10 @@
 //! | `deploy`, `check` | the two requests that stand outside of any rollout |
 //! | `refusal` | how errors become refusals |
 //!
-//! The agent never moves the link that services use nor starts a service: `crates/guard` does. It never decides whether a
-//! fleet may flip: the coordinator does, and every host checks it in `crates/rollout`. The library has no globals, handles
-//! no signals and starts no runtime, so that a thousand agents run in one process; [`cli`] is the program around one.
+//! The agent never moves the link that services use nor starts a service: `crates/guard` does. It never decides
+//! whether a fleet may flip: the coordinator does, and every host checks it in `crates/rollout`. The library has no
+//! globals, handles no signals and starts no runtime, so that a thousand agents run in one process; [`cli`] is the
+//! program around one.
 
 mod agent;
 mod backoff;

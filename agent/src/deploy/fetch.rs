@@ -64,7 +64,8 @@ impl Counts {
     }
 }
 
-/// Fetches what is missing, several blobs at a time, and makes it durable. Blobs that have arrived stay whatever happens to the others.
+/// Fetches what is missing, several blobs at a time, and makes it durable. Blobs that have arrived stay whatever
+/// happens to the others.
 pub(super) async fn fetch(
     trees: &Arc<Trees>,
     downloads: &Semaphore,
@@ -85,7 +86,8 @@ pub(super) async fn fetch(
     while let Some(outcome) = outcomes.next().await {
         match outcome {
             Ok(()) => {}
-            // The others arrive nevertheless: the next deployment has that much less to fetch, and all that is wrong is named.
+            // The others arrive nevertheless: the next deployment has that much less to fetch, and all that is wrong
+            // is named.
             Err(refusal) if matches!(refusal.code(), Some(Code::BlobMissing | Code::BlobDamaged)) => {
                 unavailable.extend(refusal.blockers);
             }

@@ -129,8 +129,8 @@ impl FleetDriver {
         });
     }
 
-    /// The coordinator refused this fleet's session. It is asked for again over the same stream, which other fleets of this
-    /// host go on using.
+    /// The coordinator refused this fleet's session. It is asked for again over the same stream, which other fleets
+    /// of this host go on using.
     fn hang(&mut self, refusal: &Refusal) {
         tracing::warn!(fleet = %self.tools.fleet, %refusal, "the coordinator ended the session");
         if let Err(error) = self.put_off() {

@@ -114,6 +114,13 @@ impl Fleet {
         Host { agent: daemon("muster-agent"), guard: daemon("muster-guard"), name, folder }
     }
 
+    /// A machine that was issued for this fleet and is in no roster.
+    pub(crate) fn outsider(&self, name: &str) -> Host {
+        let folder = self.dir.join("hosts").join(name);
+        let daemon = |program| Daemon::new(program, folder.clone(), &self.children);
+        Host { agent: daemon("muster-agent"), guard: daemon("muster-guard"), name: name.to_owned(), folder }
+    }
+
     /// All hosts.
     pub(crate) fn hosts(&self) -> Vec<Host> {
         (1..=self.hosts).map(|number| self.host(number)).collect()

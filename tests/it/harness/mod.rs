@@ -3,15 +3,19 @@
 //! A test says what it waits for and by when; the only sleep is in [`wait_until`].
 
 mod artifact;
+mod caller;
 mod daemon;
 mod fleet;
 mod output;
+mod pki;
 mod wait;
 
 pub(crate) use artifact::{Artifact, artifact};
+pub(crate) use caller::{Attached, Caller, refusal_of, signed};
 pub(crate) use daemon::Daemon;
-pub(crate) use fleet::{Fleet, Host};
+pub(crate) use fleet::{FLEET, Fleet, Host};
 pub(crate) use output::{Output, run};
+pub(crate) use pki::{issue, long_ago, now, today};
 pub(crate) use wait::{PATIENCE, wait_until};
 
 /// The program with this name, as this test run built it.

@@ -6,6 +6,7 @@
 mod releases;
 mod stage;
 mod story;
+mod typed;
 
 use std::path::PathBuf;
 

@@ -32,7 +32,8 @@ pub(super) struct Started {
 impl Programs {
     /// The programs beside this one, all of them.
     pub(super) fn beside_this() -> Result<Self, CliError> {
-        let own = this_program()?;
+        let own = std::env::current_exe()
+            .map_err(|source| CliError::System { doing: "find the file of this program", source })?;
         let folder = own.parent().unwrap_or(Path::new("/")).to_owned();
         let programs = Self { folder };
         for program in [Program::Coordinator, Program::Guard, Program::Agent] {
@@ -86,19 +87,13 @@ impl Started {
     }
 }
 
-/// The file of the `muster` that runs.
-pub(super) fn this_program() -> Result<PathBuf, CliError> {
-    std::env::current_exe()
-        .map_err(|source| CliError::System { doing: "find the file of this program", source })
-}
-
 /// Starts the whole fleet and waits until everybody answers. What was started is in `started`, however this ends.
 pub(super) async fn fleet(
     fleet: &LocalFleet,
+    programs: &Programs,
     started: &mut Vec<Started>,
     ui: &Ui,
 ) -> Result<Session, CliError> {
-    let programs = Programs::beside_this()?;
     started.push(programs.start(&fleet.coordinator_daemon())?);
     let session = Box::pin(ready::coordinator(fleet, started)).await?;
     ui.say(format_args!("the coordinator answers on {}", fleet.coordinator));

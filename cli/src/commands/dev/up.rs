@@ -9,7 +9,7 @@ use super::super::Env;
 use super::super::host::DriverArgs;
 use super::down::StoppedReport;
 use super::fleet::{LocalFleet, Program, Wanted, is_fleet};
-use super::start::{self, Started};
+use super::start::{self, Programs, Started};
 use super::{DevError, Interrupts, stop};
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -52,11 +52,12 @@ impl Up {
     pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
         let mut interrupts = Interrupts::listen()?;
         let detach = self.detach;
+        let programs = Programs::beside_this()?;
         let lock = LocalFleet::lock(&self.dir)?;
         let fleet = self.prepare()?;
         let mut started = Vec::new();
         let up = tokio::select! {
-            up = start::fleet(&fleet, &mut started, &env.ui) => up.map(drop),
+            up = start::fleet(&fleet, &programs, &mut started, &env.ui) => up.map(drop),
             () = interrupts.next() => Err(DevError::Interrupted.into()),
         };
         if let Err(error) = up {

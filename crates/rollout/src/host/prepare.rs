@@ -17,6 +17,14 @@ impl Host {
             out.refuse(Some(k), stale_rollout(k, self.record.last_k));
             return;
         }
+        // A second nonce for the same rollout could be answered by the measurement that the first one asked for.
+        if self.round.as_ref().is_some_and(|round| round.k == k) {
+            out.refuse(
+                Some(k),
+                Refusal::of(Code::WrongState, "this rollout was proposed over this stream before"),
+            );
+            return;
+        }
         self.round = Some(Round { k, to, stage: Stage::Fresh { nonce } });
         out.send(FromHost::Fresh { k, nonce });
     }

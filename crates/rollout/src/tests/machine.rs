@@ -466,7 +466,7 @@ impl World {
     }
 
     /// The outcome of finished work, from the tree as it is now.
-    fn finish(&self, index: usize, work: Work) -> Event {
+    pub(super) fn finish(&self, index: usize, work: Work) -> Event {
         let machine = &self.machines[index];
         match work {
             Work::Measure { purpose, release } => {

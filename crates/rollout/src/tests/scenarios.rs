@@ -1,5 +1,6 @@
 //! Readable examples, one for each row of the protocol's tables.
 
+mod evidence;
 mod flips;
 mod membership;
 mod recovery;

@@ -5,7 +5,6 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use muster_model::HostName;
@@ -13,7 +12,7 @@ use tempfile::TempDir;
 
 use super::super::DevError;
 use super::super::fleet::{Daemon, LocalFleet, Program, Wanted};
-use super::super::start::{self, Programs, Started, this_program};
+use super::super::start::{self, Programs, Started};
 use super::super::{ready, stop};
 use super::Pace;
 use super::story::{FLEET, HOSTS};
@@ -22,13 +21,7 @@ use crate::error::CliError;
 use crate::output::{Format, Page, Tone, Ui};
 use crate::provision::Driver;
 
-const PAUSE: Duration = Duration::from_millis(900);
-
-/// No command of the replay takes longer than this.
-const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
-
-/// How many lines of a command's output are shown.
-const LINES_SHOWN_MAX: usize = 14;
+const PAUSE: Duration = Duration::from_millis(800);
 
 /// Where the replay takes place.
 pub(super) struct Stage {
@@ -38,24 +31,11 @@ pub(super) struct Stage {
     /// Removes a temporary folder once nothing runs in it.
     temporary: Option<TempDir>,
     keep: bool,
+    programs: Programs,
     fleet: Option<LocalFleet>,
     session: Option<Session>,
     started: Vec<Started>,
     step: usize,
-}
-
-/// What a command that was typed came to.
-pub(super) struct Played {
-    /// Everything it wrote.
-    pub(super) text: String,
-}
-
-/// How a command of the story has to end.
-pub(super) struct Ending<'a> {
-    /// With this exit code.
-    pub(super) code: i32,
-    /// Having written each of these.
-    pub(super) names: &'a [&'a str],
 }
 
 impl Stage {
@@ -69,7 +49,18 @@ impl Stage {
                 (made.path().join("fleet"), Some(made))
             }
         };
-        Ok(Self { ui, pace, dir, temporary, keep, fleet: None, session: None, started: Vec::new(), step: 0 })
+        Ok(Self {
+            ui,
+            pace,
+            dir,
+            temporary,
+            keep,
+            programs: Programs::beside_this()?,
+            fleet: None,
+            session: None,
+            started: Vec::new(),
+            step: 0,
+        })
     }
 
     /// Brings the fleet up.
@@ -79,7 +70,8 @@ impl Stage {
         let fleet =
             LocalFleet::create(&self.dir, &Wanted { fleet: name, hosts: HOSTS, driver: Driver::Link })?;
         self.fleet = Some(fleet.clone());
-        self.session = Some(Box::pin(start::fleet(&fleet, &mut self.started, &self.ui)).await?);
+        self.session =
+            Some(Box::pin(start::fleet(&fleet, &self.programs, &mut self.started, &self.ui)).await?);
         Ok(())
     }
 
@@ -148,49 +140,6 @@ impl Stage {
         Err(DevError::Step { step: self.step, what: what.into() }.into())
     }
 
-    /// Types a command, runs it, shows what it writes, and makes sure that it ends as it has to.
-    pub(super) async fn types(&self, arguments: &[&str], ending: &Ending<'_>) -> Result<Played, CliError> {
-        let line = format!("muster {}", arguments.join(" "));
-        self.show(|page| page.line(format_args!("$ {line}")));
-        let program = this_program()?;
-        let running = tokio::process::Command::new(&program)
-            .args(arguments)
-            .current_dir(&self.fleet().dir)
-            .env("MUSTER_CONTEXT", self.fleet().context())
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        let output = match tokio::time::timeout(COMMAND_PATIENCE, running).await {
-            Ok(output) => output.map_err(CliError::file("run", program))?,
-            Err(_) => return self.failed(format!("`{line}` did not end within a minute")),
-        };
-        let text =
-            format!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
-        let tone = if output.status.success() { Tone::Good } else { Tone::Bad };
-        let ended = output
-            .status
-            .code()
-            .map_or_else(|| output.status.to_string(), |code| format!("exit code {code}"));
-        self.show(|page| {
-            let lines: Vec<&str> = text.lines().collect();
-            for line in lines.iter().take(LINES_SHOWN_MAX) {
-                page.line(format_args!("  │ {line}"));
-            }
-            if let Some(more @ 1..) = lines.len().checked_sub(LINES_SHOWN_MAX) {
-                page.line(format_args!("  │ … {more} lines more"));
-            }
-            page.toned(tone, format_args!("  └ {ended}"));
-        });
-        if output.status.code() != Some(ending.code) {
-            return self.failed(format!("`{line}` ended with {ended} instead of {}", ending.code));
-        }
-        if let Some(missing) = ending.names.iter().find(|name| !text.contains(**name)) {
-            return self.failed(format!("`{line}` did not say `{missing}`"));
-        }
-        self.pause().await;
-        Ok(Played { text })
-    }
-
     /// Ends the agent of a host: nothing reaches it any more, and it tells nothing.
     pub(super) fn cut_off(&mut self, host: &HostName) -> Result<i32, CliError> {
         let agent = self.agent(host);
@@ -204,7 +153,7 @@ impl Stage {
 
     /// Starts the agent of a host again and waits until it is connected.
     pub(super) async fn reconnect(&mut self, host: &HostName) -> Result<u32, CliError> {
-        let started = Programs::beside_this()?.start(&self.agent(host))?;
+        let started = self.programs.start(&self.agent(host))?;
         let pid = started.pid();
         self.started.push(started);
         let fleet = self.fleet().clone();
@@ -238,7 +187,7 @@ impl Stage {
     }
 
     /// For people on stdout; where a program reads stdout, on stderr.
-    fn show(&self, write: impl FnOnce(&mut Page)) {
+    pub(super) fn show(&self, write: impl FnOnce(&mut Page)) {
         let mut page = self.ui.page();
         write(&mut page);
         let text = page.into_text();

@@ -1,7 +1,8 @@
 //! The story, in the order in which it happened, and then as it should have.
 
 use super::releases::{self, FORGOTTEN, NEW, OLD};
-use super::stage::{Ending, Played, Stage};
+use super::stage::Stage;
+use super::typed::{Ending, Played, Shown};
 use crate::error::CliError;
 
 /// The servers of that day.
@@ -14,8 +15,8 @@ pub(super) const STEPS: usize = 6;
 /// The server that was missed.
 const MISSED: usize = 8;
 
-const DEPLOYED: Ending<'_> = Ending { code: 0, names: &["deployed 8 of 8"] };
-const DONE: Ending<'_> = Ending { code: 0, names: &[] };
+const DEPLOYED: Ending<'_> = report(0, &["deployed 8 of 8"]);
+const DONE: Ending<'_> = report(0, &[]);
 
 /// How long a deployment waits for a host that is not there.
 const SHORT: &str = "2s";
@@ -52,7 +53,7 @@ async fn first_release(stage: &mut Stage) -> Result<String, CliError> {
     let pushed = push(stage, OLD).await?;
     let digest = digest_in(stage, &pushed)?;
     stage.types(&["deploy", OLD], &DEPLOYED).await?;
-    stage.types(&["flip", OLD], &Ending { code: 0, names: &["8 of 8", &digest] }).await?;
+    stage.types(&["flip", OLD], &progress(0, &["8 of 8", &digest])).await?;
     all_serve(stage, OLD, &digest)?;
     Ok(digest)
 }
@@ -68,10 +69,10 @@ async fn one_is_missed(stage: &mut Stage, old: &str) -> Result<String, CliError>
     let new = digest_in(stage, &pushed)?;
     let missing = format!("host-missing at {host}");
     let names: &[&str] = &[&missing];
-    stage.types(&["deploy", NEW, "--timeout", SHORT], &Ending { code: 11, names }).await?;
+    stage.types(&["deploy", NEW, "--timeout", SHORT], &report(11, names)).await?;
     stage.say("In 2012 nobody looked. Here the gate looks, and it counts to eight:");
-    stage.types(&["check", "--release", NEW], &Ending { code: 11, names }).await?;
-    stage.types(&["flip", NEW], &Ending { code: 11, names }).await?;
+    stage.types(&["check", "--release", NEW], &report(11, names)).await?;
+    stage.types(&["flip", NEW], &progress(11, names)).await?;
     all_serve(stage, OLD, old)?;
     Ok(new)
 }
@@ -88,8 +89,8 @@ async fn copied_by_hand(stage: &mut Stage, digests: &Digests) -> Result<(), CliE
     ));
     let missing = format!("mismatch at {host}, {FORGOTTEN}");
     let names: &[&str] = &[&missing];
-    stage.types(&["check", "--release", NEW], &Ending { code: 10, names }).await?;
-    stage.types(&["flip", NEW], &Ending { code: 10, names }).await?;
+    stage.types(&["check", "--release", NEW], &report(10, names)).await?;
+    stage.types(&["flip", NEW], &progress(10, names)).await?;
     all_serve(stage, OLD, &digests.old)
 }
 
@@ -100,14 +101,14 @@ async fn repaired(stage: &mut Stage) -> Result<(), CliError> {
     } else {
         stage.types(&["deploy", NEW], &DEPLOYED).await?;
     }
-    stage.types(&["check", "--release", NEW], &Ending { code: 0, names: &["8 of 8"] }).await?;
+    stage.types(&["check", "--release", NEW], &report(0, &["8 of 8"])).await?;
     Ok(())
 }
 
 async fn flipped(stage: &mut Stage, digests: &Digests) -> Result<String, CliError> {
     stage.begin("The flip: all eight, or none");
     let names: &[&str] = &["8 of 8", "dark window", &digests.new];
-    let played = stage.types(&["flip", NEW], &Ending { code: 0, names }).await?;
+    let played = stage.types(&["flip", NEW], &progress(0, names)).await?;
     all_serve(stage, NEW, &digests.new)?;
     Ok(dark_window(&played))
 }
@@ -118,26 +119,34 @@ async fn rolled_back(stage: &mut Stage, digests: &Digests) -> Result<String, Cli
         "The order names the digest to go back to, and each host measures that it has exactly those bytes.",
     );
     let names: &[&str] = &["8 of 8", "dark window", &digests.old];
-    let played = stage.types(&["rollback"], &Ending { code: 0, names }).await?;
+    let played = stage.types(&["rollback"], &progress(0, names)).await?;
     all_serve(stage, OLD, &digests.old)?;
-    stage.types(&["receipt", "show"], &Ending { code: 0, names: &[&digests.old] }).await?;
+    stage.types(&["receipt", "show"], &report(0, &[&digests.old])).await?;
     Ok(dark_window(&played))
 }
 
 fn compared(stage: &Stage, flipped: &str) {
     stage.say("");
     stage.say("1 August 2012  7 of 8 servers ran the new code, the eighth ran Power Peg, unused since 2003. From 09:30");
-    stage.say("               on, for about 45 minutes: 4 million executions in 154 stocks, 440 to 460 million dollars");
+    stage.say("               on, for about 45 minutes: over 4 million executions in 154 stocks, 440 to 460 million dollars");
     stage.say("               lost. The rollback removed the new code from the seven good servers and made it worse.");
     stage.good(
         "today          7 of 8 was not enough: nothing flipped, and the missing host and file were named.",
     );
-    stage.good(format_args!("               Then all eight moved together: {flipped}."));
+    stage.good(format_args!("               Then all eight moved together; {flipped}."));
 }
 
 async fn push(stage: &Stage, version: &str) -> Result<Played, CliError> {
     let tree = format!("build/{version}");
     stage.types(&["release", "push", &tree, "--version", version], &DONE).await
+}
+
+const fn report<'a>(code: i32, names: &'a [&'a str]) -> Ending<'a> {
+    Ending { code, names, shown: Shown::Report }
+}
+
+const fn progress<'a>(code: i32, names: &'a [&'a str]) -> Ending<'a> {
+    Ending { code, names, shown: Shown::Progress }
 }
 
 /// The digest that a command wrote.

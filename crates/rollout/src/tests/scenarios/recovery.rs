@@ -2,6 +2,7 @@
 
 use muster_model::{Code, HostMode};
 
+use super::super::machine::Pending;
 use super::super::world::World;
 use super::{codes, is_armed, is_arming, is_closed, is_decided, is_opened};
 use crate::fleet::Phase;
@@ -175,6 +176,7 @@ fn service_that_ends_between_join_and_joined_is_admitted_again() {
     world.cut(2);
     assert!(world.connect(2));
     world.end_service(2);
+    world.advance(2, Pending::Guard);
     world.rest();
     world.expect_all_serve(0, 1);
 }

@@ -1,0 +1,133 @@
+//! The commands that the replay types: run for real, shown in a form that can be read, and held to how they must end.
+
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use super::stage::Stage;
+use crate::error::CliError;
+use crate::output::Tone;
+
+/// The kernel resolves this name to the program that runs, even after a build has replaced its file: all commands of one
+/// replay are of one version.
+const OWN_EXECUTABLE: &str = "/proc/self/exe";
+
+/// No command of the replay takes longer than this.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many lines of a command's output are shown.
+const LINES_SHOWN_MAX: usize = 18;
+
+/// How many characters of a digest are shown: enough to tell it from others, few enough to read.
+const DIGEST_SHOWN: usize = "sha256:".len() + 12;
+
+/// What of a command's output the reader is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// What it reports at its end.
+    Report,
+    /// That, and how it got there.
+    Progress,
+}
+
+/// How a command of the story has to end.
+pub(super) struct Ending<'a> {
+    /// With this exit code.
+    pub(super) code: i32,
+    /// Having written each of these.
+    pub(super) names: &'a [&'a str],
+    /// What the reader sees of it.
+    pub(super) shown: Shown,
+}
+
+/// What a command that was typed came to.
+pub(super) struct Played {
+    /// Everything it wrote.
+    pub(super) text: String,
+}
+
+impl Stage {
+    /// Types a command, runs it, shows what it writes, and makes sure that it ends as it has to.
+    pub(super) async fn types(&self, arguments: &[&str], ending: &Ending<'_>) -> Result<Played, CliError> {
+        let line = format!("muster {}", arguments.join(" "));
+        self.show(|page| page.line(format_args!("$ {line}")));
+        let Some(output) = self.run(arguments).await? else {
+            return self.failed(format!("`{line}` did not end within a minute"));
+        };
+        let code = output.status.code();
+        let ended = code.map_or_else(|| output.status.to_string(), |code| format!("exit code {code}"));
+        let report = String::from_utf8_lossy(&output.stdout);
+        let text = format!("{}{report}", String::from_utf8_lossy(&output.stderr));
+        let shown = match ending.shown {
+            Shown::Report if !report.is_empty() => &*report,
+            Shown::Report | Shown::Progress => &text,
+        };
+        let tone = if output.status.success() { Tone::Good } else { Tone::Bad };
+        self.show(|page| {
+            shortened(shown)
+                .iter()
+                .for_each(|line| page.line(format_args!("  │ {line}").to_string().trim_end()));
+            page.toned(tone, format_args!("  └ {ended}"));
+        });
+        if code != Some(ending.code) {
+            return self.failed(format!("`{line}` ended with {ended} instead of {}", ending.code));
+        }
+        if let Some(missing) = ending.names.iter().find(|name| !text.contains(**name)) {
+            return self.failed(format!("`{line}` did not say `{missing}`"));
+        }
+        self.pause().await;
+        Ok(Played { text })
+    }
+
+    /// Nothing if the command did not end in time; it is killed then.
+    async fn run(&self, arguments: &[&str]) -> Result<Option<Output>, CliError> {
+        let running = tokio::process::Command::new(OWN_EXECUTABLE)
+            .arg0("muster")
+            .args(arguments)
+            .current_dir(&self.fleet().dir)
+            .env("MUSTER_CONTEXT", self.fleet().context())
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        match tokio::time::timeout(COMMAND_PATIENCE, running).await {
+            Ok(output) => output.map(Some).map_err(CliError::file("run", OWN_EXECUTABLE)),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+/// The lines of a command's output that fit, without the tails of digests. What is left out is in the middle: a command
+/// says last how it ended.
+fn shortened(text: &str) -> Vec<String> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == ':';
+    let line = |line: &str| line.split_inclusive(|c| !is_part(c)).map(short_word).collect::<String>();
+    let lines: Vec<String> = text.lines().map(line).collect();
+    let Some(more @ 1..) = lines.len().checked_sub(LINES_SHOWN_MAX) else { return lines };
+    let (head, tail) = (&lines[..LINES_SHOWN_MAX / 2], &lines[LINES_SHOWN_MAX / 2 + more..]);
+    [head, &[format!("… {more} lines more")], tail].concat()
+}
+
+/// A word and the character that ends it.
+fn short_word(word: &str) -> String {
+    let whole = word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+    match whole.strip_prefix("sha256:") {
+        Some(hex) if hex.len() == 64 => format!("{}…{}", &whole[..DIGEST_SHOWN], &word[whole.len()..]),
+        Some(_) | None => word.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_is_shortened_in_its_middle_and_digests_at_their_end() {
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        assert_eq!(shortened(&format!("1.0 ({digest}) is, x:y")), ["1.0 (sha256:abababababab…) is, x:y"]);
+        assert_eq!(shortened("sha256:ab is short"), ["sha256:ab is short"]);
+        let text: String = (1..=LINES_SHOWN_MAX + 5).map(|line| format!("line {line}\n")).collect();
+        let lines = shortened(&text);
+        assert_eq!(lines.len(), LINES_SHOWN_MAX + 1);
+        assert_eq!(lines[LINES_SHOWN_MAX / 2], "… 5 lines more");
+        assert_eq!(lines.last().map(String::as_str), Some("line 23"));
+    }
+}
