@@ -11,8 +11,9 @@
                  can do for a host
 
 Every run takes all N links from one of two small releases to the other. The spread is taken from the links
-themselves, for all sides alike: the change time of the last link less that of the first. In that time some hosts
-have the new release and others do not have it. Muster also says how long nobody served (dark window): a strict
+themselves, for all sides alike: the change time of the last link less that of the first, and at least one tick of
+the clock that the kernel takes such times from. In that time some hosts have the new release and others do not have
+it. Muster also says how long nobody served (dark window): a strict
 flip has no instant at which two releases are served, and this is its price. With Ansible the two releases are
 served side by side for as long as the spread.
 
@@ -32,6 +33,9 @@ import report
 from fleet import Fleet
 
 TARGET = 10.0
+# The kernel takes a file's times from a clock that ticks; a shorter spread than one tick cannot be told from none.
+CLOCK_REALTIME_COARSE = 5
+TICK_MS = time.clock_getres(CLOCK_REALTIME_COARSE) * 1e3
 
 
 def main():
@@ -123,7 +127,7 @@ class Ansible:
 
 def spread_ms(links):
     changed = [link.lstat().st_ctime_ns for link in links]
-    return (max(changed) - min(changed)) / 1e6
+    return max((max(changed) - min(changed)) / 1e6, TICK_MS)
 
 
 if __name__ == "__main__":

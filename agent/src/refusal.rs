@@ -57,7 +57,15 @@ pub(crate) fn of_artifact(host: &HostName, error: &ArtifactError) -> Refusal {
         ArtifactError::NoSpace { .. } => Code::NoSpace,
         ArtifactError::ReadOnly { .. } => Code::ReadOnly,
         ArtifactError::TreeMissing { .. } => Code::NotDeployed,
-        ArtifactError::NotATree { .. } | ArtifactError::TooManyEntries { .. } => Code::Mismatch,
+        ArtifactError::NotATree { path } => {
+            return Refusal::because(Blocker {
+                path: Some(bounded(path.display().to_string())),
+                expected: Some("dir".to_owned()),
+                measured: Some("something else".to_owned()),
+                ..Blocker::host(Code::Mismatch, host, "the release's own folder is of another type")
+            });
+        }
+        ArtifactError::TooManyEntries { .. } => Code::Mismatch,
         ArtifactError::BlobMissing { .. } => Code::BlobMissing,
         ArtifactError::Damaged { .. }
         | ArtifactError::WrongContent { .. }

@@ -1,10 +1,11 @@
 //! Bytes by their digest: what operators upload and agents pull.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use muster_artifact::{ArtifactError, BlobStore, Durability};
-use muster_model::{Code, Refusal};
+use muster_model::{Code, Digest, Refusal};
 use muster_proto::convert::digest;
 use muster_proto::v1;
 use muster_proto::v1::upload_request::Part;
@@ -25,7 +26,25 @@ const DIGESTS_MAX: usize = 10_000;
 
 /// The blob service.
 pub(crate) struct Blobs {
-    pub(crate) shared: Arc<Shared>,
+    shared: Arc<Shared>,
+    damaged: Damaged,
+}
+
+/// Blobs that turned out not to be what their names say. They count as missing, so that whoever has the tree is asked for
+/// them at the next push; until then every reader is told that they are damaged.
+#[derive(Debug, Clone, Default)]
+struct Damaged(Arc<Mutex<BTreeSet<Digest>>>);
+
+impl Damaged {
+    fn names(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Blobs {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        Self { shared: Arc::clone(shared), damaged: Damaged::default() }
+    }
 }
 
 #[tonic::async_trait]
@@ -42,12 +61,14 @@ impl v1::blobs_server::Blobs for Blobs {
                 "at most {DIGESTS_MAX} digests are answered at once"
             )));
         }
-        let blobs = self.shared.documents.blobs().clone();
+        let (blobs, damaged) = (self.shared.documents.blobs().clone(), self.damaged.clone());
         let digests = tokio::task::spawn_blocking(move || {
             let mut missing = Vec::new();
             for bytes in asked {
                 let name = digest("digests", &bytes).map_err(malformed)?;
-                if !blobs.contains(name, None).map_err(|error| failed("cannot look for a blob", &error))? {
+                let is_there = blobs.contains(name, None);
+                let is_there = is_there.map_err(|error| failed("cannot look for a blob", &error))?;
+                if !is_there || damaged.names().contains(&name) {
                     missing.push(bytes);
                 }
             }
@@ -82,6 +103,7 @@ impl v1::blobs_server::Blobs for Blobs {
         drop(chunks);
         let written = writing.await.map_err(|error| failed("cannot write a blob", &error))?;
         written.map_err(|error| blob_refused(&error))?;
+        self.damaged.names().remove(&name);
         Ok(Response::new(v1::UploadResponse {}))
     }
 
@@ -90,11 +112,14 @@ impl v1::blobs_server::Blobs for Blobs {
         request: Request<v1::DownloadRequest>,
     ) -> Result<Response<Self::DownloadStream>, Status> {
         let name = digest("digest", &request.into_inner().digest).map_err(malformed)?;
-        let blobs = self.shared.documents.blobs().clone();
+        let (blobs, damaged) = (self.shared.documents.blobs().clone(), self.damaged.clone());
         let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
         tokio::task::spawn_blocking(move || {
             if let Err(error) = read_blob(&blobs, name, &sender) {
                 tracing::error!(%name, error = %chain(&error), "a blob cannot be read");
+                if matches!(error, ArtifactError::Damaged { .. }) {
+                    damaged.names().insert(name);
+                }
                 // Whoever asked may be gone.
                 let _ = sender.blocking_send(Err(blob_refused(&error)));
             }
@@ -105,7 +130,7 @@ impl v1::blobs_server::Blobs for Blobs {
 
 fn write_blob(
     blobs: &BlobStore,
-    name: muster_model::Digest,
+    name: Digest,
     size: u64,
     mut chunks: mpsc::Receiver<Vec<u8>>,
 ) -> Result<(), ArtifactError> {
@@ -118,7 +143,7 @@ fn write_blob(
 
 fn read_blob(
     blobs: &BlobStore,
-    name: muster_model::Digest,
+    name: Digest,
     sender: &mpsc::Sender<Result<v1::DownloadResponse, Status>>,
 ) -> Result<(), ArtifactError> {
     let mut reader = blobs.reader(name)?;

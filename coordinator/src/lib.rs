@@ -66,7 +66,7 @@ pub async fn run(
         .add_service(health_service)
         .add_service(reflection)
         .add_service(control::service(&shared))
-        .add_service(v1::blobs_server::BlobsServer::new(blobs::Blobs { shared: shared.clone() }))
+        .add_service(v1::blobs_server::BlobsServer::new(blobs::Blobs::new(&shared)))
         .add_service(operations::service(&shared))
         .serve_with_incoming_shutdown(acceptor, shutdown.requested());
     listening(address);

@@ -1,8 +1,12 @@
 //! The Knight replay is the product's demo and its most important regression test.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::harness::run;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::{program, run};
 
 /// It takes under half a minute at a reader's pace; without pauses on a busy machine this is ample.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -36,4 +40,29 @@ fn a_replay_that_goes_wrong_names_the_step_and_leaves_nothing() {
     let told = run(&["dev", "demo", "--pace", "fast", "--output", "json"], &environment).expect_code(1);
     assert!(told.text_at("/error").contains("step 4"), "{told}");
     assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "nothing is left behind");
+}
+
+#[test]
+fn a_replay_that_is_interrupted_leaves_nothing() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut replay = Command::new(program("muster"))
+        .args(["dev", "demo", "--pace", "fast"])
+        .env("TMPDIR", temporary.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(replay.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("── 2.")), "the replay ended early");
+    kill_process(Pid::from_child(&replay), Signal::INT).unwrap();
+    assert!(!lines.any(|line| line.contains("── 4.")), "the replay went on");
+    assert_eq!(replay.wait().unwrap().code(), Some(17));
+    assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "nothing is left behind");
+    let path = temporary.path().as_os_str().as_encoded_bytes();
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let command = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let is_ours = command.windows(path.len()).any(|window| window == path);
+        assert!(!is_ours, "left running: {}", String::from_utf8_lossy(&command));
+    }
 }

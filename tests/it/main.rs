@@ -1,6 +1,10 @@
 //! Integration tests: the real programs, real files and real processes.
 
+mod certificates;
 mod demo;
+mod exit_codes;
 mod guard;
 mod harness;
+mod roles;
 mod smoke;
+mod tamper;

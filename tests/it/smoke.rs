@@ -1,8 +1,12 @@
 //! The thin line from a tree to a flip and back, with real programs; and the harness itself.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use crate::harness::{Fleet, PATIENCE, artifact, run, wait_until};
+use crate::harness::{Fleet, PATIENCE, artifact, program, run, wait_until};
 
 #[test]
 fn from_a_tree_to_a_flip_and_back() {
@@ -21,7 +25,10 @@ fn from_a_tree_to_a_flip_and_back() {
 
     let deployed = fleet.json(&["deploy", "1.0"]).expect_code(0);
     assert_eq!(deployed.json()["schema"], "muster.deploy/1");
-    assert!(fleet.hosts().iter().all(|host| host.serves().is_none()), "deploying changes nothing that is served");
+    assert!(
+        fleet.hosts().iter().all(|host| host.serves().is_none()),
+        "deploying changes nothing that is served"
+    );
     fleet.json(&["check", "--release", &one]).expect_code(0);
     let flipped = fleet.json(&["flip", "1.0"]).expect_code(0);
     assert_eq!(flipped.json()["outcome"], "flipped");
@@ -71,6 +78,12 @@ fn whoever_is_killed_comes_back_and_the_old_release_goes_on() {
     fleet.push(&tree, "2.0");
 
     let (host, coordinator) = (fleet.host(2), fleet.coordinator());
+    host.agent.stop();
+    let silent = fleet.json(&["check", "--release", "1.0", "--timeout", "1s"]).expect_code(11);
+    silent.expect_blocker("host-silent", "host-2", "");
+    host.agent.cont();
+    fleet.json(&["check", "--release", "1.0"]).expect_code(0);
+
     host.agent.kill();
     let missed = fleet.json(&["deploy", "2.0", "--timeout", "1s"]).expect_code(11);
     missed.expect_blocker("host-missing", "host-2", "");
@@ -118,7 +131,11 @@ fn a_local_fleet_is_stopped_and_started_again_with_what_it_had() {
         let command = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
         assert!(command.is_empty(), "process {pid:?} is still there");
     }
-    assert_eq!(fleet.down().json()["stopped"].as_array().map(Vec::len), Some(0), "stopping twice is no error");
+    assert_eq!(
+        fleet.down().json()["stopped"].as_array().map(Vec::len),
+        Some(0),
+        "stopping twice is no error"
+    );
 
     let other = run(&["dev", "up", "--dir", dir, "--hosts", "3", "--detach"], &[]).expect_code(2);
     assert!(other.stderr.contains("a number of hosts of 2, and 3"), "{other}");
@@ -132,12 +149,49 @@ fn a_local_fleet_is_stopped_and_started_again_with_what_it_had() {
 }
 
 #[test]
+fn a_fleet_in_the_foreground_ends_with_its_command() {
+    let temporary = tempfile::tempdir().unwrap();
+    // Longer than the path of a socket may be.
+    let dir = temporary.path().join("d".repeat(120));
+    let mut up = Command::new(program("muster"))
+        .args(["dev", "up", "--hosts", "1", "--dir", dir.to_str().unwrap()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(up.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line == "the fleet runs until Ctrl-C"));
+    let pid = std::fs::read_to_string(dir.join("hosts/host-1/agent.pid")).unwrap().trim().parse().unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    assert!(lines.any(|line| line.contains("the agent of host-1 ended")));
+    kill_process(Pid::from_child(&up), Signal::TERM).unwrap();
+    assert!(lines.any(|line| line.contains("stopped 2 processes")));
+    assert_eq!(up.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_program_that_is_not_there_is_named() {
+    let temporary = tempfile::tempdir().unwrap();
+    let alone = temporary.path().join("muster");
+    std::fs::copy(program("muster"), &alone).unwrap();
+    let up = Command::new(&alone)
+        .args(["dev", "up", "--detach", "--dir"])
+        .arg(temporary.path().join("d"))
+        .output();
+    let up = up.unwrap();
+    assert_eq!(up.status.code(), Some(1));
+    let said = String::from_utf8(up.stderr).unwrap();
+    assert!(said.contains(temporary.path().join("muster-coordinator").to_str().unwrap()), "{said}");
+}
+
+#[test]
 fn only_the_fleets_own_processes_are_stopped() {
     let fleet = Fleet::up(1);
     let host = fleet.host(1);
     host.agent.kill();
     // The number of a process that is none of the fleet's, as after a reboot.
-    let mut stranger = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    let mut stranger = Command::new("sleep").arg("600").spawn().unwrap();
     std::fs::write(host.folder().join("agent.pid"), format!("{}\n", stranger.id())).unwrap();
     // A halted process ends as well.
     host.guard.stop();
@@ -150,19 +204,23 @@ fn only_the_fleets_own_processes_are_stopped() {
 
 #[test]
 fn a_supervised_service_runs_from_the_release_and_ends_with_the_fleet() {
-    let script = "echo \"$MUSTER_HOST $MUSTER_EPOCH\" > \"$0.up\" 2>/dev/null; exec sleep 600";
     let fleet = Fleet::up_with(1, &["--driver", "supervise", "--command", "sh", "-c", "exec sleep 600"]);
-    let tree = artifact(&[("bin/run", script)]);
-    fleet.release(&tree, "1.0");
+    fleet.release(&artifact(&[("lib/a", "a")]), "1.0");
     let host = fleet.host(1);
-    let children = |pid: i32| {
-        let path = format!("/proc/{pid}/task/{pid}/children");
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()).collect::<Vec<_>>()
+    let children = |pid: i32| -> Vec<i32> {
+        // A process belongs to the thread that started it.
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let lists = threads.map(|thread| std::fs::read_to_string(thread.path().join("children")));
+        lists
+            .flatten()
+            .flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+            .filter_map(|pid| pid.parse().ok())
+            .collect()
     };
     let keepers = children(host.guard.pid().as_raw_nonzero().get());
     let services: Vec<i32> = keepers.iter().flat_map(|keeper| children(*keeper)).collect();
     assert_eq!(services.len(), 1, "keepers {keepers:?}");
     fleet.down();
-    assert!(!std::path::Path::new(&format!("/proc/{}", services[0])).exists(), "the service ended with its guard");
+    let command = std::fs::read(format!("/proc/{}/cmdline", services[0])).unwrap_or_default();
+    assert!(command.is_empty(), "the service ended with its guard");
 }

@@ -122,6 +122,13 @@ impl Caller {
         self.wait(client.submit_release(v1::SubmitReleaseRequest { envelope })).map(drop)
     }
 
+    /// The envelope of the roster in force.
+    pub(crate) fn roster(&self) -> Vec<u8> {
+        let mut client = self.operations();
+        let request = v1::ShowRosterRequest { fleet: FLEET.to_owned() };
+        self.wait(client.show_roster(request)).unwrap().into_inner().envelope
+    }
+
     /// Applies a roster.
     pub(crate) fn apply_roster(&self, envelope: Vec<u8>) -> Result<(), Status> {
         let mut client = self.operations();

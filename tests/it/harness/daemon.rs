@@ -27,7 +27,8 @@ impl Daemon {
     /// The process number that was recorded last.
     #[track_caller]
     pub(crate) fn pid(&self) -> Pid {
-        self.recorded_pid().unwrap_or_else(|| panic!("{} was never started in {:?}", self.program, self.folder))
+        self.recorded_pid()
+            .unwrap_or_else(|| panic!("{} was never started in {:?}", self.program, self.folder))
     }
 
     /// Whether the process that was recorded last runs.
@@ -117,4 +118,3 @@ impl Daemon {
         self.folder.join(format!("{stem}.{extension}"))
     }
 }
-

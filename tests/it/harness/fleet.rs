@@ -180,7 +180,8 @@ impl Fleet {
     #[expect(clippy::print_stderr, reason = "this is what the reader of a failed test needs")]
     fn show_logs(&self) {
         const LINES: usize = 20;
-        let agents = self.hosts().into_iter().map(|host| (format!("agent of {}", host.name), host.agent.log()));
+        let agents =
+            self.hosts().into_iter().map(|host| (format!("agent of {}", host.name), host.agent.log()));
         for (who, log) in agents.chain([("coordinator".to_owned(), self.coordinator().log())]) {
             let lines: Vec<&str> = log.lines().collect();
             let last = lines[lines.len().saturating_sub(LINES)..].join("\n");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use muster_model::{FleetName, Flip, FlipMode, OnFailure, Order, Refusal, RolloutId};
+use muster_model::{Code, FleetName, Flip, FlipMode, OnFailure, Order, Refusal, RolloutId, RosterRef};
 use muster_proto::v1::flip_event::Event;
 use muster_proto::v1::rollout_progress::Stage;
 use muster_proto::{convert, v1};
@@ -62,23 +62,12 @@ pub(crate) async fn carry_out(
     verb: Verb,
 ) -> Result<Exit, CliError> {
     let doing = format!("{} {fleet} to {release}", verb.text());
-    let key = session.context().operator_key()?;
     let status = session.status(fleet).await?;
     let roster = roster_ref(&session.roster(fleet).await?);
     let from = ReleaseView::optional(status.serving.as_ref()).map_err(CliError::answer(doing.as_str()))?;
 
-    let now = unix_time();
     let counter = RolloutId(status.last_k).next();
-    let flip = Flip {
-        from: from.as_ref().map(|release| release.digest),
-        to: release.digest,
-        mode: FlipMode::Strict,
-        on_failure: OnFailure::Hold,
-    };
-    let order = Order::new(fleet.clone(), counter, roster, flip, now..now.after(timing.valid_for))
-        .map_err(|source| CliError::Document { doing: doing.clone(), source })?;
-    let signers: [&dyn Signer; 1] = [&key];
-    let envelope = sign(&order, &signers).map_err(CliError::trust(doing.as_str()))?;
+    let ordered = ordered(session, fleet, counter, roster, (from.as_ref(), &release), timing.valid_for);
 
     let start = Start {
         fleet: fleet.clone(),
@@ -87,9 +76,13 @@ pub(crate) async fn carry_out(
         hosts: roster.hosts as usize,
         solo: session.root().root().is_solo(),
     };
-    let request =
-        v1::FlipRequest { order_envelope: envelope.raw().to_vec(), timeout_ms: millis(timing.timeout) };
-    let watched = Box::pin(watch(env, session, fleet, counter, &doing, request)).await;
+    let watched = match ordered {
+        Ok(order_envelope) => {
+            let request = v1::FlipRequest { order_envelope, timeout_ms: millis(timing.timeout) };
+            Box::pin(watch(env, session, fleet, counter, &doing, request)).await
+        }
+        Err(error) => Err(error),
+    };
     let end = match watched {
         Err(CliError::Refused { refusal, .. }) => never_begun(counter, status.epoch, refusal),
         watched => watched?,
@@ -97,6 +90,36 @@ pub(crate) async fn carry_out(
     let report = Ended::new(start, verb, end).map_err(CliError::answer(doing))?;
     env.ui.report(&report)?;
     Ok(report.exit_code)
+}
+
+/// The signed order from what is served to another release.
+fn ordered(
+    session: &Session,
+    fleet: &FleetName,
+    counter: RolloutId,
+    roster: RosterRef,
+    (from, to): (Option<&ReleaseView>, &ReleaseView),
+    valid_for: Duration,
+) -> Result<Vec<u8>, CliError> {
+    let doing = format!("order {to} for {fleet}");
+    if from.is_some_and(|from| from.digest == to.digest) {
+        // No such order can be written, so that nobody else can refuse it.
+        let refusal = Refusal::of(Code::AlreadyServing, format!("{fleet} serves {to}"));
+        return Err(CliError::Refused { doing, refusal });
+    }
+    let flip = Flip {
+        from: from.map(|release| release.digest),
+        to: to.digest,
+        mode: FlipMode::Strict,
+        on_failure: OnFailure::Hold,
+    };
+    let now = unix_time();
+    let order = Order::new(fleet.clone(), counter, roster, flip, now..now.after(valid_for))
+        .map_err(|source| CliError::Document { doing: doing.clone(), source })?;
+    let key = session.context().operator_key()?;
+    let signers: [&dyn Signer; 1] = [&key];
+    let envelope = sign(&order, &signers).map_err(CliError::trust(doing))?;
+    Ok(envelope.raw().to_vec())
 }
 
 /// Shows what happens until it is over. The first Ctrl-C asks the coordinator to abort; the second leaves.

@@ -18,7 +18,7 @@ pub enum Event {
     Joining {
         /// The host, by its certificate.
         host: HostName,
-        /// The session that would begin.
+        /// The session that would begin. Within a term, a later stream has a greater number.
         session: SessionId,
         /// What the agent tells.
         report: JoinReport,

@@ -12,7 +12,7 @@ use crate::fleet::{Event, Fleet, Identity, Phase};
 use crate::host::Mode;
 
 /// How many histories are run unless it is told otherwise.
-const HISTORIES: u64 = 5_000;
+const HISTORIES: u64 = 3_000;
 const ACTIONS_MAX: u64 = 250;
 /// How often something is said in the coordinator's name, where that is the mistake.
 const FORGED_PER_MILLE: u64 = 250;

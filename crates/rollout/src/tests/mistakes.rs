@@ -3,7 +3,7 @@
 use super::history::{Failure, explain, search};
 use super::world::Mistake;
 
-const HISTORIES: u64 = 3_000;
+const HISTORIES: u64 = 2_000;
 
 fn caught(mistake: Mistake) -> Failure {
     search(Some(mistake), 0..HISTORIES).expect_err("no history has caught the mistake")

@@ -116,6 +116,15 @@ fn the_attestations_must_be_n_and_the_same() {
         it.compared.measured = other;
     };
     assert_eq!(attestation(0, same_but_other), Some(Code::Mismatch));
+    // All alike is not enough: it must be the release.
+    let alike = shown(World::settled(), 1, |evidence| {
+        evidence.attestations.iter_mut().for_each(|it| edit(it, |it| it.compared.measured = other));
+    });
+    assert_eq!(alike, Some(Code::Mismatch));
+    let another = shown(World::settled(), 1, |evidence| {
+        evidence.attestations.iter_mut().for_each(|it| edit(it, same_but_other));
+    });
+    assert_eq!(another, Some(Code::Mismatch));
 }
 
 #[test]
