@@ -109,13 +109,10 @@ fn codes_of_a_fleet_at_rest() {
     assert_eq!(flip["outcome"], "unchanged");
     expect(&fleet, &["flip", "2.0", "--valid-for", "1ms"], 13, "order-expired");
     tree.write("lib/a", "d");
-    let push = ["release", "push", tree.argument(), "--version", "4.0", "--expires", "1s"];
+    let push = ["release", "push", tree.argument(), "--version", "4.0", "--expires", "1ms"];
     fleet.json(&push).expect_code(0);
     fleet.json(&["deploy", "4.0"]).expect_code(0);
-    wait_until("the release has expired", PATIENCE, || {
-        let status = fleet.json(&["flip", "4.0"]);
-        (status.code == 13).then(|| status.expect_blocker("release-expired", "", ""))
-    });
+    expect(&fleet, &["flip", "4.0"], 13, "release-expired");
     // 17: nothing to abort.
     expect(&fleet, &["abort"], 17, "nothing-to-abort");
     fleet.assert_all_serve(&one);
@@ -141,8 +138,8 @@ fn codes_of_missing_hosts_and_coordinators() {
     for format in ["json", "text"] {
         let refused = fleet.muster(&["status", "--output", format]).expect_code(1);
         assert!(refused.stderr.contains("muster-coordinator run"), "{refused}");
-        let nowhere = fleet.scratch().join("nowhere.toml");
-        let lost = run(&["status", "--output", format, "--context", nowhere.to_str().unwrap()], &[]).expect_code(1);
+        let nowhere = fleet.scratch().to_str().unwrap();
+        let lost = run(&["status", "--output", format], &[("XDG_CONFIG_HOME", nowhere)]).expect_code(1);
         assert!(lost.stderr.contains("muster init"), "{lost}");
         if format == "json" {
             assert_honest(&refused, 1, "");
@@ -167,9 +164,8 @@ fn codes_of_rollouts_that_are_given_up() {
     // 14: another one is under way. 17: given up by an operator.
     let first = Running::begin(&fleet, &["flip", "2.0"]);
     wait_for_phase(&fleet, "preparing");
-    let second = expect(&fleet, &["rollback"], 14, "busy");
-    assert_eq!(second["outcome"], "unchanged");
     let second = expect(&fleet, &["flip", "2.0"], 14, "busy");
+    assert_eq!(second["outcome"], "unchanged");
     assert!(second["blockers"][0]["detail"].as_str().unwrap().contains("rollout"), "{second}");
     fleet.json(&["abort"]).expect_code(0);
     let (code, ended) = first.end();
@@ -297,7 +293,6 @@ fn every_command_writes_one_document_and_nothing_else_to_stdout() {
         (&["receipt", "verify", &receipt], "muster."),
         (&["backup", "--out", &backup], "muster."),
         (&["explain"], "muster."),
-        (&["explain", "mismatch"], "muster."),
         (&["man", "--out", &man], "muster."),
     ];
     for (arguments, schema) in commands {
