@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors =
         PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?).join("fleet.v1.bin");
     std::fs::write(descriptors, files.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(files)?;
+    // Shared by the frames to all hosts.
+    tonic_prost_build::configure().bytes(".fleet.v1.Open.secrets").compile_fds(files)?;
     Ok(())
 }

@@ -1,10 +1,9 @@
 //! Putting the receipt of a completed flip together from its documents.
 
-use muster_model::{Digest, Document, Order, Release, Roster, SigningRole};
+use muster_model::{Digest, Document, Order, Release, Roster, Secrets, SigningRole};
 use muster_rollout::fleet::Opening;
 use muster_trust::{Authentic, Receipt, TrustError, TrustRoot, verify, verify_evidence};
 
-use crate::fleet::secrets;
 use crate::ledger::Documents;
 
 /// Why no receipt can be made.
@@ -13,6 +12,9 @@ pub(crate) enum ReceiptFailure {
     /// A document is missing or damaged.
     #[error("a document of the flip cannot be read")]
     Document(#[from] muster_artifact::ArtifactError),
+    /// The closing secrets are not what they were.
+    #[error("the closing secrets are not a multiple of 32 bytes")]
+    Secrets,
     /// A document's signatures do not hold any more.
     #[error("a document of the flip does not verify")]
     Trust(#[from] TrustError),
@@ -29,7 +31,8 @@ pub(crate) fn assemble(
     let release: Authentic<Release> =
         document(documents, root, opening.papers.release, SigningRole::Release)?;
     let attestations = verify_evidence(&documents.read(opening.evidence)?, roster.document())?;
-    let secrets: Vec<_> = secrets(&documents.read(opening.secrets)?).into_iter().map(Some).collect();
+    let secrets = Secrets::from_bytes(&documents.read(opening.secrets)?).ok_or(ReceiptFailure::Secrets)?;
+    let secrets: Vec<_> = secrets.iter().map(Some).collect();
     let receipt = Receipt {
         order: &order,
         roster: &roster,

@@ -64,7 +64,7 @@ async fn flip(world: &World, session: &mut Session, k: u64, from: Option<Digest>
     let FromAgent::Closed(closed) = session.hear().await else { panic!("not closed") };
     assert_eq!(world.current(), None, "nothing is served between");
     let release = to.digest().as_bytes().to_vec();
-    session.say(ToAgent::Open(v1::Open { k, epoch: k, release, secrets: closed.secret })).await;
+    session.say(ToAgent::Open(v1::Open { k, epoch: k, release, secrets: closed.secret.into() })).await;
     let FromAgent::Serving(serving) = session.hear().await else { panic!("not serving") };
     assert!(serving.epoch == k && serving.at_boot_ms >= closed.at_boot_ms);
     assert_eq!(session.hear().await, FromAgent::Measured(v1::Measured { epoch: k }));
@@ -119,11 +119,11 @@ async fn an_agent_that_ends_while_armed_is_still_armed_afterwards() {
     let FromAgent::Closed(closed) = session.hear().await else { panic!("not closed") };
     // Without its secret it stays closed.
     let release = one.digest().as_bytes().to_vec();
-    let open = v1::Open { k: 1, epoch: 1, release, secrets: vec![0; 32] };
+    let open = v1::Open { k: 1, epoch: 1, release, secrets: vec![0; 32].into() };
     session.say(ToAgent::Open(open.clone())).await;
     let FromAgent::Refused(refused) = session.hear().await else { panic!("not refused") };
     assert_eq!(code(&refused.refusal), "closing-unproven");
-    session.say(ToAgent::Open(v1::Open { secrets: closed.secret, ..open })).await;
+    session.say(ToAgent::Open(v1::Open { secrets: closed.secret.into(), ..open })).await;
     assert!(matches!(session.hear().await, FromAgent::Serving(_)));
     agent.stop().await;
 }

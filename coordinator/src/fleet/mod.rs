@@ -8,4 +8,4 @@ pub(crate) use driver::{Input, spawn};
 pub(crate) use handle::{
     Answers, Attested, Connected, FleetHandle, HostAnswer, OUTBOX_FRAMES, Outbox, RosterInForce, View, stamp,
 };
-pub(crate) use takeover::{first, inherit, secrets};
+pub(crate) use takeover::{first, inherit};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use muster_model::{Commitment, Digest, FleetName, Purpose, Roster, Secret, UnixTime, Verified};
+use muster_model::{Commitment, Digest, FleetName, Purpose, Roster, Secrets, UnixTime, Verified};
 use muster_rollout::fleet::{Inheritance, Phase};
 use muster_trust::{TrustRoot, verify_evidence};
 
@@ -29,8 +29,8 @@ pub(crate) fn inherit(
         Phase::Settled | Phase::Preparing(_) | Phase::Arming(_) | Phase::Opened(_) => Vec::new(),
     };
     let secrets = match record.phase.opening() {
-        Some(opening) => secrets(&reader.read("the closing secrets", opening.secrets)?),
-        None => Vec::new(),
+        Some(opening) => reader.secrets(opening.secrets)?,
+        None => Secrets::default(),
     };
     let sessions = state.sessions.values().cloned().collect();
     Ok(Some(Inheritance { roster: Arc::new(roster), sessions, commitments, secrets }))
@@ -62,6 +62,12 @@ impl Reader<'_> {
         Ok(attestations.iter().filter_map(|it| commitment_of(it.document().purpose)).collect())
     }
 
+    fn secrets(&self, digest: Digest) -> Result<Secrets, Error> {
+        let what = "the closing secrets";
+        let cut = || self.failed(what, digest, std::io::Error::other("not a multiple of 32 bytes"));
+        Secrets::from_bytes(&self.read(what, digest)?).ok_or_else(cut)
+    }
+
     fn failed(
         &self,
         what: &'static str,
@@ -70,9 +76,4 @@ impl Reader<'_> {
     ) -> Error {
         Error::Document { what, fleet: self.fleet.clone(), digest, source: Box::new(source) }
     }
-}
-
-/// N secrets of 32 bytes each, as the document keeps them.
-pub(crate) fn secrets(bytes: &[u8]) -> Vec<Secret> {
-    bytes.as_chunks::<32>().0.iter().copied().map(Secret::from_bytes).collect()
 }

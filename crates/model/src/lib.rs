@@ -28,7 +28,7 @@ pub use attestation::{Assurance, Attestation, BootGate, Comparable, HostFacts, P
 pub use blocker::{Blocker, Code, Refusal, UnknownCode};
 pub use digest::{Digest, DigestError};
 pub use document::{Document, DocumentError, DocumentKind, MAX_DOCUMENT_BYTES};
-pub use evidence::{Closing, Commitment, Secret};
+pub use evidence::{Closing, Commitment, Secret, Secrets};
 pub use ids::{BootId, Epoch, Incarnation, Nonce, RolloutId, RosterRevision, SessionId, Term, Token};
 pub use key::{KeyId, PublicKey, PublicKeyError};
 pub use manifest::{

@@ -5,7 +5,7 @@
 
 use crate::{
     BootId, BootTime, Digest, Epoch, Incarnation, MerkleProof, Nonce, Refusal, RolloutId, RosterRevision,
-    Secret, Term, Token,
+    Secret, Secrets, Term, Token,
 };
 
 /// What every message to a host carries beside its body.
@@ -149,7 +149,7 @@ pub enum ToHost {
         /// The manifest to serve.
         release: Digest,
         /// All N closing secrets, in the order of the roster.
-        secrets: Vec<Secret>,
+        secrets: Secrets,
     },
     /// Step 9: the rollout was given up.
     Disarm {

@@ -3,10 +3,14 @@
 //! Only the messages of the flip are converted here. Frames about deployment, checks and inventory have no state in the
 //! rollout core; the edges read them as they are.
 
+use std::sync::Arc;
+
 use muster_model::{
     BootId, BootTime, Documents, Epoch, FromHost, HostMode, Incarnation, JoinReport, JournalHead, Leadership,
-    MerkleProof, RolloutId, RosterRevision, Secret, ServingReport, Standing, Term, ToHost,
+    MerkleProof, RolloutId, RosterRevision, Secrets, ServingReport, Standing, Term, ToHost,
 };
+
+use prost::bytes::Bytes;
 
 use super::{ConvertError, digest, nonce, refusal, secret, token};
 use crate::v1;
@@ -118,7 +122,8 @@ pub fn to_agent(message: ToHost) -> FromCoordinator {
             k: k.0,
             epoch: epoch.0,
             release: release.as_bytes().to_vec(),
-            secrets: secrets.iter().flat_map(|secret| secret.as_bytes()).copied().collect(),
+            // One allocation for all hosts, however many they are.
+            secrets: Bytes::from_owner(Arc::clone(secrets.as_bytes())),
         }),
         ToHost::Disarm { k } => FromCoordinator::Disarm(v1::Disarm { k: k.0 }),
         ToHost::Admit { epoch, release, nonce } => FromCoordinator::Admit(v1::Admit {
@@ -157,7 +162,8 @@ pub fn from_coordinator(body: FromCoordinator) -> Result<Option<ToHost>, Convert
             k: RolloutId(open.k),
             epoch: Epoch(open.epoch),
             release: digest("release", &open.release)?,
-            secrets: secrets(&open.secrets)?,
+            secrets: Secrets::from_bytes(&open.secrets)
+                .ok_or_else(|| ConvertError::invalid("secrets", "not a multiple of 32 bytes"))?,
         },
         FromCoordinator::Disarm(disarm) => ToHost::Disarm { k: RolloutId(disarm.k) },
         FromCoordinator::Admit(admit) => ToHost::Admit {
@@ -245,17 +251,9 @@ fn proof(index: u64, size: u64, path: &[Vec<u8>]) -> Result<MerkleProof, Convert
     Ok(MerkleProof { index, size, path })
 }
 
-fn secrets(bytes: &[u8]) -> Result<Vec<Secret>, ConvertError> {
-    let (chunks, rest) = bytes.as_chunks::<32>();
-    if !rest.is_empty() {
-        return Err(ConvertError::invalid("secrets", "not a multiple of 32 bytes"));
-    }
-    Ok(chunks.iter().copied().map(Secret::from_bytes).collect())
-}
-
 #[cfg(test)]
 mod tests {
-    use muster_model::{Code, Digest, Nonce, Refusal, Token};
+    use muster_model::{Code, Digest, Nonce, Refusal, Secret, Token};
 
     use super::*;
 
@@ -332,7 +330,7 @@ mod tests {
                 k,
                 epoch,
                 release,
-                secrets: vec![Secret::from_bytes([1; 32]), Secret::from_bytes([2; 32])],
+                secrets: [Secret::from_bytes([1; 32]), Secret::from_bytes([2; 32])].into_iter().collect(),
             },
             ToHost::Disarm { k },
             ToHost::Admit { epoch, release, nonce: Nonce::from_bytes([9; 32]) },
@@ -352,7 +350,7 @@ mod tests {
         );
         let open = FromCoordinator::Open(v1::Open {
             release: vec![0; 32],
-            secrets: vec![0; 33],
+            secrets: vec![0; 33].into(),
             ..v1::Open::default()
         });
         assert!(matches!(from_coordinator(open), Err(ConvertError::Invalid { field: "secrets", .. })));

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use muster_model::{Code, FleetName, HostName, Roster, RosterRevision};
+use muster_model::{Code, FleetName, HostName, Refusal, Roster, RosterRevision};
 use muster_proto::v1;
 use muster_trust::{Authentic, Signer, sign};
 use serde::Serialize;
@@ -77,6 +77,10 @@ impl Apply {
             });
         }
         let doing = format!("sign the roster of {}", file.fleet);
+        if file.hosts.is_empty() {
+            let refusal = Refusal::of(Code::RosterEmpty, format!("{} lists no hosts", self.file.display()));
+            return Err(CliError::Refused { doing, refusal });
+        }
         let roster =
             file.to_roster(expected).map_err(|source| CliError::Document { doing: doing.clone(), source })?;
         let key = session.context().operator_key()?;

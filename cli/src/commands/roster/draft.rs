@@ -61,18 +61,15 @@ impl Draft {
                 .map(|host| HostFile { name: host.name, attestation_key: host.attestation_key })
                 .collect(),
         };
-        let text = match env.ui.format() {
-            Format::Json => json("muster.roster-draft/1", &file),
-            Format::Text | Format::Junit => {
-                toml::to_string(&file).expect("a roster has string keys and no failing serialisers")
-            }
-        };
-        match self.out {
-            None => env.ui.raw(text.as_bytes())?,
-            Some(path) => {
-                write(&path, text.as_bytes(), 0o644, Existing::Keep)?;
-                env.ui.say(format_args!("wrote {} with {} hosts", path.display(), file.hosts.len()));
-            }
+        let text = toml::to_string(&file).expect("a roster has string keys and no failing serialisers");
+        if let Some(path) = &self.out {
+            write(path, text.as_bytes(), 0o644, Existing::Keep)?;
+            env.ui.say(format_args!("wrote {} with {} hosts", path.display(), file.hosts.len()));
+        }
+        match env.ui.format() {
+            Format::Json => env.ui.raw(json("muster.roster-draft/1", &file).as_bytes())?,
+            Format::Text | Format::Junit if self.out.is_none() => env.ui.raw(text.as_bytes())?,
+            Format::Text | Format::Junit => {}
         }
         Ok(Exit::Proven)
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use muster_model::{
-    Blocker, BootId, BootTime, Code, Commitment, Digest, Epoch, HostMode, RolloutId, Secret, ToHost,
+    Blocker, BootId, BootTime, Code, Commitment, Digest, Epoch, HostMode, RolloutId, Secret, Secrets, ToHost,
 };
 
 use super::record::{Armament, Offers, Opening, Phase};
@@ -95,7 +95,7 @@ impl Fleet {
         host.set_mode(HostMode::Closed(k));
         host.serves(None);
         reached(k, Stage::Closed, Some(&host.name), done, out);
-        let Some(secrets) = closing.secrets.iter().copied().collect::<Option<Vec<Secret>>>() else { return };
+        let Some(secrets) = closing.secrets.iter().copied().collect::<Option<Secrets>>() else { return };
         let (first_close, clock) = (closing.first_close, closing.clock.clone());
         reached(k, Stage::Closed, None, done, out);
         let armament = armament.clone();
@@ -120,7 +120,7 @@ impl Fleet {
     /// Step 12. "OPEN(k, e+1) carries all N secrets." `k` is the host's own last rollout.
     pub(super) fn open(&mut self, index: usize, k: RolloutId, out: &mut Out) {
         let Some(release) = self.record.serving else { return };
-        let secrets = self.secrets.to_vec();
+        let secrets = self.secrets.clone();
         let epoch = self.record.epoch;
         self.offer(index, ToHost::Open { k, epoch, release, secrets }, out);
     }
@@ -217,13 +217,13 @@ impl Fleet {
     }
 
     /// Step 11. "Compare-and-swap to OPENED(k, e+1) with the evidence for each host and the list of offers."
-    fn open_fleet(&mut self, armament: Armament, secrets: Vec<Secret>, timing: Timing, out: &mut Out) {
+    fn open_fleet(&mut self, armament: Armament, secrets: Secrets, timing: Timing, out: &mut Out) {
         let Armament { rollout, evidence } = armament;
-        let bytes: Vec<u8> = secrets.iter().flat_map(|secret| *secret.as_bytes()).collect();
+        let bytes = secrets.as_bytes().to_vec();
         let k = rollout.k;
         let opening =
             Opening { k, papers: rollout.papers, evidence, secrets: Self::keep_document(bytes, out) };
-        self.secrets = secrets.into();
+        self.secrets = secrets;
         self.record.epoch = self.record.epoch.next();
         self.record.previous = self.record.serving.replace(rollout.to);
         self.record.phase = Phase::Opened(opening);

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use muster_model::{
     Blocker, BootId, BootTime, Commitment, Digest, Epoch, HostMode, HostName, Nonce, RolloutId, Roster,
-    Secret, SessionId, ToHost, Verified,
+    Secrets, SessionId, ToHost, Verified,
 };
 
 pub use event::{DarkWindow, Effect, End, Event, Limits, NextRoster, Outcome, Proposal, Report, Stage};
@@ -44,7 +44,7 @@ pub struct Fleet {
     hosts: Vec<Host>,
     progress: Progress,
     /// The closing secrets of the last completed flip, for hosts that are still to open.
-    secrets: Arc<[Secret]>,
+    secrets: Secrets,
     /// The last rollout that was settled under this leader.
     completed: Option<Opening>,
     /// Why this coordinator must not lead, if hosts remember more than it does.
@@ -62,7 +62,7 @@ pub struct Inheritance {
     /// Of a decided rollout: the commitments of the N attestations, in the order of the roster.
     pub commitments: Vec<Commitment>,
     /// Of an opened one: the N closing secrets, in the order of the roster.
-    pub secrets: Vec<Secret>,
+    pub secrets: Secrets,
 }
 
 /// A host of the roster, as far as it is known at this moment.
@@ -127,7 +127,7 @@ impl Fleet {
             hosts: hosts.collect(),
             roster: inheritance.roster,
             progress: Progress::None,
-            secrets: inheritance.secrets.into(),
+            secrets: inheritance.secrets,
             completed: None,
             frozen: None,
             limits,

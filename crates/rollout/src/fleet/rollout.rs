@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use muster_model::{
     Attestation, Blocker, BootTime, Code, Commitment, Digest, Documents, FlipMode, HostMode, MerkleTree,
-    Nonce, OnFailure, Order, Purpose, Refusal, RolloutId, ToHost, Verified,
+    Nonce, OnFailure, Order, Purpose, Refusal, RolloutId, Secrets, ToHost, Verified,
 };
 
 use super::flip::{Closing, Opened};
@@ -503,7 +503,7 @@ impl Inheritance {
     /// What a fleet without any history inherits.
     #[must_use]
     pub fn none(roster: Arc<Verified<muster_model::Roster>>) -> Self {
-        Self { roster, sessions: Vec::new(), commitments: Vec::new(), secrets: Vec::new() }
+        Self { roster, sessions: Vec::new(), commitments: Vec::new(), secrets: Secrets::default() }
     }
 }
 

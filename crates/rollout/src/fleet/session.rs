@@ -182,20 +182,22 @@ impl Fleet {
     ) {
         let Some(release) = self.record.serving else { return };
         let is_current = epoch == self.record.epoch;
-        // A host that never served is new in the roster: it stays dark until SETTLED and is then admitted.
+        // A host that never served is new in the roster, or a machine that was made anew and readmitted.
         let is_new = epoch.0 == 0 && last_k.0 == 0;
         if !is_current && !is_new {
             let detail = format!("it is settled on epoch {epoch}, the fleet on {}", self.record.epoch);
             self.trouble(index, Code::StaleEpoch, detail);
             return;
         }
-        if self.record.phase.opening().is_some() {
+        if is_current && self.record.phase.opening().is_some() {
             // OPEN again: it is acknowledged again, without a second effect.
-            if is_current && self.hosts[index].measured != Some(epoch) {
+            if self.hosts[index].measured != Some(epoch) {
                 self.open(index, last_k, out);
             }
             return;
         }
+        // OPENED is durable, so every host has closed: one without a history may be admitted as in SETTLED, and has to
+        // be, or the fleet could never settle.
         if is_current && serving == Some(epoch) {
             return;
         }

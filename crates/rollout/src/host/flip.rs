@@ -1,6 +1,6 @@
 //! Steps 3, 7 and 9 to 12: promising, stopping and starting to serve.
 
-use muster_model::{BootTime, Code, Digest, Epoch, FromHost, Nonce, Refusal, RolloutId, Secret};
+use muster_model::{BootTime, Code, Digest, Epoch, FromHost, Nonce, Refusal, RolloutId, Secrets};
 
 use super::event::{Effect, GuardState, Measured, Purpose, SealPurpose};
 use super::prepare::stale_rollout;
@@ -159,7 +159,7 @@ impl Host {
         k: RolloutId,
         epoch: Epoch,
         release: Digest,
-        secrets: &[Secret],
+        secrets: &Secrets,
         out: &mut Out,
     ) {
         if k != self.record.last_k {

@@ -369,7 +369,7 @@ fn forge(world: &mut World) {
                 1 => secrets[0] = wrong,
                 2.. => secrets.push(wrong),
             }
-            ToHost::Open { k, epoch, release, secrets }
+            ToHost::Open { k, epoch, release, secrets: secrets.into_iter().collect() }
         }
         _ => return,
     };

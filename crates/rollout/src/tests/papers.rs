@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use muster_model::{
     Digest, Document, FleetName, HostName, Member, Policy, PublicKey, Release, Roster, RosterRevision,
-    Secret, UnixTime, Verified, Version,
+    Secrets, UnixTime, Verified, Version,
 };
 
 /// A roster with the digests that documents refer to.
@@ -25,11 +25,8 @@ pub(super) fn host_name(number: usize) -> HostName {
 }
 
 /// Closing secrets as a leader keeps them: one after the other.
-pub(super) fn secrets_in(bytes: &[u8]) -> Vec<Secret> {
-    bytes
-        .chunks_exact(32)
-        .map(|secret| Secret::from_bytes(secret.try_into().expect("a chunk has 32 bytes")))
-        .collect()
+pub(super) fn secrets_in(bytes: &[u8]) -> Secrets {
+    Secrets::from_bytes(bytes).expect("32 bytes for each secret")
 }
 
 pub(super) fn release(at: usize) -> Verified<Release> {

@@ -6,7 +6,7 @@ use super::super::machine::Pending;
 use super::super::world::World;
 use super::{codes, is_armed, is_arming, is_closed, is_decided, is_opened};
 use crate::fleet::Phase;
-use crate::host::Mode;
+use crate::host::{HostRecord, Mode};
 
 /// The coordinator dies in `phase` of a flip from release 0 to 1, and another leader takes over.
 fn coordinator_dies_in(phase: fn(&Phase) -> bool) -> World {
@@ -157,6 +157,19 @@ fn host_that_is_away_while_the_others_open_is_told_when_it_returns() {
     world.rest();
     assert!(is_opened(&world.coordinator.record.phase));
     assert_eq!(world.machines[1].guard, None);
+    world.start_agent(1);
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
+fn machine_that_is_made_anew_while_the_others_open_is_readmitted_and_the_fleet_settles() {
+    let mut world = World::settled();
+    world.flip_until(1, is_opened);
+    world.reboot(1);
+    let (fleet, host) = (world.machines[1].record.fleet.clone(), world.machines[1].record.host.clone());
+    world.machines[1].record = HostRecord::first(fleet, host.clone());
+    world.readmit(&host);
     world.start_agent(1);
     world.rest();
     world.expect_all_serve(1, 2);

@@ -1,8 +1,8 @@
 //! What coordinator and hosts refuse, each with its code.
 
 use muster_model::{
-    Code, Digest, Epoch, FlipMode, Nonce, OnFailure, Order, RolloutId, RosterRevision, Secret, ToHost,
-    UnixTime,
+    Code, Digest, Epoch, FlipMode, Nonce, OnFailure, Order, RolloutId, RosterRevision, Secret, Secrets,
+    ToHost, UnixTime,
 };
 
 use super::super::machine::Pending;
@@ -75,7 +75,7 @@ fn all_closed() -> (World, Vec<Secret>) {
 
 fn open(world: &World, secrets: Vec<Secret>) -> ToHost {
     let release = world.releases[1].manifest;
-    ToHost::Open { k: RolloutId(2), epoch: Epoch(2), release, secrets }
+    ToHost::Open { k: RolloutId(2), epoch: Epoch(2), release, secrets: secrets.into_iter().collect() }
 }
 
 #[test]
@@ -103,6 +103,7 @@ fn a_host_opens_only_with_all_closing_secrets_in_order() {
 #[test]
 fn a_host_opens_only_what_it_waits_for() {
     let (mut world, secrets) = all_closed();
+    let secrets: Secrets = secrets.into_iter().collect();
     let release = world.releases[1].manifest;
     let old = ToHost::Open { k: RolloutId(1), epoch: Epoch(2), release, secrets: secrets.clone() };
     world.say(1, old);
@@ -125,7 +126,7 @@ fn a_host_opens_only_what_it_waits_for() {
 #[test]
 fn a_host_that_is_armed_or_serves_is_not_opened_for_something_else() {
     let mut world = World::settled();
-    let secrets = vec![Secret::from_bytes([1; 32]); 3];
+    let secrets: Secrets = [Secret::from_bytes([1; 32]); 3].into_iter().collect();
     let release = world.releases[1].manifest;
     world.say(0, ToHost::Open { k: RolloutId(1), epoch: Epoch(2), release, secrets: secrets.clone() });
     assert_eq!(world.refusal_of(0), Some(Code::WrongState));
