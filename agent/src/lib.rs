@@ -39,6 +39,8 @@ mod manifests;
 mod measure;
 mod refusal;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod uplink;
 
 pub use agent::{Agent, Coordinator, FleetParts, Parts};

@@ -5,6 +5,8 @@ mod demo;
 mod exit_codes;
 mod guard;
 mod harness;
+mod hostile;
+mod impostor;
 mod roles;
 mod smoke;
 mod tamper;

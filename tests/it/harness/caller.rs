@@ -122,6 +122,12 @@ impl Caller {
         self.wait(client.submit_release(v1::SubmitReleaseRequest { envelope })).map(drop)
     }
 
+    /// The fleet's status, as it is on the wire.
+    pub(crate) fn status(&self) -> v1::FleetStatus {
+        let mut client = self.operations();
+        self.wait(client.status(v1::StatusRequest { fleet: FLEET.to_owned() })).unwrap().into_inner()
+    }
+
     /// The envelope of the roster in force.
     pub(crate) fn roster(&self) -> Vec<u8> {
         let mut client = self.operations();

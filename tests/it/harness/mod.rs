@@ -6,6 +6,8 @@ mod artifact;
 mod caller;
 mod daemon;
 mod fleet;
+pub(crate) mod forgery;
+pub(crate) mod impostor;
 mod output;
 mod pki;
 mod wait;

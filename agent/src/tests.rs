@@ -1,7 +1,5 @@
 //! One agent against a scripted coordinator: real TLS, real files, a real guard for links.
 
-#![expect(clippy::unwrap_used, reason = "all of this is a test, its helpers as well")]
-
 mod scripted;
 
 use muster_model::*;

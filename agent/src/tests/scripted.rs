@@ -9,8 +9,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::{Agent, AgentError, Coordinator, FleetParts, Parts};
 use futures_util::Stream;
-use muster_agent::{Agent, AgentError, Coordinator, FleetParts, Parts};
 use muster_artifact::{OutsideLinks, PackOptions, Progress, pack};
 use muster_daemon::{Shutdown, ShutdownTrigger, unix_time};
 use muster_guard::{Driver, FleetConfig, GuardConfig, InProcess};
