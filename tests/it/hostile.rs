@@ -171,7 +171,16 @@ fn an_order_holds_once_for_its_fleet_its_roster_and_its_time() {
     let roster = in_force(&fleet, &caller).1;
     let good = || order(2, roster, Some(one), two);
     let hour_ms = 3_600_000;
-    let at = |from: u64, to: u64| Order { not_before_unix_ms: UnixTime(from), expires_unix_ms: UnixTime(to), ..good() };
+    let changed = |change: fn(&mut Order)| {
+        let mut order = good();
+        change(&mut order);
+        order
+    };
+    let at = |from: u64, to: u64| {
+        let mut order = good();
+        (order.not_before_unix_ms, order.expires_unix_ms) = (UnixTime(from), UnixTime(to));
+        order
+    };
     let now = now().0;
     let cases = [
         (at(now - 2 * hour_ms, now - hour_ms), Code::OrderExpired),
@@ -184,8 +193,8 @@ fn an_order_holds_once_for_its_fleet_its_roster_and_its_time() {
         (order(2, roster, Some(Digest::of(b"else")), two), Code::OrderStale),
         (order(2, roster, Some(two), one), Code::AlreadyServing),
         (order(2, roster, Some(one), Digest::of(b"unheard")), Code::ReleaseUnknown),
-        (Order { fleet: "other".parse().unwrap(), ..good() }, Code::FleetUnknown),
-        (Order { mode: FlipMode::Fast, ..good() }, Code::Unsupported),
+        (changed(|order| order.fleet = "other".parse().unwrap()), Code::FleetUnknown),
+        (changed(|order| order.mode = FlipMode::Fast), Code::Unsupported),
     ];
     for (order, code) in cases {
         expect_refusal(caller.flip(signed(&order, &key)), code, "");

@@ -188,7 +188,7 @@ fn nothing_is_served_that_was_not_ordered_attested_and_proven_closed() {
     wait_for_join(&impostor);
     let bytes = |digest: Digest| digest.as_bytes().to_vec();
     let open = |k, epoch, release, secret: &[u8]| {
-        impostor.say(ToAgent::Open(v1::Open { k, epoch, release: bytes(release), secrets: secret.to_vec() }));
+        impostor.say(ToAgent::Open(v1::Open { k, epoch, release: bytes(release), secrets: secret.to_vec().into() }));
     };
     // Before a session has begun.
     open(2, 2, two, &[0; 32]);
