@@ -24,7 +24,8 @@ pub(crate) async fn obtain(
     let host = trees.host.clone();
     let (manifest, bytes) = on_thread(&trees.host, move || {
         let manifest = Manifest::parse(&bytes).map_err(|error| {
-            refusal::at(&host, Code::Unsupported, format!("the manifest {release}: {error}"))
+            let detail = format!("the manifest {release}: {}", refusal::chain(&error));
+            refusal::at(&host, Code::Unsupported, detail)
         })?;
         Ok((manifest, bytes))
     })

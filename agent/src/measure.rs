@@ -122,7 +122,8 @@ impl Trees {
             self.refuse(&error)
         })?;
         Manifest::parse(&bytes).map_err(|error| {
-            refusal::at(&self.host, Code::Unmeasurable, format!("the manifest {release}: {error}"))
+            let detail = format!("the manifest {release}: {}", refusal::chain(&error));
+            refusal::at(&self.host, Code::Unmeasurable, detail)
         })
     }
 

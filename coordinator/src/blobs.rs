@@ -4,23 +4,29 @@ use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use muster_artifact::{ArtifactError, BlobStore, Durability};
+use muster_artifact::{ArtifactError, BlobReader, BlobStore, Durability};
 use muster_model::{Code, Digest, Refusal};
 use muster_proto::convert::digest;
 use muster_proto::v1;
 use muster_proto::v1::upload_request::Part;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::coordinator::Shared;
+use crate::fleet::blocking;
 use crate::status::{chain, failed, malformed, refused};
 
 /// Bytes of one chunk; every connection may hold a few of them.
 const CHUNK_BYTES: usize = 64 << 10;
-/// Chunks that wait for a slow reader.
+/// Chunks of an upload that wait for the disk.
 const CHUNKS_AHEAD: usize = 4;
+/// Chunks of a download that wait for a slow reader. All hosts of a fleet ask at once, for documents that grow with
+/// the fleet, so this counts as many times as there are hosts.
+const CHUNKS_UNREAD: usize = 1;
+/// Chunks that are read from disk at the same time. More would not be faster, and each takes a thread.
+const READS_MAX: usize = 16;
 /// Digests in one question.
 const DIGESTS_MAX: usize = 10_000;
 
@@ -28,6 +34,7 @@ const DIGESTS_MAX: usize = 10_000;
 pub(crate) struct Blobs {
     shared: Arc<Shared>,
     damaged: Damaged,
+    reads: Arc<Semaphore>,
 }
 
 /// Blobs that turned out not to be what their names say. They count as missing, so that whoever has the tree is asked for
@@ -43,7 +50,11 @@ impl Damaged {
 
 impl Blobs {
     pub(crate) fn new(shared: &Arc<Shared>) -> Self {
-        Self { shared: Arc::clone(shared), damaged: Damaged::default() }
+        Self {
+            shared: Arc::clone(shared),
+            damaged: Damaged::default(),
+            reads: Arc::new(Semaphore::new(READS_MAX)),
+        }
     }
 }
 
@@ -112,16 +123,18 @@ impl v1::blobs_server::Blobs for Blobs {
         request: Request<v1::DownloadRequest>,
     ) -> Result<Response<Self::DownloadStream>, Status> {
         let name = digest("digest", &request.into_inner().digest).map_err(malformed)?;
-        let (blobs, damaged) = (self.shared.documents.blobs().clone(), self.damaged.clone());
-        let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = read_blob(&blobs, name, &sender) {
+        let (sender, receiver) = mpsc::channel(CHUNKS_UNREAD);
+        let download =
+            Download { blobs: self.shared.documents.blobs().clone(), name, reads: Arc::clone(&self.reads) };
+        let damaged = self.damaged.clone();
+        tokio::spawn(async move {
+            if let Err(error) = download.send(&sender).await {
                 tracing::error!(%name, error = %chain(&error), "a blob cannot be read");
                 if matches!(error, ArtifactError::Damaged { .. }) {
                     damaged.names().insert(name);
                 }
                 // Whoever asked may be gone.
-                let _ = sender.blocking_send(Err(blob_refused(&error)));
+                let _ = sender.send(Err(blob_refused(&error))).await;
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
@@ -141,24 +154,59 @@ fn write_blob(
     writer.finish()
 }
 
-fn read_blob(
-    blobs: &BlobStore,
+/// One blob on its way to whoever asked for it.
+struct Download {
+    blobs: BlobStore,
     name: Digest,
-    sender: &mpsc::Sender<Result<v1::DownloadResponse, Status>>,
-) -> Result<(), ArtifactError> {
-    let mut reader = blobs.reader(name)?;
-    let mut buffer = vec![0; CHUNK_BYTES];
-    loop {
-        let count = reader.read(&mut buffer)?;
-        let gone = || sender.is_closed();
-        if count == 0 || gone() {
-            return Ok(());
-        }
-        // The receiver verifies on its own, so that a chunk may leave before the whole is known to be good.
-        if sender.blocking_send(Ok(v1::DownloadResponse { chunk: buffer[..count].to_vec() })).is_err() {
-            return Ok(());
+    reads: Arc<Semaphore>,
+}
+
+impl Download {
+    /// Sends chunk by chunk. No thread waits for the reader: one that is slow costs a chunk, not a thread.
+    async fn send(
+        &self,
+        sender: &mpsc::Sender<Result<v1::DownloadResponse, Status>>,
+    ) -> Result<(), ArtifactError> {
+        let (blobs, name) = (self.blobs.clone(), self.name);
+        let mut part = self.read(move || next_part(blobs.reader(name)?)).await?;
+        loop {
+            // The receiver verifies on its own, so that a chunk may leave before the whole is known to be good.
+            let chunk = part.chunk;
+            if !chunk.is_empty() && sender.send(Ok(v1::DownloadResponse { chunk })).await.is_err() {
+                return Ok(());
+            }
+            let Some(rest) = part.rest else { return Ok(()) };
+            part = self.read(move || next_part(rest)).await?;
         }
     }
+
+    async fn read<T: Send + 'static>(&self, read: impl FnOnce() -> T + Send + 'static) -> T {
+        let _permit = self.reads.acquire().await.expect("the semaphore is never closed");
+        blocking(read).await
+    }
+}
+
+/// The next bytes of a blob.
+struct BlobPart {
+    chunk: Vec<u8>,
+    /// None if this is the last part, and with it the whole is verified.
+    rest: Option<BlobReader>,
+}
+
+fn next_part(mut reader: BlobReader) -> Result<BlobPart, ArtifactError> {
+    // Room for one byte more than a small blob has, so that its end is seen at once.
+    let size = usize::try_from(reader.size()).unwrap_or(usize::MAX);
+    let mut chunk = vec![0; size.saturating_add(1).min(CHUNK_BYTES)];
+    let mut filled = 0;
+    while filled < chunk.len() {
+        let count = reader.read(&mut chunk[filled..])?;
+        if count == 0 {
+            chunk.truncate(filled);
+            return Ok(BlobPart { chunk, rest: None });
+        }
+        filled += count;
+    }
+    Ok(BlobPart { chunk, rest: Some(reader) })
 }
 
 /// What is wrong with a blob, as whoever asked needs to hear it.

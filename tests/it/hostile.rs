@@ -114,7 +114,7 @@ fn an_upload_that_lies_is_not_kept() {
 
 #[test]
 fn documents_that_the_right_keys_did_not_sign_are_not_believed() {
-    let (fleet, _tree, one, two) = deployed(2);
+    let (fleet, tree, one, two) = deployed(2);
     let caller = Caller::operator(&fleet);
     let (stranger, operator, releaser) = (strangers_key(), fleet.operator_key(), fleet.release_key());
     let in_force = in_force(&fleet, &caller);
@@ -154,7 +154,8 @@ fn documents_that_the_right_keys_did_not_sign_are_not_believed() {
     stranger.write_new(&key).unwrap();
     let key = key.to_str().unwrap();
     let context = fleet.context_with("strange.toml", &[("operator_key", key), ("release_key", key)]);
-    let push = ["release", "push", fleet.scratch().to_str().unwrap(), "--version", "9.0"];
+    tree.write("lib/a", "c");
+    let push = ["release", "push", tree.argument(), "--version", "9.0"];
     for arguments in [&["flip", "2.0"][..], &push] {
         let rest = ["--context", context.to_str().unwrap(), "--output", "json"];
         let refused = crate::harness::run(&[arguments, &rest].concat(), &[]).expect_code(12);

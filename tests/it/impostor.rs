@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use muster_model::{Code, Digest, MerkleProof, MerkleTree, RosterRef};
+use muster_model::{Code, Digest, MerkleProof, MerkleTree, Order, RosterRef};
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body as FromAgent;
 use muster_proto::v1::coordinator_frame::Body as ToAgent;
@@ -216,60 +216,84 @@ fn nothing_is_served_that_was_not_ordered_attested_and_proven_closed() {
     expect_refused(&impostor, Code::StaleAttestation);
     assert!(serves(one));
 
-    let good = Papers {
-        order: signed(&order(2, reference, Some(one), two), &operator),
+    let signed_order = |order: Order| signed(&order, &operator);
+    let good = |k| Papers {
+        order: signed_order(order(k, reference, Some(one), two)),
         release: signed(&release("2.0", two), &releaser),
         roster: roster_envelope.clone(),
         evidence: None,
     };
-    let elsewhere = RosterRef { digest: Digest::of(b"another"), ..reference };
-    let signed_order = |order| signed(&order, &operator);
-    let forged = [
-        (Papers { order: signed(&order(2, reference, Some(one), two), &stranger), ..good.clone() }, Code::SignatureInvalid),
-        (Papers { order: unsigned(&good.order), ..good.clone() }, Code::SignatureInvalid),
-        (Papers { release: signed(&release("2.0", two), &stranger), ..good.clone() }, Code::SignatureInvalid),
-        (Papers { roster: signed(&**roster.document(), &stranger), ..good.clone() }, Code::SignatureInvalid),
-        (Papers { order: signed_order(order(3, reference, Some(one), two)), ..good.clone() }, Code::OrderInvalid),
-        (Papers { order: signed_order(order(2, reference, Some(two), one)), ..good.clone() }, Code::OrderInvalid),
-        (Papers { order: signed_order(order(2, reference, None, two)), ..good.clone() }, Code::OrderStale),
-        (Papers { order: signed_order(order(2, elsewhere, Some(one), two)), ..good.clone() }, Code::RosterChanged),
-        (Papers { release: signed(&release("2.0", one), &releaser), ..good.clone() }, Code::OrderInvalid),
-        (Papers { evidence: Some(b"{}\n".to_vec()), ..good.clone() }, Code::BadAttestation),
-        (Papers { evidence: Some(Vec::new()), ..good.clone() }, Code::BadAttestation),
+    let orders = |k| {
+        let elsewhere = RosterRef { digest: Digest::of(b"another"), ..reference };
+        let right = order(k, reference, Some(one), two);
+        [
+            (signed(&right, &stranger), Code::SignatureInvalid),
+            (unsigned(&signed_order(right)), Code::SignatureInvalid),
+            (signed_order(order(k + 1, reference, Some(one), two)), Code::OrderInvalid),
+            (signed_order(order(k, reference, Some(two), one)), Code::OrderInvalid),
+            (signed_order(order(k, reference, None, two)), Code::OrderStale),
+            (signed_order(order(k, elsewhere, Some(one), two)), Code::RosterChanged),
+        ]
+    };
+    let releases = [
+        (signed(&release("2.0", two), &stranger), Code::SignatureInvalid),
+        (signed(&release("2.0", one), &releaser), Code::OrderInvalid),
     ];
-    for (papers, code) in &forged {
-        prepare(&impostor, 2, two, papers);
-        expect_refused(&impostor, *code);
-        impostor.say(ToAgent::Arm(v1::Arm { k: 2 }));
+    let rosters = [(signed(&**roster.document(), &stranger), Code::SignatureInvalid)];
+    let evidence = [(b"{}\n".to_vec(), Code::BadAttestation), (Vec::new(), Code::BadAttestation)];
+    // A host takes each rollout's number once over one stream.
+    let mut k = 2;
+    let mut tried = |papers: &dyn Fn(u64) -> (Papers, Code)| {
+        k += 1;
+        let (papers, code) = papers(k);
+        prepare(&impostor, k, two, &papers);
+        expect_refused(&impostor, code);
+        impostor.say(ToAgent::Arm(v1::Arm { k }));
         refused(&impostor);
         assert!(serves(one), "{code}");
+    };
+    for index in 0..orders(1).len() {
+        tried(&|k| {
+            let (order, code) = orders(k)[index].clone();
+            (Papers { order, ..good(k) }, code)
+        });
     }
+    for (release, code) in &releases {
+        tried(&|k| (Papers { release: release.clone(), ..good(k) }, *code));
+    }
+    for (roster, code) in &rosters {
+        tried(&|k| (Papers { roster: roster.clone(), ..good(k) }, *code));
+    }
+    for (evidence, code) in &evidence {
+        tried(&|k| (Papers { evidence: Some(evidence.clone()), ..good(k) }, *code));
+    }
+    let k = k + 1;
 
     // With all papers in order the host closes, and opens only for whoever knows the secret that it gave away by closing.
-    prepare(&impostor, 2, two, &good);
+    prepare(&impostor, k, two, &good(k));
     impostor.hear("that it is prepared", |body| matches!(body, FromAgent::Prepared(_)).then_some(()));
-    open(2, 2, two, &[0; 32]);
+    open(k, 2, two, &[0; 32]);
     refused(&impostor);
-    impostor.say(ToAgent::Arm(v1::Arm { k: 2 }));
+    impostor.say(ToAgent::Arm(v1::Arm { k }));
     impostor.hear("that it is armed", |body| matches!(body, FromAgent::Armed(_)).then_some(()));
-    open(2, 2, two, &[0; 32]);
+    open(k, 2, two, &[0; 32]);
     refused(&impostor);
     assert!(serves(one), "an armed host goes on serving");
-    impostor.say(ToAgent::Close(v1::Close { k: 2 }));
+    impostor.say(ToAgent::Close(v1::Close { k }));
     let secret = impostor.hear("that it is closed", |body| match body {
         FromAgent::Closed(closed) => Some(closed.secret),
         _ => None,
     });
     assert_eq!(host.serves(), None, "a closed host serves nothing");
     for wrong in [&[0; 32][..], &[], &[secret.clone(), secret.clone()].concat()] {
-        open(2, 2, two, wrong);
+        open(k, 2, two, wrong);
         expect_refused(&impostor, Code::ClosingUnproven);
         assert_eq!(host.serves(), None);
     }
-    open(2, 2, one, &secret);
+    open(k, 2, one, &secret);
     refused(&impostor);
     assert_eq!(host.serves(), None, "what was ordered is what it opens");
-    open(2, 2, two, &secret);
+    open(k, 2, two, &secret);
     impostor.hear("that it serves", |body| matches!(body, FromAgent::Serving(_)).then_some(()));
     assert!(serves(two));
 

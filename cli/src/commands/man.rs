@@ -1,11 +1,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _};
+use serde::Serialize;
 
 use crate::args::Cli;
 use crate::commands::Env;
 use crate::error::CliError;
 use crate::exit::Exit;
+use crate::output::{Page, Report};
 
 /// Write the manual pages of all commands to a folder.
 #[derive(Debug, Args)]
@@ -22,8 +24,21 @@ impl Man {
         std::fs::create_dir_all(&self.out).map_err(CliError::file("make", self.out.as_path()))?;
         clap_mangen::generate_to(Cli::command(), &self.out)
             .map_err(CliError::file("write", self.out.as_path()))?;
-        env.ui.say(format_args!("wrote the manual pages to {}", self.out.display()));
+        env.ui.report(&Written { dir: self.out })?;
         Ok(Exit::Proven)
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Written {
+    dir: PathBuf,
+}
+
+impl Report for Written {
+    const SCHEMA: &'static str = "muster.man/1";
+
+    fn print(&self, page: &mut Page) {
+        page.line(format_args!("wrote the manual pages to {}", self.dir.display()));
     }
 }
 

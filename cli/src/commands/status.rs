@@ -54,6 +54,7 @@ struct View {
     hosts_connected: usize,
     rollout: Option<RolloutView>,
     last_rollout: u64,
+    last_end: Option<EndView>,
     incarnation: u64,
     term: u64,
     coordinator_version: String,
@@ -71,6 +72,16 @@ struct RolloutView {
     age_ms: u64,
     acknowledged: u32,
     outstanding: u32,
+}
+
+/// How the last rollout that is over has ended.
+#[derive(Debug, Serialize)]
+struct EndView {
+    k: u64,
+    outcome: &'static str,
+    epoch: u64,
+    release: Option<ReleaseView>,
+    blockers: Vec<Blocker>,
 }
 
 #[derive(Debug, Serialize)]
@@ -113,6 +124,7 @@ impl View {
             hosts_connected: hosts.iter().filter(|host| host.connected).count(),
             rollout: status.rollout.as_ref().map(RolloutView::new).transpose()?,
             last_rollout: status.last_k,
+            last_end: status.last_end.map(EndView::new).transpose()?,
             incarnation: status.incarnation,
             term: status.term,
             coordinator_version: status.coordinator_version,
@@ -150,6 +162,33 @@ impl RolloutView {
             acknowledged: wire.acknowledged,
             outstanding: wire.outstanding,
         })
+    }
+}
+
+impl EndView {
+    fn new(wire: v1::RolloutEnd) -> Result<Self, ConvertError> {
+        use v1::rollout_end::Outcome;
+        Ok(Self {
+            k: wire.k,
+            outcome: match wire.outcome() {
+                Outcome::Unspecified => "unknown",
+                Outcome::Flipped => "flipped",
+                Outcome::Unchanged => "unchanged",
+                Outcome::Pending => "pending",
+                Outcome::Dark => "dark",
+            },
+            epoch: wire.epoch,
+            release: ReleaseView::optional(wire.release.as_ref())?,
+            blockers: convert::blockers(wire.blockers)?,
+        })
+    }
+
+    fn print(&self, page: &mut Page) {
+        let to = self.release.as_ref().map_or_else(|| "an unknown release".to_owned(), ToString::to_string);
+        page.line(format_args!("last     rollout {} to {to}: {}", self.k, self.outcome));
+        for blocker in &self.blockers {
+            page.line(format_args!("         {blocker}"));
+        }
     }
 }
 
@@ -238,6 +277,9 @@ impl Report for View {
                     rollout.outstanding
                 ),
             );
+        }
+        if let Some(end) = &self.last_end {
+            end.print(page);
         }
         if self.verbose {
             page.line(format_args!("roster   {}", self.roster_digest));

@@ -22,8 +22,9 @@ use crate::receipt;
 const INBOX_INPUTS: usize = 4096;
 /// Inputs that are worked out before their records are written together.
 const BATCH_INPUTS: usize = 512;
-/// Reports that a slow watcher may fall behind by.
-const REPORTS: usize = 65_536;
+/// Reports that a slow watcher may fall behind by; whoever falls behind further learns the end from the record. The
+/// room for them is taken when the fleet is opened.
+const REPORTS: usize = 4096;
 
 /// Something for a fleet's driver.
 #[derive(Debug)]
@@ -344,7 +345,7 @@ impl Driver {
 }
 
 /// Runs a blocking call and carries its panic on, if it has one.
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(call).await {
         Ok(value) => value,
         Err(error) => match error.try_into_panic() {

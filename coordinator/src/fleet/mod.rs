@@ -4,7 +4,7 @@ mod driver;
 mod handle;
 mod takeover;
 
-pub(crate) use driver::{Input, spawn};
+pub(crate) use driver::{Input, blocking, spawn};
 pub(crate) use handle::{
     Answers, Attested, Connected, FleetHandle, HostAnswer, OUTBOX_FRAMES, Outbox, RosterInForce, View, stamp,
 };

@@ -45,10 +45,13 @@ impl Daemon {
         self.wait_until_gone();
     }
 
-    /// Waits until it has ended, by itself or not.
+    /// Waits until it has ended, by itself or not, and nothing is left of it that holds a port or a lock.
     #[track_caller]
     pub(crate) fn wait_until_gone(&self) {
-        wait_until(&format!("{} ends", self.program), PATIENCE, || (!self.is_running()).then_some(()));
+        let pid = self.pid();
+        wait_until(&format!("{} ends", self.program), PATIENCE, || {
+            (!self.is_running() && !is_ending(pid)).then_some(())
+        });
     }
 
     /// Halts it: it keeps its connections and says nothing.
@@ -117,4 +120,15 @@ impl Daemon {
         let stem = self.program.trim_start_matches("muster-");
         self.folder.join(format!("{stem}.{extension}"))
     }
+}
+
+/// Whether some thread of a process still runs. One that is ending loses its command line first and its files later.
+fn is_ending(pid: Pid) -> bool {
+    let threads = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).into_iter().flatten().flatten();
+    let states = threads.filter_map(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+        // The state follows the name, which is in parentheses and may contain some.
+        stat.rsplit_once(") ")?.1.chars().next()
+    });
+    states.into_iter().any(|state| !matches!(state, 'Z' | 'X'))
 }

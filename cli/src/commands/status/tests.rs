@@ -154,6 +154,7 @@ fn the_json_has_a_schema_and_stable_names() {
       "hosts_connected": 0,
       "rollout": null,
       "last_rollout": 5,
+      "last_end": null,
       "incarnation": 1,
       "term": 4,
       "coordinator_version": "0.1.0",
@@ -193,4 +194,24 @@ fn an_answer_that_makes_no_sense_is_refused_with_the_field() {
     let broken = v1::FleetStatus { roster_digest: vec![1], ..status() };
     let error = View::new(FleetName::new("demo").unwrap(), broken, false).unwrap_err();
     assert!(error.to_string().contains("roster_digest"));
+}
+
+#[test]
+fn how_the_last_rollout_ended_is_shown_with_its_reasons() {
+    let restarted = Blocker::fleet(Code::CoordinatorRestarted, "it was not decided");
+    let end = v1::RolloutEnd {
+        k: 5,
+        outcome: v1::rollout_end::Outcome::Unchanged.into(),
+        epoch: 3,
+        blockers: vec![restarted.into()],
+        release: Some(release(1)),
+        ..v1::RolloutEnd::default()
+    };
+    let status = v1::FleetStatus { last_end: Some(end), ..status() };
+    let view = View::new(FleetName::new("demo").unwrap(), status, false).unwrap();
+    let text = text(&view);
+    let digest = "01".repeat(32);
+    let told = format!("last     rollout 5 to 1.1.0 (sha256:{digest}): unchanged\n");
+    assert!(text.contains(&told), "{text}");
+    assert!(text.contains("\n         coordinator-restarted: it was not decided\n"), "{text}");
 }

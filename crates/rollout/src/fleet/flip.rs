@@ -233,6 +233,8 @@ impl Fleet {
         self.progress = Progress::Opening(Opened { timing: Some(timing), reported: Reported::No });
         reached(k, Stage::Opened, None, self.hosts.len(), out);
         for index in 0..self.hosts.len() {
+            // Why it did not open another release says nothing about this one, and is no answer to be waited for.
+            self.hosts[index].trouble.clear();
             self.open(index, k, out);
         }
     }
