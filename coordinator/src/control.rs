@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::coordinator::Shared;
 use crate::fleet::{FleetHandle, HostAnswer, Input, OUTBOX_FRAMES, Outbox, RosterInForce};
-use crate::status::chain;
+use crate::status::{chain, root_cause};
 
 /// Releases that are read of one inventory.
 const INVENTORY_MAX: usize = 1024;
@@ -90,7 +90,7 @@ impl Attachment {
                         break refusal.to_string();
                     }
                 }
-                Some(Err(status)) => break chain(&status),
+                Some(Err(status)) => break root_cause(&status),
                 None => break "the agent hung up".to_owned(),
             }
         };

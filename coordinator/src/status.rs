@@ -37,6 +37,15 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
+/// The innermost reason of an error. A broken stream is wrapped by every layer that it passes, each repeating the others.
+pub(crate) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
 fn grpc_code(code: Code) -> tonic::Code {
     match code {
         Code::NotAllowed => tonic::Code::PermissionDenied,

@@ -103,7 +103,10 @@ fn a_daemon_does_not_start_in_anothers_role() {
     host.become_another(&issue(&fleet.authority(), Role::Operator, "host-1", today()));
     host.agent.start(&[]);
     host.agent.wait_until_gone();
-    wait_for_log(&host.agent, &["spiffe://muster.local/operator/host-1", "an agent needs one of the role `agent`"]);
+    wait_for_log(
+        &host.agent,
+        &["spiffe://muster.local/operator/host-1", "an agent needs one of the role `agent`"],
+    );
 
     let coordinator = fleet.coordinator();
     coordinator.kill();
@@ -120,7 +123,8 @@ fn a_daemon_does_not_start_in_anothers_role() {
 #[test]
 fn an_operator_is_told_whose_certificate_does_not_count() {
     let (fleet, one, _tree) = serving(1);
-    let asked = |context: &Path| run(&["status", "--context", context.to_str().unwrap(), "--output", "json"], &[]);
+    let asked =
+        |context: &Path| run(&["status", "--context", context.to_str().unwrap(), "--output", "json"], &[]);
     let told = |output: &Output, pointer: &str, text: &str| {
         assert!(output.json().pointer(pointer).unwrap().to_string().contains(text), "no `{text}`: {output}");
     };

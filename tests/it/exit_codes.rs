@@ -86,7 +86,9 @@ fn wait_for_phase(fleet: &Fleet, phase: &str) {
 fn codes_of_a_fleet_at_rest() {
     let (fleet, tree, one) = deployed();
     // 0: proven for N of N.
-    for arguments in [&["status", "--check"][..], &["check", "--release", "2.0"], &["deploy", "2.0"], &["release", "list"]] {
+    for arguments in
+        [&["status", "--check"][..], &["check", "--release", "2.0"], &["deploy", "2.0"], &["release", "list"]]
+    {
         expect(&fleet, arguments, 0, "");
     }
     // 10: a host measured something else, or does not have it.
@@ -122,14 +124,21 @@ fn codes_of_a_fleet_at_rest() {
 fn codes_of_missing_hosts_and_coordinators() {
     let (fleet, _tree, one) = deployed();
     // 2: the command line does not say what to do.
-    for arguments in [&["flip"][..], &["chekc"], &["deploy", "2.0", "--timeout", "0s"], &["flip", "2.0", "--mode", "slow"]] {
+    for arguments in
+        [&["flip"][..], &["chekc"], &["deploy", "2.0", "--timeout", "0s"], &["flip", "2.0", "--mode", "slow"]]
+    {
         let usage = fleet.muster(arguments).expect_code(2);
         assert!(usage.stdout.is_empty() && !usage.stderr.is_empty(), "{usage}");
     }
     // 11: a host is missing.
     fleet.host(2).agent.kill();
     fleet.wait_connected(1);
-    for arguments in [&["check", "--release", "2.0"][..], &["flip", "2.0"], &["deploy", "2.0", "--timeout", "1s"], &["status", "--check"]] {
+    for arguments in [
+        &["check", "--release", "2.0"][..],
+        &["flip", "2.0"],
+        &["deploy", "2.0", "--timeout", "1s"],
+        &["status", "--check"],
+    ] {
         let missed = expect(&fleet, arguments, 11, "host-missing");
         assert_eq!(missed["blockers"][0]["host"], "host-2", "{missed}");
     }
@@ -157,7 +166,11 @@ fn codes_of_rollouts_that_are_given_up() {
 
     // 16: it could not be decided in the time it had.
     let (code, ended) = Running::begin(&fleet, &["flip", "2.0", "--timeout", "1s"]).end();
-    assert_eq!((code, &ended["outcome"], &ended["exit_code"]), (16, &"unchanged".into(), &16.into()), "{ended}");
+    assert_eq!(
+        (code, &ended["outcome"], &ended["exit_code"]),
+        (16, &"unchanged".into(), &16.into()),
+        "{ended}"
+    );
     assert_eq!(ended["blockers"][0]["code"], "timed-out", "{ended}");
     fleet.assert_all_serve(&one);
 
@@ -186,7 +199,10 @@ fn codes_of_rollouts_that_are_given_up() {
     fleet.coordinator().start(&[]);
     fleet.wait_connected(2);
     let last = fleet.json(&["status"]).expect_code(0).json()["last_end"].clone();
-    assert_eq!((&last["outcome"], &last["blockers"][0]["code"]), (&"unchanged".into(), &"coordinator-restarted".into()));
+    assert_eq!(
+        (&last["outcome"], &last["blockers"][0]["code"]),
+        (&"unchanged".into(), &"coordinator-restarted".into())
+    );
     let two = fleet.json(&["status"]).text_at("/serving/digest");
     fleet.assert_all_serve(&two);
 }
@@ -256,7 +272,8 @@ fn a_reader_that_has_gone_is_no_failure() {
             .spawn()
             .unwrap();
         drop(child.stdout.take());
-        let lines: Vec<String> = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok).collect();
+        let lines: Vec<String> =
+            BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok).collect();
         let ended = child.wait().unwrap();
         assert!(!lines.iter().any(|line| line.contains("panicked")), "{arguments:?}: {lines:?}");
         assert_eq!(ended.code(), Some(code), "{arguments:?}: {lines:?}");

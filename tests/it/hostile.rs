@@ -12,7 +12,9 @@ use muster_proto::v1::upload_request::Part;
 use tonic::Status;
 
 use crate::harness::forgery::{self, order, passed_off_as, release, strangers_key, unsigned};
-use crate::harness::{Artifact, Attached, Caller, Fleet, PATIENCE, artifact, now, refusal_of, signed, wait_until};
+use crate::harness::{
+    Artifact, Attached, Caller, Fleet, PATIENCE, artifact, now, refusal_of, signed, wait_until,
+};
 
 /// More than any manifest may have: 257 MiB.
 const TOO_LONG_BYTES: u64 = 257 << 20;
@@ -186,7 +188,10 @@ fn an_order_holds_once_for_its_fleet_its_roster_and_its_time() {
     let cases = [
         (at(now - 2 * hour_ms, now - hour_ms), Code::OrderExpired),
         (at(now + hour_ms, now + 2 * hour_ms), Code::OrderExpired),
-        (order(2, RosterRef { digest: Digest::of(b"another"), ..roster }, Some(one), two), Code::RosterChanged),
+        (
+            order(2, RosterRef { digest: Digest::of(b"another"), ..roster }, Some(one), two),
+            Code::RosterChanged,
+        ),
         (order(2, RosterRef { hosts: 1, ..roster }, Some(one), two), Code::RosterChanged),
         (order(1, roster, Some(one), two), Code::Superseded),
         (order(3, roster, Some(one), two), Code::Superseded),

@@ -3,11 +3,11 @@
 
 use std::fs;
 
-use muster_model::{Code, Digest, MerkleProof, MerkleTree, Order, RosterRef};
+use muster_model::{Code, Digest, MerkleTree, Order, Roster, RosterRef};
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body as FromAgent;
 use muster_proto::v1::coordinator_frame::Body as ToAgent;
-use muster_trust::assemble_evidence;
+use muster_trust::{Authentic, assemble_evidence};
 
 use crate::harness::forgery::{self, order, release, strangers_key, unsigned};
 use crate::harness::impostor::Impostor;
@@ -16,18 +16,14 @@ use crate::harness::{Caller, Fleet, PATIENCE, artifact, now, signed, wait_until}
 /// What the agent says of a deployment that it did not carry out.
 #[track_caller]
 fn not_deployed(impostor: &Impostor, request: u64, code: Code, text: &str) {
-    let ended = impostor.hear("how the deployment ended", |body| match body {
-        FromAgent::DeployEnded(ended) if ended.request == request => Some(ended),
-        _ => None,
+    let ended = impostor.hear("how the deployment ended", |body| {
+        let FromAgent::DeployEnded(ended) = body else { return None };
+        (ended.request == request).then_some(ended)
     });
     let blockers = ended.refusal.unwrap_or_else(|| panic!("it was deployed, though `{text}`")).blockers;
     let named = |blocker: &v1::Blocker| blocker.code == code.as_str() && blocker.detail.contains(text);
     assert!(blockers.iter().any(named), "no {code} with `{text}`: {blockers:?}");
     assert!(blockers.iter().all(|blocker| blocker.host.as_deref() == Some("host-1")), "{blockers:?}");
-}
-
-fn wait_for_join(impostor: &Impostor) {
-    impostor.hear("that it joins", |body| matches!(body, FromAgent::Join(_)).then_some(()));
 }
 
 #[test]
@@ -36,7 +32,7 @@ fn nothing_is_installed_that_is_not_what_the_release_key_signed() {
     let one = fleet.release(&artifact(&[("lib/a", "a")]), "1.0");
     let key = fleet.release_key();
     let impostor = Impostor::replace(&fleet);
-    wait_for_join(&impostor);
+    impostor.hear("that it joins", |body| matches!(body, FromAgent::Join(_)).then_some(()));
     let mut requests = 0;
     let mut deploy = |release_envelope: Vec<u8>, manifest_size: u64| {
         requests += 1;
@@ -48,7 +44,8 @@ fn nothing_is_installed_that_is_not_what_the_release_key_signed() {
         let header = format!(
             r#"{{"format":"muster.manifest/1","entries":1,"bytes":{size},"absent":[],"external":[],"mutable":[],"variants":[]}}"#
         );
-        let line = format!(r#"{{"path":"evil","type":"file","mode":"0755","size":{size},"digest":"{digest}"}}"#);
+        let line =
+            format!(r#"{{"path":"evil","type":"file","mode":"0755","size":{size},"digest":"{digest}"}}"#);
         format!("{header}\n{line}\n").into_bytes()
     };
     let evil = impostor.hold(b"evil");
@@ -81,7 +78,9 @@ fn nothing_is_installed_that_is_not_what_the_release_key_signed() {
     not_deployed(&impostor, request, Code::BlobDamaged, &name.to_string());
 
     // Blobs that are not what the manifest says.
-    for (version, bytes) in [("longer", &b"expected and more"[..]), ("shorter", b"exp"), ("other", b"ex-ected")] {
+    for (version, bytes) in
+        [("longer", &b"expected and more"[..]), ("shorter", b"exp"), ("other", b"ex-ected")]
+    {
         let blob = Digest::of_parts(&[version.as_bytes(), b"expected"]);
         impostor.hold_as(blob, bytes);
         let manifest = manifest(blob, 8);
@@ -104,8 +103,16 @@ fn nothing_is_installed_that_is_not_what_the_release_key_signed() {
     fleet.assert_all_serve(&two);
 }
 
+/// A host that serves release one in epoch 1, has release two, and is in the hands of an impostor.
+struct Siege {
+    fleet: Fleet,
+    impostor: Impostor,
+    one: Digest,
+    two: Digest,
+    roster: Authentic<Roster>,
+}
+
 /// The papers of a rollout.
-#[derive(Clone)]
 struct Papers {
     order: Vec<u8>,
     release: Vec<u8>,
@@ -114,197 +121,227 @@ struct Papers {
     evidence: Option<Vec<u8>>,
 }
 
-/// The refusal that the agent answers with.
-#[track_caller]
-fn refused(impostor: &Impostor) -> v1::Refusal {
-    impostor.hear("that it refuses", |body| match body {
-        FromAgent::Refused(refused) => refused.refusal,
-        _ => None,
-    })
-}
+impl Siege {
+    fn begin() -> Self {
+        let fleet = Fleet::up(1);
+        let tree = artifact(&[("lib/a", "a")]);
+        let one = fleet.release(&tree, "1.0").parse().unwrap();
+        tree.write("lib/a", "b");
+        let two = fleet.push(&tree, "2.0").parse().unwrap();
+        fleet.json(&["deploy", "2.0"]).expect_code(0);
+        let roster = fleet.trust_root().verify_roster(&Caller::operator(&fleet).roster(), now()).unwrap();
+        let impostor = Impostor::replace(&fleet);
+        impostor.hear("that it joins", |body| matches!(body, FromAgent::Join(_)).then_some(()));
+        Self { fleet, impostor, one, two, roster }
+    }
 
-#[track_caller]
-fn expect_refused(impostor: &Impostor, code: Code) {
-    let refusal = refused(impostor);
-    assert_eq!(refusal.blockers[0].code, code.as_str(), "{refusal:?}");
-}
+    /// Begins a session, which the host takes from whoever has a coordinator's certificate.
+    fn joined() -> Self {
+        let siege = Self::begin();
+        siege.impostor.say(ToAgent::Joined(v1::Joined { next_token: vec![9; 32] }));
+        let confirmed = |body| matches!(body, FromAgent::Confirmed(_)).then_some(());
+        siege.impostor.hear("that it has joined", confirmed);
+        siege
+    }
 
-/// Takes the host as far as it goes with these papers: proposes, lets it attest, and shows it the papers.
-fn prepare(impostor: &Impostor, k: u64, to: Digest, papers: &Papers) {
-    let nonce = propose(impostor, k, to);
-    let tree = MerkleTree::new([nonce.as_slice()]);
-    attest(impostor, k, to, tree.root(), tree.proof(0).unwrap());
-    let attested = impostor.hear("what it attests", |body| match body {
-        FromAgent::Attested(attested) => Some(attested.envelope),
-        _ => None,
-    });
-    let evidence = papers.evidence.clone().unwrap_or_else(|| assemble_evidence(&[attested]));
-    let hold = |bytes: &[u8]| impostor.hold(bytes).as_bytes().to_vec();
-    impostor.say(ToAgent::Prepare(v1::Prepare {
-        k,
-        epoch: 2,
-        order: hold(&papers.order),
-        release: hold(&papers.release),
-        roster: hold(&papers.roster),
-        evidence: hold(&evidence),
-    }));
-}
+    fn serving(&self) -> Option<Digest> {
+        self.fleet.host(1).serves().map(|digest| digest.parse().unwrap())
+    }
 
-fn propose(impostor: &Impostor, k: u64, to: Digest) -> Vec<u8> {
-    impostor.say(ToAgent::Propose(v1::Propose { k, to: to.as_bytes().to_vec() }));
-    impostor.hear("a fresh nonce", |body| match body {
-        FromAgent::Fresh(fresh) => Some(fresh.nonce),
-        _ => None,
-    })
-}
+    fn roster_ref(&self) -> RosterRef {
+        let revision = self.roster.document().revision();
+        RosterRef { digest: self.roster.payload_digest(), revision, hosts: 1 }
+    }
 
-fn attest(impostor: &Impostor, k: u64, to: Digest, root: Digest, proof: MerkleProof) {
-    impostor.say(ToAgent::Attest(v1::Attest {
-        k,
-        to: to.as_bytes().to_vec(),
-        nonce_root: root.as_bytes().to_vec(),
-        proof_index: proof.index,
-        proof_size: proof.size,
-        proof_path: proof.path.iter().map(|digest| digest.as_bytes().to_vec()).collect(),
-    }));
+    /// Papers that are all in order, for rollout `k` from release one to release two.
+    fn papers(&self, k: u64) -> Papers {
+        Papers {
+            order: signed(&order(k, self.roster_ref(), Some(self.one), self.two), &self.fleet.operator_key()),
+            release: signed(&release("2.0", self.two), &self.fleet.release_key()),
+            roster: self.roster.raw().to_vec(),
+            evidence: None,
+        }
+    }
+
+    fn open(&self, k: u64, release: Digest, secrets: &[u8]) {
+        let (release, secrets) = (release.as_bytes().to_vec(), secrets.to_vec().into());
+        self.impostor.say(ToAgent::Open(v1::Open { k, epoch: 2, release, secrets }));
+    }
+
+    fn arm(&self, k: u64) {
+        self.impostor.say(ToAgent::Arm(v1::Arm { k }));
+    }
+
+    /// What the host answers instead of doing what it was told.
+    #[track_caller]
+    fn refused(&self) -> v1::Refusal {
+        self.impostor.hear("that it refuses", |body| {
+            let FromAgent::Refused(refused) = body else { return None };
+            refused.refusal
+        })
+    }
+
+    #[track_caller]
+    fn expect_refused(&self, code: Code) {
+        let refusal = self.refused();
+        assert_eq!(refusal.blockers[0].code, code.as_str(), "{refusal:?}");
+    }
+
+    fn propose(&self, k: u64) -> Vec<u8> {
+        self.impostor.say(ToAgent::Propose(v1::Propose { k, to: self.two.as_bytes().to_vec() }));
+        self.impostor.hear("a fresh nonce", |body| {
+            let FromAgent::Fresh(fresh) = body else { return None };
+            Some(fresh.nonce)
+        })
+    }
+
+    /// Asks for an attestation with the only nonce of this tree as the host's own.
+    fn attest(&self, k: u64, nonces: &MerkleTree) {
+        let proof = nonces.proof(0).unwrap();
+        self.impostor.say(ToAgent::Attest(v1::Attest {
+            k,
+            to: self.two.as_bytes().to_vec(),
+            nonce_root: nonces.root().as_bytes().to_vec(),
+            proof_index: proof.index,
+            proof_size: proof.size,
+            proof_path: proof.path.iter().map(|digest| digest.as_bytes().to_vec()).collect(),
+        }));
+    }
+
+    /// Proposes, lets the host attest, and shows it the papers.
+    fn prepare(&self, k: u64, papers: &Papers) {
+        self.attest(k, &MerkleTree::new([self.propose(k).as_slice()]));
+        let attested = self.impostor.hear("what it attests", |body| {
+            let FromAgent::Attested(attested) = body else { return None };
+            Some(attested.envelope)
+        });
+        let evidence = papers.evidence.clone().unwrap_or_else(|| assemble_evidence(&[attested]));
+        let hold = |bytes: &[u8]| self.impostor.hold(bytes).as_bytes().to_vec();
+        self.impostor.say(ToAgent::Prepare(v1::Prepare {
+            k,
+            epoch: 2,
+            order: hold(&papers.order),
+            release: hold(&papers.release),
+            roster: hold(&papers.roster),
+            evidence: hold(&evidence),
+        }));
+    }
 }
 
 #[test]
-fn nothing_is_served_that_was_not_ordered_attested_and_proven_closed() {
-    let fleet = Fleet::up(1);
-    let tree = artifact(&[("lib/a", "a")]);
-    let one: Digest = fleet.release(&tree, "1.0").parse().unwrap();
-    tree.write("lib/a", "b");
-    let two: Digest = fleet.push(&tree, "2.0").parse().unwrap();
-    fleet.json(&["deploy", "2.0"]).expect_code(0);
-    let roster_envelope = Caller::operator(&fleet).roster();
-    let roster = fleet.trust_root().verify_roster(&roster_envelope, now()).unwrap();
-    let reference = RosterRef { digest: roster.payload_digest(), revision: roster.document().revision(), hosts: 1 };
-    let (operator, releaser, stranger) = (fleet.operator_key(), fleet.release_key(), strangers_key());
-    let host = fleet.host(1);
-    let serves = |digest: Digest| host.serves() == Some(digest.to_string());
-
-    let impostor = Impostor::replace(&fleet);
-    wait_for_join(&impostor);
-    let bytes = |digest: Digest| digest.as_bytes().to_vec();
-    let open = |k, epoch, release, secret: &[u8]| {
-        impostor.say(ToAgent::Open(v1::Open { k, epoch, release: bytes(release), secrets: secret.to_vec().into() }));
-    };
-    // Before a session has begun.
-    open(2, 2, two, &[0; 32]);
-    expect_refused(&impostor, Code::StaleSession);
+fn a_host_does_nothing_out_of_turn() {
+    let siege = Siege::begin();
+    let Siege { impostor, one, two, .. } = &siege;
+    // Before a session has begun, and from a leader that is over.
+    siege.open(2, *two, &[0; 32]);
+    siege.expect_refused(Code::StaleSession);
     impostor.say_in_term(0, ToAgent::Joined(v1::Joined { next_token: vec![9; 32] }));
-    expect_refused(&impostor, Code::StaleTerm);
+    siege.expect_refused(Code::StaleTerm);
     impostor.say(ToAgent::Joined(v1::Joined { next_token: vec![9; 32] }));
     impostor.hear("that it has joined", |body| matches!(body, FromAgent::Confirmed(_)).then_some(()));
 
-    // Straight to what the host should only do at the end.
-    open(2, 2, two, &[0; 32]);
-    refused(&impostor);
-    impostor.say(ToAgent::Arm(v1::Arm { k: 2 }));
-    refused(&impostor);
+    // What comes at the end of a rollout, without its beginning.
+    siege.open(2, *two, &[0; 32]);
+    siege.refused();
+    siege.arm(2);
+    siege.refused();
     impostor.say(ToAgent::Close(v1::Close { k: 2 }));
-    refused(&impostor);
-    impostor.say(ToAgent::Admit(v1::Admit { epoch: 2, release: bytes(two), nonce: vec![0; 32] }));
-    refused(&impostor);
-    impostor.say(ToAgent::Propose(v1::Propose { k: 1, to: bytes(two) }));
-    expect_refused(&impostor, Code::StaleRollout);
-    // A root that its own nonce is not in could be of another day.
-    propose(&impostor, 2, two);
-    let yesterday = MerkleTree::new([&[1; 32][..]]);
-    attest(&impostor, 2, two, yesterday.root(), yesterday.proof(0).unwrap());
-    expect_refused(&impostor, Code::StaleAttestation);
-    assert!(serves(one));
+    siege.refused();
+    impostor.say(ToAgent::Admit(v1::Admit {
+        epoch: 2,
+        release: two.as_bytes().to_vec(),
+        nonce: vec![0; 32],
+    }));
+    siege.refused();
+    // A rollout that is over.
+    impostor.say(ToAgent::Propose(v1::Propose { k: 1, to: two.as_bytes().to_vec() }));
+    siege.expect_refused(Code::StaleRollout);
+    // A root that the host's own nonce is not in could be of another day.
+    siege.propose(2);
+    siege.attest(2, &MerkleTree::new([&[1; 32][..]]));
+    siege.expect_refused(Code::StaleAttestation);
+    assert_eq!(siege.serving(), Some(*one));
+}
 
-    let signed_order = |order: Order| signed(&order, &operator);
-    let good = |k| Papers {
-        order: signed_order(order(k, reference, Some(one), two)),
-        release: signed(&release("2.0", two), &releaser),
-        roster: roster_envelope.clone(),
-        evidence: None,
-    };
-    let orders = |k| {
-        let elsewhere = RosterRef { digest: Digest::of(b"another"), ..reference };
-        let right = order(k, reference, Some(one), two);
-        [
-            (signed(&right, &stranger), Code::SignatureInvalid),
-            (unsigned(&signed_order(right)), Code::SignatureInvalid),
-            (signed_order(order(k + 1, reference, Some(one), two)), Code::OrderInvalid),
-            (signed_order(order(k, reference, Some(two), one)), Code::OrderInvalid),
-            (signed_order(order(k, reference, None, two)), Code::OrderStale),
-            (signed_order(order(k, elsewhere, Some(one), two)), Code::RosterChanged),
-        ]
-    };
-    let releases = [
-        (signed(&release("2.0", two), &stranger), Code::SignatureInvalid),
-        (signed(&release("2.0", one), &releaser), Code::OrderInvalid),
+#[test]
+fn a_host_believes_no_papers_that_the_right_keys_did_not_sign_or_that_do_not_fit() {
+    let siege = Siege::joined();
+    let (one, two, stranger) = (siege.one, siege.two, strangers_key());
+    let (operator, releaser) = (siege.fleet.operator_key(), siege.fleet.release_key());
+    let here = siege.roster_ref();
+    let elsewhere = RosterRef { digest: Digest::of(b"another"), ..here };
+    let ordered = |order: Order| signed(&order, &operator);
+    type Forgery<'a> = (&'a dyn Fn(u64, Papers) -> Papers, Code);
+    let forgeries: [Forgery<'_>; 11] = [
+        (
+            &|k, it| Papers { order: signed(&order(k, here, Some(one), two), &stranger), ..it },
+            Code::SignatureInvalid,
+        ),
+        (&|_, it| Papers { order: unsigned(&it.order), ..it }, Code::SignatureInvalid),
+        (&|_, it| Papers { release: signed(&release("2.0", two), &stranger), ..it }, Code::SignatureInvalid),
+        (
+            &|_, it| Papers { roster: signed(&**siege.roster.document(), &stranger), ..it },
+            Code::SignatureInvalid,
+        ),
+        (&|k, it| Papers { order: ordered(order(k + 1, here, Some(one), two)), ..it }, Code::OrderInvalid),
+        (&|k, it| Papers { order: ordered(order(k, here, Some(two), one)), ..it }, Code::OrderInvalid),
+        (&|k, it| Papers { order: ordered(order(k, here, None, two)), ..it }, Code::OrderStale),
+        (&|k, it| Papers { order: ordered(order(k, elsewhere, Some(one), two)), ..it }, Code::RosterChanged),
+        (&|_, it| Papers { release: signed(&release("2.0", one), &releaser), ..it }, Code::OrderInvalid),
+        (&|_, it| Papers { evidence: Some(b"{}\n".to_vec()), ..it }, Code::BadAttestation),
+        (&|_, it| Papers { evidence: Some(Vec::new()), ..it }, Code::BadAttestation),
     ];
-    let rosters = [(signed(&**roster.document(), &stranger), Code::SignatureInvalid)];
-    let evidence = [(b"{}\n".to_vec(), Code::BadAttestation), (Vec::new(), Code::BadAttestation)];
-    // A host takes each rollout's number once over one stream.
-    let mut k = 2;
-    let mut tried = |papers: &dyn Fn(u64) -> (Papers, Code)| {
-        k += 1;
-        let (papers, code) = papers(k);
-        prepare(&impostor, k, two, &papers);
-        expect_refused(&impostor, code);
-        impostor.say(ToAgent::Arm(v1::Arm { k }));
-        refused(&impostor);
-        assert!(serves(one), "{code}");
-    };
-    for index in 0..orders(1).len() {
-        tried(&|k| {
-            let (order, code) = orders(k)[index].clone();
-            (Papers { order, ..good(k) }, code)
-        });
+    // A host takes the number of a rollout once over one stream.
+    for (k, (forge, code)) in (2..).zip(forgeries) {
+        siege.prepare(k, &forge(k, siege.papers(k)));
+        siege.expect_refused(code);
+        siege.arm(k);
+        siege.refused();
+        assert_eq!(siege.serving(), Some(one), "{code}");
     }
-    for (release, code) in &releases {
-        tried(&|k| (Papers { release: release.clone(), ..good(k) }, *code));
-    }
-    for (roster, code) in &rosters {
-        tried(&|k| (Papers { roster: roster.clone(), ..good(k) }, *code));
-    }
-    for (evidence, code) in &evidence {
-        tried(&|k| (Papers { evidence: Some(evidence.clone()), ..good(k) }, *code));
-    }
-    let k = k + 1;
+}
 
-    // With all papers in order the host closes, and opens only for whoever knows the secret that it gave away by closing.
-    prepare(&impostor, k, two, &good(k));
+#[test]
+fn a_closed_host_opens_for_whoever_knows_what_it_gave_away_by_closing() {
+    let siege = Siege::joined();
+    let (impostor, one, two) = (&siege.impostor, siege.one, siege.two);
+    siege.prepare(2, &siege.papers(2));
     impostor.hear("that it is prepared", |body| matches!(body, FromAgent::Prepared(_)).then_some(()));
-    open(k, 2, two, &[0; 32]);
-    refused(&impostor);
-    impostor.say(ToAgent::Arm(v1::Arm { k }));
+    siege.open(2, two, &[0; 32]);
+    siege.refused();
+    siege.arm(2);
     impostor.hear("that it is armed", |body| matches!(body, FromAgent::Armed(_)).then_some(()));
-    open(k, 2, two, &[0; 32]);
-    refused(&impostor);
-    assert!(serves(one), "an armed host goes on serving");
-    impostor.say(ToAgent::Close(v1::Close { k }));
-    let secret = impostor.hear("that it is closed", |body| match body {
-        FromAgent::Closed(closed) => Some(closed.secret),
-        _ => None,
+    siege.open(2, two, &[0; 32]);
+    siege.refused();
+    assert_eq!(siege.serving(), Some(one), "an armed host goes on serving");
+
+    impostor.say(ToAgent::Close(v1::Close { k: 2 }));
+    let secret = impostor.hear("that it is closed", |body| {
+        let FromAgent::Closed(closed) = body else { return None };
+        Some(closed.secret)
     });
-    assert_eq!(host.serves(), None, "a closed host serves nothing");
-    for wrong in [&[0; 32][..], &[], &[secret.clone(), secret.clone()].concat()] {
-        open(k, 2, two, wrong);
-        expect_refused(&impostor, Code::ClosingUnproven);
-        assert_eq!(host.serves(), None);
+    assert_eq!(siege.serving(), None, "a closed host serves nothing");
+    for wrong in [&[0; 32][..], &[], &secret.repeat(2)] {
+        siege.open(2, two, wrong);
+        siege.expect_refused(Code::ClosingUnproven);
+        assert_eq!(siege.serving(), None);
     }
-    open(k, 2, one, &secret);
-    refused(&impostor);
-    assert_eq!(host.serves(), None, "what was ordered is what it opens");
-    open(k, 2, two, &secret);
+    siege.open(2, one, &secret);
+    siege.refused();
+    assert_eq!(siege.serving(), None, "what was ordered is what it opens");
+    siege.open(2, two, &secret);
     impostor.hear("that it serves", |body| matches!(body, FromAgent::Serving(_)).then_some(()));
-    assert!(serves(two));
+    assert_eq!(siege.serving(), Some(two));
 
     // The real coordinator learns from the host that the world has moved on, and does not lead on an old record.
+    let Siege { fleet, impostor, .. } = siege;
     drop(impostor);
     fleet.coordinator().start(&[]);
     wait_until("the real coordinator refuses to lead", PATIENCE, || {
         let status = fleet.json(&["status"]);
-        let known = status.code == 0 && status.stdout.contains("rolled-back-coordinator");
-        known.then_some(())
+        (status.code == 0 && status.stdout.contains("rolled-back-coordinator")).then_some(())
     });
-    fleet.json(&["flip", "1.0"]).expect_code(12).expect_blocker("rolled-back-coordinator", "host-1", "");
-    assert!(serves(two));
+    let refused = fleet.json(&["flip", "2.0"]).expect_code(12);
+    refused.expect_blocker("rolled-back-coordinator", "host-1", "");
+    fleet.assert_all_serve(&two.to_string());
 }

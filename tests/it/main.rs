@@ -1,5 +1,7 @@
 //! Integration tests: the real programs, real files and real processes.
 
+#![allow(clippy::unwrap_used, reason = "whatever fails here fails its test, and says where")]
+
 mod certificates;
 mod demo;
 mod exit_codes;
@@ -7,6 +9,8 @@ mod guard;
 mod harness;
 mod hostile;
 mod impostor;
+mod recovery;
 mod roles;
 mod smoke;
 mod tamper;
+mod tidy;

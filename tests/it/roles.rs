@@ -90,9 +90,9 @@ fn tcp(fleet: &Fleet) -> TcpStream {
 fn client_hello_of_tls_1_2() -> Vec<u8> {
     const TLS_1_2: [u8; 2] = [3, 3];
     let extensions: &[&[u8]] = &[
-        &[0, 10, 0, 4, 0, 2, 0, 23],       // supported_groups: secp256r1
-        &[0, 11, 0, 2, 1, 0],              // ec_point_formats: uncompressed
-        &[0, 13, 0, 4, 0, 2, 4, 3],        // signature_algorithms: ecdsa_secp256r1_sha256
+        &[0, 10, 0, 4, 0, 2, 0, 23],         // supported_groups: secp256r1
+        &[0, 11, 0, 2, 1, 0],                // ec_point_formats: uncompressed
+        &[0, 13, 0, 4, 0, 2, 4, 3],          // signature_algorithms: ecdsa_secp256r1_sha256
         &[0, 16, 0, 5, 0, 3, 2, b'h', b'2'], // application_layer_protocol_negotiation: h2
     ];
     let extensions = extensions.concat();

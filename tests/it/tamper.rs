@@ -31,7 +31,9 @@ const TAMPERINGS: [Tampering; 9] = [
             let mut bytes = fs::read(&file).unwrap();
             bytes[3] ^= 1;
             fs::write(&file, bytes).unwrap();
-            let times = FileTimes::new().set_accessed(before.accessed().unwrap()).set_modified(before.modified().unwrap());
+            let times = FileTimes::new()
+                .set_accessed(before.accessed().unwrap())
+                .set_modified(before.modified().unwrap());
             File::options().write(true).open(&file).unwrap().set_times(times).unwrap();
             let after = fs::metadata(&file).unwrap();
             assert_eq!((before.len(), before.mtime_nsec()), (after.len(), after.mtime_nsec()));
@@ -140,9 +142,11 @@ impl Tampering {
     fn expect_named(&self, output: &Output, victim: &Host, place: &str) {
         let found = output.expect_blocker("mismatch", victim.name(), place);
         let (expected, measured) = (found.expected.unwrap_or_default(), found.measured.unwrap_or_default());
-        let said = expected.contains(self.expected) && measured.contains(self.measured) && expected != measured;
+        let said =
+            expected.contains(self.expected) && measured.contains(self.measured) && expected != measured;
         assert!(said, "{}: {output}", self.what);
-        let named = |blocker: &Blocker| blocker.host.as_ref().is_some_and(|host| host.as_str() == victim.name());
+        let named =
+            |blocker: &Blocker| blocker.host.as_ref().is_some_and(|host| host.as_str() == victim.name());
         assert!(output.blockers().iter().all(named), "{}: {output}", self.what);
     }
 
@@ -162,7 +166,9 @@ impl Tampering {
         assert!(text.stdout.contains(&named), "{}: {text}", self.what);
         let junit = fleet.muster(&[&check[..], &["--output", "junit"]].concat()).expect_code(10);
         let case = format!("<testcase name=\"{}\" classname=\"demo\">", victim.name());
-        for part in ["tests=\"3\" skipped=\"0\" failures=\"1\"", &case, &format!("<failure message=\"{named}")] {
+        for part in
+            ["tests=\"3\" skipped=\"0\" failures=\"1\"", &case, &format!("<failure message=\"{named}")]
+        {
             assert!(junit.stdout.contains(part), "{}: no {part}: {junit}", self.what);
         }
     }
@@ -251,7 +257,10 @@ fn a_blob_that_is_damaged_in_the_coordinators_store_reaches_no_host() {
 
     // Whoever has the tree pushes it again, and the damaged blob is replaced.
     let pushed = fleet.json(&["release", "push", tree.argument(), "--version", "2.0"]).expect_code(0);
-    assert_eq!((pushed.json()["existed"].clone(), pushed.json()["uploaded"].clone()), (true.into(), 1.into()));
+    assert_eq!(
+        (pushed.json()["existed"].clone(), pushed.json()["uploaded"].clone()),
+        (true.into(), 1.into())
+    );
     fleet.json(&["deploy", "2.0"]).expect_code(0);
     fleet.json(&["flip", "2.0"]).expect_code(0);
     fleet.assert_all_serve(&two);

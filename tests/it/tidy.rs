@@ -36,12 +36,17 @@ fn relative(path: &Path) -> String {
 
 fn is_test(path: &Path) -> bool {
     let path = relative(path);
-    path.starts_with("tests/") || path.contains("/tests/") || path.ends_with("/tests.rs") || path.contains("/fixture")
+    path.starts_with("tests/")
+        || path.contains("/tests/")
+        || path.ends_with("/tests.rs")
+        || path.contains("/fixture")
 }
 
 /// The lines of a file before its unit tests.
 fn without_tests(text: &str) -> Vec<&str> {
-    text.lines().take_while(|line| *line != "#[cfg(test)]" || !text.contains("#[cfg(test)]\nmod tests {")).collect()
+    text.lines()
+        .take_while(|line| *line != "#[cfg(test)]" || !text.contains("#[cfg(test)]\nmod tests {"))
+        .collect()
 }
 
 #[test]
@@ -69,8 +74,19 @@ fn dependencies(krate: &str) -> Vec<String> {
 #[test]
 fn pure_crates_know_no_io() {
     let forbidden = [
-        "aws-lc-rs", "getrandom", "nix", "prost", "rand", "rustix", "rustls", "sled", "tempfile", "time", "tokio",
-        "tonic", "tracing",
+        "aws-lc-rs",
+        "getrandom",
+        "nix",
+        "prost",
+        "rand",
+        "rustix",
+        "rustls",
+        "sled",
+        "tempfile",
+        "time",
+        "tokio",
+        "tonic",
+        "tracing",
     ];
     for krate in ["crates/model", "crates/rollout"] {
         for name in dependencies(krate) {
@@ -81,7 +97,8 @@ fn pure_crates_know_no_io() {
                 continue;
             }
             let text = fs::read_to_string(&path).expect("UTF-8");
-            for word in ["std::fs", "std::net", "std::env", "Instant::now", "SystemTime::now", "std::process"] {
+            for word in ["std::fs", "std::net", "std::env", "Instant::now", "SystemTime::now", "std::process"]
+            {
                 assert!(!without_tests(&text).join("\n").contains(word), "{} uses {word}", relative(&path));
             }
         }
@@ -129,7 +146,10 @@ fn each_library_has_one_home() {
         for (library, home) in homes {
             let text = fs::read_to_string(&manifest).expect("UTF-8");
             let table: toml::Table = text.parse().expect("TOML");
-            let uses = table.get("dependencies").and_then(|it| it.as_table()).is_some_and(|it| it.contains_key(*library));
+            let uses = table
+                .get("dependencies")
+                .and_then(|it| it.as_table())
+                .is_some_and(|it| it.contains_key(*library));
             assert!(!uses || folder == *home, "{folder} depends on {library}, whose home is {home}");
         }
     }
@@ -155,7 +175,10 @@ fn proofs_are_made_in_one_place() {
         }
         let text = fs::read_to_string(&path).expect("UTF-8");
         for (call, home) in homes {
-            let code: Vec<&str> = without_tests(&text).into_iter().filter(|line| !line.trim_start().starts_with("//")).collect();
+            let code: Vec<&str> = without_tests(&text)
+                .into_iter()
+                .filter(|line| !line.trim_start().starts_with("//"))
+                .collect();
             assert!(name.starts_with(home) || !code.join("\n").contains(call), "{name} calls {call}");
         }
     }
@@ -166,13 +189,17 @@ fn the_map_names_every_crate() {
     let map = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
     for manifest in files(root(), "Cargo.toml") {
         let folder = relative(manifest.parent().expect("a folder"));
-        assert!(folder.is_empty() || map.contains(&format!("`{folder}`")), "ARCHITECTURE.md does not name {folder}");
+        assert!(
+            folder.is_empty() || map.contains(&format!("`{folder}`")),
+            "ARCHITECTURE.md does not name {folder}"
+        );
     }
 }
 
 #[test]
 fn nothing_is_left_unfinished() {
-    let marks = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("unimple", "mented!"), concat!("#[ig", "nore")];
+    let marks =
+        [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("unimple", "mented!"), concat!("#[ig", "nore")];
     for path in files(root(), ".rs") {
         let text = fs::read_to_string(&path).expect("UTF-8");
         for mark in marks {

@@ -54,7 +54,8 @@ impl Caller {
     pub(crate) fn connect(fleet: &Fleet, credentials: &Credentials) -> Result<Self, muster_mtls::Error> {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let tls = ClientTls::new(credentials)?;
-        let connecting = async { muster_mtls::connect(&fleet.address(), &tls, ConnectOptions::default()).await };
+        let connecting =
+            async { muster_mtls::connect(&fleet.address(), &tls, ConnectOptions::default()).await };
         let channel = runtime.block_on(connecting)?;
         Ok(Self { runtime, channel })
     }

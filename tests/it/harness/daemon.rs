@@ -124,7 +124,8 @@ impl Daemon {
 
 /// Whether some thread of a process still runs. One that is ending loses its command line first and its files later.
 fn is_ending(pid: Pid) -> bool {
-    let threads = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).into_iter().flatten().flatten();
+    let threads =
+        fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).into_iter().flatten().flatten();
     let states = threads.filter_map(|thread| {
         let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
         // The state follows the name, which is in parentheses and may contain some.

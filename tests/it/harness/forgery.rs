@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use muster_model::{Digest, FleetName, Flip, FlipMode, OnFailure, Order, Release, RolloutId, RosterRef, Version};
+use muster_model::{
+    Digest, FleetName, Flip, FlipMode, OnFailure, Order, Release, RolloutId, RosterRef, Version,
+};
 use muster_trust::{KeyAlgorithm, SigningKey};
 use serde_json::Value;
 
@@ -31,7 +33,8 @@ pub(crate) fn release(version: &str, manifest: Digest) -> Release {
 pub(crate) fn order(counter: u64, roster: RosterRef, from: Option<Digest>, to: Digest) -> Order {
     let (fleet, now) = (FleetName::new(FLEET).unwrap(), now());
     let flip = Flip { from, to, mode: FlipMode::Strict, on_failure: OnFailure::Hold };
-    Order::new(fleet, RolloutId(counter), roster, flip, now..now.after(std::time::Duration::from_secs(3600))).unwrap()
+    Order::new(fleet, RolloutId(counter), roster, flip, now..now.after(std::time::Duration::from_secs(3600)))
+        .unwrap()
 }
 
 /// The envelope without its signatures.
@@ -57,7 +60,8 @@ pub(crate) fn hostile_manifests() -> Vec<(&'static str, Vec<u8>)> {
         format!(r#"{{"path":"{path}","type":"file","mode":"0644","size":{size},"digest":"{digest}"}}"#)
     };
     let dir = |path: &str| format!(r#"{{"path":"{path}","type":"dir","mode":"0755"}}"#);
-    let link = |path: &str, target: &str| format!(r#"{{"path":"{path}","type":"symlink","target":"{target}"}}"#);
+    let link =
+        |path: &str, target: &str| format!(r#"{{"path":"{path}","type":"symlink","target":"{target}"}}"#);
     let header = |entries: u64, bytes: u64| {
         format!(
             r#"{{"format":"muster.manifest/1","entries":{entries},"bytes":{bytes},"absent":[],"external":[],"mutable":[],"variants":[]}}"#

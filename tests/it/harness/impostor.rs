@@ -23,6 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Caller, FLEET, Fleet, PATIENCE};
 
 type Frames = Pin<Box<dyn Stream<Item = Result<v1::CoordinatorFrame, Status>> + Send>>;
+type Outbox = mpsc::Sender<Result<v1::CoordinatorFrame, Status>>;
 type Chunks = Pin<Box<dyn Stream<Item = Result<v1::DownloadResponse, Status>> + Send>>;
 
 /// A coordinator that is none, for a fleet of one host.
@@ -37,7 +38,7 @@ pub(crate) struct Impostor {
 #[derive(Clone)]
 struct Shared {
     /// The agent's newest stream.
-    frames: Arc<Mutex<Option<mpsc::Sender<Result<v1::CoordinatorFrame, Status>>>>>,
+    frames: Arc<Mutex<Option<Outbox>>>,
     hears: Arc<Mutex<Sender<FromAgent>>>,
     blobs: Arc<Mutex<BTreeMap<Vec<u8>, Vec<u8>>>>,
 }
@@ -92,8 +93,12 @@ impl Impostor {
 
     /// The same in another term.
     pub(crate) fn say_in_term(&self, term: u64, body: ToAgent) {
-        let frame =
-            v1::CoordinatorFrame { fleet: FLEET.to_owned(), incarnation: self.leadership.0, term, body: Some(body) };
+        let frame = v1::CoordinatorFrame {
+            fleet: FLEET.to_owned(),
+            incarnation: self.leadership.0,
+            term,
+            body: Some(body),
+        };
         let frames = self.shared.frames.lock().unwrap().clone().expect("an agent is connected");
         frames.blocking_send(Ok(frame)).unwrap();
     }
@@ -123,8 +128,10 @@ impl v1::control_server::Control for Shared {
         let (mut incoming, hears) = (request.into_inner(), Arc::clone(&self.hears));
         tokio::spawn(async move {
             while let Some(Ok(frame)) = incoming.next().await {
-                // The test may be over.
-                let _ = frame.body.map(|body| hears.lock().unwrap().send(body));
+                if let Some(body) = frame.body {
+                    // The test may be over.
+                    let _ = hears.lock().unwrap().send(body);
+                }
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))

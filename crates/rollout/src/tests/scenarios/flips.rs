@@ -216,6 +216,20 @@ fn a_guard_that_cannot_start_leaves_its_host_dark_and_is_asked_again_after_a_dep
 }
 
 #[test]
+fn why_a_host_stayed_dark_is_no_answer_in_the_rollout_after() {
+    for seed in 1..=16 {
+        let mut world = World::running(3, seed);
+        world.flip(0);
+        world.machines[2].opens_to_fail = 1;
+        world.flip(1);
+        assert_eq!(world.last_end().outcome, Outcome::Dark);
+        let k = world.flip(0);
+        let ends = world.ends.iter().filter(|end| end.k == k).map(|end| end.outcome);
+        assert_eq!(ends.collect::<Vec<_>>(), [Outcome::Flipped], "seed {seed}");
+    }
+}
+
+#[test]
 fn the_dark_window_is_bounded_and_measured_where_hosts_share_a_clock() {
     let mut world = World::running(3, 1);
     world.flip(0);
