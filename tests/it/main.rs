@@ -4,6 +4,7 @@
 
 mod certificates;
 mod demo;
+mod durability;
 mod exit_codes;
 mod guard;
 mod harness;
@@ -11,6 +12,7 @@ mod hostile;
 mod impostor;
 mod recovery;
 mod roles;
+mod rollouts;
 mod smoke;
 mod tamper;
 mod tidy;
