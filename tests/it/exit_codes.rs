@@ -231,13 +231,10 @@ fn codes_of_rosters() {
 
 #[test]
 fn a_service_that_does_not_start_leaves_its_host_dark() {
-    // The service of the second release ends at once, and only that one's.
-    let command = ["--driver", "supervise", "--command", "sh", "-c", ". ./bin/run"];
-    let fleet = Fleet::up_with(2, &command);
-    let tree = artifact(&[("bin/run", "exec sleep 600\n")]);
-    let one = fleet.release(&tree, "1.0");
-    tree.write("bin/run", "exit 3\n");
-    fleet.push(&tree, "2.0");
+    // The second release has forgotten its service, whatever the machine is busy with.
+    let fleet = Fleet::up_with(2, &["--driver", "supervise", "--command", "./bin/run"]);
+    let one = fleet.release(&artifact(&[("bin/run", "#!/bin/sh\nexec sleep 600\n")]), "1.0");
+    fleet.push(&artifact(&[("bin/other", "#!/bin/sh\n")]), "2.0");
     fleet.json(&["deploy", "2.0"]).expect_code(0);
     let dark = fleet.json(&["flip", "2.0"]).expect_code(18);
     assert_eq!(dark.text_at("/outcome"), "dark");

@@ -125,7 +125,8 @@ impl BlobStore {
             }
             hasher.update(&buffer[..bytes]);
             size += bytes as u64;
-            file.write_all(&buffer[..bytes])
+            file.as_file_mut()
+                .write_all(&buffer[..bytes])
                 .map_err(|error| ArtifactError::io("write", file.path(), error))?;
         }
         let digest = Digest::from_bytes(hasher.finalize().into());
@@ -174,7 +175,9 @@ impl BlobWriter {
         if written > self.size {
             return Err(ArtifactError::WrongSize { digest: self.digest, stated: self.size, found: written });
         }
-        self.file.write_all(chunk).map_err(|error| ArtifactError::io("write", self.file.path(), error))?;
+        // Through the file itself: the wrapper would put the path into the error once more.
+        let written_chunk = self.file.as_file_mut().write_all(chunk);
+        written_chunk.map_err(|error| ArtifactError::io("write", self.file.path(), error))?;
         self.hasher.update(chunk);
         self.written = written;
         Ok(())

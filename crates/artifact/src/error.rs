@@ -1,7 +1,7 @@
 //! The crate's error.
 
 use std::fmt;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use muster_model::{Difference, Digest, ManifestError};
@@ -200,9 +200,13 @@ impl ArtifactError {
     /// Wraps what the system said, with a name of its own where the operator can do something about it.
     pub(crate) fn io(doing: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
         let (source, path): (io::Error, _) = (source.into(), path.to_owned());
-        match source.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::NOSPC | Errno::DQUOT) => Self::NoSpace { doing, path, source },
-            Some(Errno::ROFS) => Self::ReadOnly { doing, path, source },
+        // An error that a library has wrapped keeps its kind and loses its number.
+        match (source.kind(), source.raw_os_error().map(Errno::from_raw_os_error)) {
+            (ErrorKind::StorageFull | ErrorKind::QuotaExceeded, _)
+            | (_, Some(Errno::NOSPC | Errno::DQUOT)) => Self::NoSpace { doing, path, source },
+            (ErrorKind::ReadOnlyFilesystem, _) | (_, Some(Errno::ROFS)) => {
+                Self::ReadOnly { doing, path, source }
+            }
             _ => Self::Io { doing, path, source },
         }
     }
