@@ -1,6 +1,7 @@
 """A local fleet of real processes, as `muster dev up` makes it."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -16,9 +17,10 @@ FILE_BYTES = 4096
 class Fleet:
     """Running while the context is open; its folder is removed afterwards."""
 
-    def __init__(self, programs, hosts):
+    def __init__(self, programs, hosts, environment=None):
         self.muster_program = programs / "muster"
         self.hosts = hosts
+        self.environment = {**os.environ, **(environment or {})}
         # A socket's path has room for 107 bytes.
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="mb-", dir="/tmp"))
 
@@ -39,7 +41,7 @@ class Fleet:
     def run(self, *words):
         command = [self.muster_program, "--context", self.folder / "fleet/operator/context.toml",
                    "--output", "json", "--no-progress", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True)
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True)
 
     def muster(self, *words):
         """Runs one command that has to succeed, and returns what it says."""
@@ -50,7 +52,7 @@ class Fleet:
         return json.loads(done.stdout)
 
     def release(self, version):
-        """Pushes and deploys a small release."""
+        """Pushes and deploys a release of 20 files."""
         tree = self.folder / f"tree-{version}"
         for number in range(FILES):
             file = tree / f"lib/{number}"

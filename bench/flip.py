@@ -42,10 +42,11 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=7, help="rounds that count, after one that warms up")
     arguments.add_argument("--hosts", type=int, nargs="+", default=[8, 32, 100], help="sizes of the fleet")
+    report.program_options(arguments)
     options = arguments.parse_args()
 
     machine = report.facts(ansible=report.first_line("ansible", "--version"))
-    programs = report.build("muster")
+    programs = report.programs(options)
     sizes = [size(programs, hosts, options.rounds) for hosts in options.hosts]
     report.save("flip", {"machine": machine, "target": TARGET, "sizes": sizes})
 
@@ -72,7 +73,7 @@ def show(hosts, figures, ratios):
     print(f"{hosts} hosts\n")
     rows = []
     for name, figure in figures.items():
-        links = [f"{figure['spread_ms'][key]:.1f}" for key in ("median", "min", "max")]
+        links = [f"{figure['spread_ms'][key]:.0f}" for key in ("median", "min", "max")]
         dark = [f"{figure[key]['median']:.0f}" if key in figure else "" for key in ("dark_ms", "dark_bound_ms")]
         tighter = [f"{ratios[name]['median']:.0f} x", f"{TARGET:.0f} x"] if name in ratios else ["", ""]
         rows.append([name, *links, *dark, f"{figure['seconds']['median']:.2f}", *tighter])

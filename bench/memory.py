@@ -10,11 +10,16 @@ then its processes are looked at:
   PSS   the same file: shared pages divided by those who share them, so small where many agents run on one machine
 
 What the coordinator grows by for each connected agent is the difference between two fleets divided by that of their
-hosts. It has no peer: the targets are those that the design set. What it does not show: memory while measuring,
-deploying or flipping; the highest of it is there as `peak` (VmHWM).
+hosts. `connected` is right after the start; `served` is after one deployment and one flip, when the allocator keeps
+what it once needed. Each fleet is started twice: as it is, and with MALLOC_ARENA_MAX=2, with which glibc keeps less
+for threads that have long ended.
+
+It has no peer: the targets are those that the design set. What it does not show: memory while measuring, deploying
+or flipping; `peak` (VmHWM) has the highest of it.
 """
 
 import argparse
+import itertools
 import pathlib
 import statistics
 import time
@@ -24,35 +29,40 @@ from fleet import Fleet
 
 AGENT_TARGET_KB = 12 * 1024
 CONNECTION_TARGET_KB = 80
+VARIANTS = {"as it is": {}, "2 arenas": {"MALLOC_ARENA_MAX": "2"}}
 
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--hosts", type=int, nargs="+", default=[10, 100, 250], help="sizes of the fleet")
     arguments.add_argument("--settle-s", type=float, default=20.0, help="how long a fleet is left alone first")
+    report.program_options(arguments)
     options = arguments.parse_args()
 
     machine = report.facts()
-    programs = report.build("muster")
-    fleets = [look_at(programs, hosts, options.settle_s) for hosts in sorted(options.hosts)]
-    show(fleets)
-    growth = [growth_between(few, many) for few, many in zip(fleets, fleets[1:])]
+    programs = report.programs(options)
+    variants = {name: {hosts: look_at(programs, hosts, environment, options.settle_s)
+                       for hosts in sorted(options.hosts)}
+                for name, environment in VARIANTS.items()}
+    show(variants)
+    growth = show_growth(variants)
     report.save("memory", {
         "machine": machine,
+        "profile": options.profile,
         "targets": {"agent_rss_kb": AGENT_TARGET_KB, "coordinator_kb_for_each_agent": CONNECTION_TARGET_KB},
-        "fleets": fleets,
+        "variants": variants,
         "coordinator_growth": growth,
     })
 
 
-def look_at(programs, hosts, settle_s):
-    with Fleet(programs, hosts) as fleet:
+def look_at(programs, hosts, environment, settle_s):
+    with Fleet(programs, hosts, environment) as fleet:
         connected = processes(fleet)
         fleet.release("1")
         fleet.muster("flip", "1")
         time.sleep(settle_s)
-        idle = processes(fleet)
-    return {"hosts": hosts, "connected": connected, "served": idle}
+        served = processes(fleet)
+    return {"connected": connected, "served": served}
 
 
 def processes(fleet):
@@ -77,27 +87,30 @@ def medians(processes):
     return {key: statistics.median(one[key] for one in processes) for key in processes[0]}
 
 
-def growth_between(few, many):
-    """Of the coordinator, in KiB for each host more: just connected, and after one deployment and one flip."""
-    more = many["hosts"] - few["hosts"]
-    grown = {when: {key: (many[when]["coordinator"][key] - few[when]["coordinator"][key]) / more
-                    for key in ("rss_kb", "own_kb")} for when in ("connected", "served")}
-    print(f"coordinator, {few['hosts']} to {many['hosts']} agents: "
-          f"{grown['connected']['rss_kb']:.1f} KiB for each when just connected, {grown['served']['rss_kb']:.1f} KiB "
-          f"after a deployment and a flip (target: under {CONNECTION_TARGET_KB})")
-    return {"from": few["hosts"], "to": many["hosts"], **grown}
-
-
-def show(fleets):
+def show(variants):
     rows = []
-    for fleet in fleets:
-        for when in "connected", "served":
-            for program in "agent", "guard", "coordinator":
-                kb = fleet[when][program]
-                target = f"{AGENT_TARGET_KB / 1024:.0f}" if program == "agent" else ""
-                rows.append([program, fleet["hosts"], when,
-                             *(f"{kb[key] / 1024:.1f}" for key in ("rss_kb", "own_kb", "pss_kb", "peak_kb")), target])
+    for name, fleets in variants.items():
+        for program in "agent", "guard", "coordinator":
+            for hosts, fleet in fleets.items():
+                for when, kb in ((when, fleet[when][program]) for when in fleet):
+                    target = f"{AGENT_TARGET_KB / 1024:.0f}" if program == "agent" else ""
+                    figures = [f"{kb[key] / 1024:.1f}" for key in ("rss_kb", "own_kb", "pss_kb", "peak_kb")]
+                    rows.append([f"{program}, {name}", hosts, when, *figures, target])
     report.table(["", "hosts", "when", "RSS MiB", "own MiB", "PSS MiB", "peak MiB", "target"], rows)
+
+
+def show_growth(variants):
+    """Of the coordinator, in KiB for each agent more."""
+    growth, rows = [], []
+    for name, fleets in variants.items():
+        for few, many in itertools.pairwise(fleets):
+            grown = {when: (fleets[many][when]["coordinator"]["rss_kb"] - fleets[few][when]["coordinator"]["rss_kb"])
+                     / (many - few) for when in fleets[few]}
+            growth.append({"variant": name, "from": few, "to": many, "rss_kb": grown})
+            rows.append([f"{name}, {few} to {many} agents", *(f"{kb:.0f}" for kb in grown.values()),
+                         CONNECTION_TARGET_KB])
+    report.table(["coordinator's growth for each agent", "connected KiB", "served KiB", "target"], rows)
+    return growth
 
 
 if __name__ == "__main__":

@@ -13,13 +13,20 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 
 
-def build(*packages):
-    """Builds release binaries and returns the folder they are in."""
-    command = ["cargo", "build", "--release", "--quiet"]
-    for package in packages:
-        command += ["--package", package]
-    subprocess.run(command, cwd=ROOT, check=True)
-    return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "release"
+def build(package, profile="release"):
+    """Builds a package's programs and returns the folder they are in."""
+    subprocess.run(["cargo", "build", "--quiet", "--profile", profile, "--package", package], cwd=ROOT, check=True)
+    return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / profile
+
+
+def program_options(arguments):
+    """Where the programs of a fleet come from."""
+    arguments.add_argument("--profile", default="release", help="the Cargo profile to build them with")
+    arguments.add_argument("--programs", type=pathlib.Path, metavar="FOLDER", help="use these, and build nothing")
+
+
+def programs(options):
+    return options.programs.resolve() if options.programs else build("muster", options.profile)
 
 
 def in_turn(rounds, contestants):
@@ -64,8 +71,8 @@ def first_line(*command):
 
 
 def facts(**versions):
-    """What the figures depend on. The load is that before the first run: figures of a busy machine are worth
-    little."""
+    """What the figures depend on. The load is that before the first run: on a busy machine only ratios are worth
+    anything."""
     cpu = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
     memory = next(line.split()[1] for line in open("/proc/meminfo") if line.startswith("MemTotal"))
     return {
@@ -74,6 +81,7 @@ def facts(**versions):
         "memory_mib": int(memory) // 1024,
         "kernel": platform.release(),
         "load_before": round(os.getloadavg()[0], 2),
+        "niceness": os.nice(0),
         "versions": {"rustc": first_line("rustc", "--version"), "python": platform.python_version(), **versions},
     }
 

@@ -46,6 +46,9 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(15);
 const AGAIN_FIRST: Duration = Duration::from_millis(200);
 const AGAIN_MAX: Duration = Duration::from_secs(5);
 
+/// How soon a guard is asked again that did not answer.
+const GUARD_AGAIN: Duration = Duration::from_secs(2);
+
 /// What reaches a driver.
 #[derive(Debug)]
 pub(crate) enum Input {
@@ -113,7 +116,13 @@ enum Session {
 /// Whether the guard answered last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Presence {
+    /// It did.
     Present,
+    /// It did not, and is asked again soon.
+    Silent,
+    /// It is asked again now.
+    Asked,
+    /// It is gone, until it is found.
     Lost,
 }
 
@@ -261,8 +270,16 @@ impl FleetDriver {
                 self.step(Event::Closed { k, outcome }).await
             }
             Ask::Open(opened) => {
+                let unanswered = outcome.as_ref().err().is_some_and(|error| error.code().is_none());
                 let outcome = self.or_refusal(outcome, at);
-                self.step(Event::Opened { epoch: opened.epoch, outcome }).await
+                let refusal = outcome.as_ref().err().filter(|_| unanswered).cloned();
+                self.step(Event::Opened { epoch: opened.epoch, outcome }).await?;
+                if refusal.is_some() {
+                    // A guard that says no has closed; of one that says nothing, nothing is known.
+                    self.step(Event::Guard { state: GuardState::Unknown, refusal }).await?;
+                    self.look_again();
+                }
+                Ok(())
             }
         }
     }
@@ -281,11 +298,12 @@ impl FleetDriver {
             Err(error) => {
                 tracing::warn!(fleet = %self.tools.fleet, error = error.chain(), "the guard did not answer");
                 let refusal = refusal::of_guard(&self.tools.host, &error);
+                self.look_again();
                 Event::Guard { state: GuardState::Unknown, refusal: Some(refusal) }
             }
         };
         self.step(event).await?;
-        let was_lost = self.guard_presence == Presence::Lost;
+        let was_lost = self.guard_presence != Presence::Present;
         if is_known {
             self.guard_presence = Presence::Present;
         }
@@ -305,6 +323,20 @@ impl FleetDriver {
         Ok(())
     }
 
+    /// Asks a guard again soon that did not answer. One that is gone is looked for already.
+    fn look_again(&mut self) {
+        match self.guard_presence {
+            Presence::Silent | Presence::Lost => return,
+            Presence::Present | Presence::Asked => self.guard_presence = Presence::Silent,
+        }
+        let post = self.post.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(GUARD_AGAIN).await;
+            // A driver that has ended has no use for it.
+            let _ = post.send(Input::GuardChanged(GuardChange::Found)).await;
+        });
+    }
+
     async fn guard_changed(&mut self, change: GuardChange) -> Result<(), AgentError> {
         match change {
             GuardChange::ServiceExited(refusal) => {
@@ -321,7 +353,8 @@ impl FleetDriver {
                 self.step(Event::Guard { state: GuardState::Unknown, refusal: Some(refusal) }).await?;
             }
             GuardChange::Found => {
-                if self.guard_presence == Presence::Lost {
+                if self.guard_presence != Presence::Present {
+                    self.guard_presence = Presence::Asked;
                     self.ask(Ask::Status);
                 }
             }

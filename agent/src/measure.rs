@@ -52,6 +52,15 @@ pub(crate) struct Trees {
     pub(crate) jobs: NonZeroUsize,
 }
 
+/// What follows where a tree has no seal, or one that does not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BrokenSeal {
+    /// Before the decision the tree must be untouched since it was measured: the rollout is given up.
+    Refuses,
+    /// After it there is no way back, and the bytes decide: the tree is measured in full and sealed again.
+    Measures,
+}
+
 impl Trees {
     /// Measures a release's tree in full.
     pub(crate) fn measure(&self, release: Digest) -> Result<Measured, Refusal> {
@@ -76,9 +85,8 @@ impl Trees {
         seal.write(&self.seal_path(release)).map_err(|error| self.refuse(&error))
     }
 
-    /// Compares a release's tree with its seal. Where there is none or it does not hold, the bytes decide: the tree is
-    /// measured in full and sealed again.
-    pub(crate) fn check_seal(&self, release: Digest) -> Result<(), Refusal> {
+    /// Compares a release's tree with its seal.
+    pub(crate) fn check_seal(&self, release: Digest, broken: BrokenSeal) -> Result<(), Refusal> {
         let checked = Seal::read(&self.seal_path(release)).and_then(|seal| {
             if seal.manifest() != release {
                 let reason = format!("it is that of {}", seal.manifest());
@@ -86,9 +94,14 @@ impl Trees {
             }
             seal.check(&self.tree(release), self.jobs)
         });
-        match checked {
-            Ok(()) => Ok(()),
-            Err(error) => {
+        match (checked, broken) {
+            (Ok(()), _) => Ok(()),
+            (Err(error), BrokenSeal::Refuses) => {
+                let mut refusal = self.refuse(&error);
+                refusal.blockers.iter_mut().for_each(|blocker| blocker.code = Code::SealBroken);
+                Err(refusal)
+            }
+            (Err(error), BrokenSeal::Measures) => {
                 tracing::info!(%release, error = refusal::chain(&error), "no seal holds; measuring in full");
                 self.seal(release)
             }
@@ -280,7 +293,7 @@ mod tests {
         assert_eq!((measured.compared.manifest, measured.compared.measured), (release, release));
         assert_eq!((measured.compared.files, measured.compared.bytes), (1, 7));
         trees.seal(release).unwrap();
-        trees.check_seal(release).unwrap();
+        trees.check_seal(release, BrokenSeal::Measures).unwrap();
         assert_eq!(trees.inventory(), [release]);
     }
 
@@ -289,18 +302,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (trees, release) = deployed(folder.path());
         // No seal at all, a damaged one, and one that a harmless change has broken.
-        trees.check_seal(release).unwrap();
+        trees.check_seal(release, BrokenSeal::Measures).unwrap();
         fs::write(trees.seal_path(release), "nonsense").unwrap();
-        trees.check_seal(release).unwrap();
+        trees.check_seal(release, BrokenSeal::Measures).unwrap();
         let file = trees.tree(release).join("bin/server");
         fs::set_permissions(&file, fs::Permissions::from_mode(0o700)).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
-        trees.check_seal(release).unwrap();
+        trees.check_seal(release, BrokenSeal::Measures).unwrap();
 
         fs::write(&file, "tampered").unwrap();
-        let refusal = trees.check_seal(release).unwrap_err();
+        let refusal = trees.check_seal(release, BrokenSeal::Measures).unwrap_err();
         assert_eq!(refusal.code(), Some(Code::Mismatch));
         assert_eq!(refusal.blockers[0].path.as_deref(), Some("bin/server"));
+        let refusal = trees.check_seal(release, BrokenSeal::Refuses).unwrap_err();
+        assert_eq!(refusal.code(), Some(Code::SealBroken));
         assert_eq!(trees.measure(release).unwrap_err().code(), Some(Code::Mismatch));
     }
 

@@ -144,7 +144,7 @@ explanations! {
     RemovalNeedsEvidence =>
         "A host cannot leave the roster without proof.",
         "It may still serve the old release, and nobody would notice once it is off the roster.",
-        "let the host close first, or stop its service, and apply the roster again";
+        "make sure that its machine is off or wiped, then state it: `muster roster apply FILE --fenced HOST`";
     SignatureInvalid =>
         "A document's signatures do not hold.",
         "Too few of the keys that the root names have signed it, or the root has expired.",

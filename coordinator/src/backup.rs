@@ -72,10 +72,11 @@ pub fn restore(backup: &Path, state: &Path) -> Result<BackupSummary, Error> {
     let dir = state.join("ledger");
     let summary = muster_store::restore(&mut ledger, &dir, Options::coordinator())
         .map_err(|source| Error::Store { dir, source })?;
-    let incarnation = Incarnation(unix_time().0);
-    let mut ledger = Ledger::open(state, documents.clone(), incarnation)?;
+    let mut ledger = Ledger::open(state, documents.clone(), Incarnation(unix_time().0))?;
+    // It rises whatever the clock says.
+    let incarnation = Incarnation(unix_time().0.max(ledger.state().incarnation.next().0));
     // What the database names must be there before a coordinator leads with it.
-    for digest in ledger.state().documents() {
+    for digest in ledger.named_documents() {
         documents.read(digest)?;
     }
     ledger.append(vec![Entry::Incarnation(incarnation)]).map_err(Error::StoreFailed)?;
@@ -88,7 +89,7 @@ fn write(shared: &Shared, output: Chunks) -> Result<(), Error> {
     let documents = {
         let open = shared.ledger();
         open.backup(&mut ledger).map_err(Error::StoreFailed)?;
-        open.state().documents()
+        open.named_documents()
     };
     let mut archive = tar::Builder::new(output);
     append(&mut archive, LEDGER_NAME, &ledger).map_err(failed)?;

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use muster_artifact::{ArtifactError, BlobReader, BlobStore, Durability};
+use muster_daemon::fault_point;
 use muster_model::{Code, Digest, Refusal};
 use muster_proto::convert::digest;
 use muster_proto::v1;
@@ -27,6 +29,10 @@ const CHUNKS_AHEAD: usize = 4;
 const CHUNKS_UNREAD: usize = 1;
 /// Chunks that are read from disk at the same time. More would not be faster, and each takes a thread.
 const READS_MAX: usize = 16;
+/// Uploads that are written at the same time; each takes a thread.
+const UPLOADS_MAX: usize = 32;
+/// How long an upload may send nothing.
+const UPLOAD_PATIENCE: Duration = Duration::from_secs(30);
 /// Digests in one question.
 const DIGESTS_MAX: usize = 10_000;
 
@@ -35,6 +41,7 @@ pub(crate) struct Blobs {
     shared: Arc<Shared>,
     damaged: Damaged,
     reads: Arc<Semaphore>,
+    uploads: Semaphore,
 }
 
 /// Blobs that turned out not to be what their names say. They count as missing, so that whoever has the tree is asked for
@@ -54,6 +61,7 @@ impl Blobs {
             shared: Arc::clone(shared),
             damaged: Damaged::default(),
             reads: Arc::new(Semaphore::new(READS_MAX)),
+            uploads: Semaphore::new(UPLOADS_MAX),
         }
     }
 }
@@ -94,7 +102,8 @@ impl v1::blobs_server::Blobs for Blobs {
         request: Request<Streaming<v1::UploadRequest>>,
     ) -> Result<Response<v1::UploadResponse>, Status> {
         let mut parts = request.into_inner();
-        let first = parts.next().await.transpose()?.and_then(|part| part.part);
+        let _permit = self.uploads.acquire().await.expect("the semaphore is never closed");
+        let first = next_upload(&mut parts).await?.and_then(|part| part.part);
         let Some(Part::Header(header)) = first else {
             return Err(Status::invalid_argument("an upload begins with a header"));
         };
@@ -102,8 +111,8 @@ impl v1::blobs_server::Blobs for Blobs {
         let blobs = self.shared.documents.blobs().clone();
         let (chunks, receiver) = mpsc::channel::<Vec<u8>>(CHUNKS_AHEAD);
         let writing = tokio::task::spawn_blocking(move || write_blob(&blobs, name, header.size, receiver));
-        while let Some(part) = parts.next().await {
-            let Some(Part::Chunk(chunk)) = part?.part else {
+        while let Some(part) = next_upload(&mut parts).await? {
+            let Some(Part::Chunk(chunk)) = part.part else {
                 return Err(Status::invalid_argument("a header comes first and once"));
             };
             if chunks.send(chunk).await.is_err() {
@@ -141,6 +150,14 @@ impl v1::blobs_server::Blobs for Blobs {
     }
 }
 
+/// The next part of an upload, within bounds of time: whoever is silent gives its place to others.
+async fn next_upload(parts: &mut Streaming<v1::UploadRequest>) -> Result<Option<v1::UploadRequest>, Status> {
+    match tokio::time::timeout(UPLOAD_PATIENCE, parts.next()).await {
+        Ok(part) => part.transpose(),
+        Err(_) => Err(Status::deadline_exceeded("the upload sent nothing for 30 s")),
+    }
+}
+
 fn write_blob(
     blobs: &BlobStore,
     name: Digest,
@@ -149,6 +166,13 @@ fn write_blob(
 ) -> Result<(), ArtifactError> {
     let mut writer = blobs.writer(name, size, Durability::Each)?;
     while let Some(chunk) = chunks.blocking_recv() {
+        fault_point("coordinator.blob.write").map_err(|source| {
+            let (doing, path) = ("write", name.to_string().into());
+            if source.kind() == std::io::ErrorKind::StorageFull {
+                return ArtifactError::NoSpace { doing, path, source };
+            }
+            ArtifactError::Io { doing, path, source }
+        })?;
         writer.write(&chunk)?;
     }
     writer.finish()

@@ -76,8 +76,7 @@ pub fn main() -> ExitCode {
 /// Whether a restart could adopt what never reached the disk.
 fn is_storage(error: &Error) -> bool {
     match error {
-        Error::StoreFailed(_) => true,
-        Error::Store { source, .. } => source.is_fatal(),
+        Error::StoreFailed(source) | Error::Store { source, .. } => source.is_fatal(),
         Error::Daemon(_)
         | Error::Tls(_)
         | Error::Blobs(_)
@@ -97,6 +96,8 @@ fn serve(config: Option<PathBuf>, address_file: Option<PathBuf>, log: Log) -> Re
         Log::Json => LogFormat::Json,
     })?;
     let config = CoordinatorConfig::load(config.as_deref())?;
+    let descriptors = muster_daemon::raise_open_files();
+    tracing::info!(descriptors, "each connected host takes one");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime =
         runtime.map_err(|source| Error::File { action: "start", path: "the runtime".into(), source })?;

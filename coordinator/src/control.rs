@@ -26,7 +26,7 @@ use crate::status::{chain, root_cause};
 const INVENTORY_MAX: usize = 1024;
 
 /// The largest frame of an agent: an attestation, or a refusal with many blockers.
-const FRAME_BYTES_MAX: usize = 1 << 20;
+const FRAME_BYTES_MAX: usize = 256 << 10;
 
 /// The control service.
 pub(crate) struct Control {
@@ -181,6 +181,11 @@ impl Attachment {
             self.refuse(fleet, refusal);
             return Ok(());
         };
+        // A second session over the same stream ends the first, whatever becomes of the second.
+        if let Some((session, before)) = self.sessions.remove(fleet) {
+            let event = Event::Left { host: self.host.clone(), session };
+            before.tell(Input::Event(Box::new(event))).await?;
+        }
         let session = self.shared.next_session();
         let outbox = Outbox { session, frames: self.frames.clone(), hang_up: Arc::clone(&self.hang_up) };
         let next = Token::from_bytes(crate::random()?);

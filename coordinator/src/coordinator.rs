@@ -8,16 +8,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use muster_daemon::{Shutdown, boot_time, unix_time};
 use muster_model::{
-    Code, Digest, FleetName, HostName, Incarnation, Refusal, Roster, SessionId, UnixTime, Verified,
+    Code, Digest, Epoch, FleetName, HostName, Incarnation, Refusal, Roster, SessionId, UnixTime, Verified,
 };
 use muster_mtls::{Credentials, Role, ServerTls};
-use muster_rollout::fleet::{Fleet, FleetRecord, Limits};
+use muster_rollout::fleet::{Fleet, FleetRecord, Limits, Phase};
 use muster_store::StoreError;
 use muster_trust::TrustRoot;
 use tokio::sync::mpsc;
 
 use crate::fleet::{self, FleetHandle};
 use crate::ledger::{Documents, Entry, Ledger, ReleaseEntry};
+use crate::receipt;
 use crate::status::chain;
 use crate::{CoordinatorConfig, Error};
 
@@ -92,13 +93,18 @@ impl Shared {
     pub(crate) async fn append(self: &Arc<Self>, entries: Vec<Entry>) -> Result<(), Refusal> {
         let shared = Arc::clone(self);
         let appended = tokio::task::spawn_blocking(move || shared.ledger().append(entries).map(|_| ())).await;
-        let refusal = |detail: String| Refusal::of(Code::NoSpace, detail);
-        appended.map_err(|error| refusal(error.to_string()))?.map_err(|error| {
-            let refused = refusal(chain(&error));
+        let ended = |error: tokio::task::JoinError| Refusal::of(Code::NoSpace, error.to_string());
+        appended.map_err(ended)?.map_err(|error| self.store_failed(error))
+    }
+
+    /// A store that failed ends the coordinator; one that refused a record does not.
+    fn store_failed(&self, error: StoreError) -> Refusal {
+        let refused = Refusal::of(Code::NoSpace, chain(&error));
+        if error.is_fatal() {
             // Drivers are run to their end, and the first that fails ends the coordinator with its reason.
             let _ = self.drivers.send(Box::pin(async move { Err(error) }));
-            refused
-        })
+        }
+        refused
     }
 
     /// A number for a session, unique in this term.
@@ -144,6 +150,9 @@ impl Shared {
             return Err(Refusal::of(Code::RosterChanged, format!("the fleet {name} has a roster already")));
         }
         let record = FleetRecord::first(&roster, digest, envelope, self.ledger().state().incarnation);
+        // P7: whoever applied the roster is told once the fleet is durable.
+        let entry = Entry::Fleet(Box::new(record.clone()));
+        self.ledger().append(vec![entry]).map_err(|error| self.store_failed(error))?;
         let handle = self.lead(record, fleet::first(roster));
         fleets.insert(name, handle);
         Ok(())
@@ -154,11 +163,39 @@ impl Shared {
         for (name, state) in states {
             let inherited = fleet::inherit(&name, &state, &self.documents, &self.root, unix_time())?;
             if let (Some(record), Some(inheritance)) = (state.record, inherited) {
+                self.make_up_for_receipt(&name, &record, &state.receipts);
                 let handle = self.lead(record, inheritance);
                 self.fleets.write().unwrap_or_else(PoisonError::into_inner).insert(name, handle);
             }
         }
         Ok(())
+    }
+
+    /// A flip is settled before its receipt is made; one that the last leader did not come to is made now.
+    fn make_up_for_receipt(
+        &self,
+        fleet: &FleetName,
+        record: &FleetRecord,
+        receipts: &BTreeMap<Epoch, Digest>,
+    ) {
+        let Some(completed) = record.completed.as_ref().filter(|_| !receipts.contains_key(&record.epoch))
+        else {
+            return;
+        };
+        if record.phase != Phase::Settled {
+            return;
+        }
+        let appended = receipt::assemble(&self.documents, &self.root, completed).map(|receipt| {
+            let entry = Entry::Receipt { fleet: fleet.clone(), epoch: record.epoch, receipt };
+            self.ledger().append(vec![entry])
+        });
+        match appended {
+            Ok(Ok(_)) => tracing::info!(%fleet, epoch = %record.epoch, "made the receipt of the last flip"),
+            Ok(Err(error)) => drop(self.store_failed(error)),
+            Err(error) => {
+                tracing::error!(%fleet, error = chain(&error), "no receipt of the last flip can be made")
+            }
+        }
     }
 
     fn lead(&self, record: FleetRecord, inheritance: muster_rollout::fleet::Inheritance) -> Arc<FleetHandle> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use muster_artifact::{ArtifactError, BlobStore, Durability};
 use muster_daemon::{crash_point, fault_point};
 use muster_model::{Digest, Durable, Epoch, FleetName, HostName, Incarnation, MAX_MANIFEST_BYTES, Version};
-use muster_rollout::fleet::{End, FleetRecord, Record, SessionRecord};
+use muster_rollout::fleet::{End, FleetRecord, Opening, Record, SessionRecord};
 use muster_store::{AnchorPayload, Opened, Options, RecordKind, SledStore, Store, StoreError};
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +78,8 @@ pub(crate) struct Ledger {
     documents: Documents,
     state: State,
     since_snapshot: u64,
+    /// The document that the chain begins with, once it was cut back.
+    snapshot: Option<Digest>,
 }
 
 /// The documents that records name, and all other blobs.
@@ -99,7 +101,8 @@ impl Ledger {
         let Opened { store, recovery } =
             SledStore::open(&store_dir, Options::coordinator()).map_err(failed)?;
         tracing::info!(?recovery, head = store.head().seq, "database opened");
-        let mut ledger = Self { store, documents, state: State::default(), since_snapshot: 0 };
+        let mut ledger =
+            Self { store, documents, state: State::default(), since_snapshot: 0, snapshot: None };
         ledger.replay(&store_dir)?;
         if ledger.state.incarnation == Incarnation(0) {
             ledger.append(vec![Entry::Incarnation(incarnation)]).map_err(Error::StoreFailed)?;
@@ -171,6 +174,11 @@ impl Ledger {
         &self.documents
     }
 
+    /// The documents that the chain names, and that a backup therefore holds.
+    pub(crate) fn named_documents(&self) -> Vec<Digest> {
+        self.state.documents().into_iter().chain(self.snapshot).collect()
+    }
+
     /// Writes everything that is in the database to `writer`.
     pub(crate) fn backup(&self, writer: &mut dyn std::io::Write) -> Result<(), StoreError> {
         muster_store::backup(&self.store, writer).map(|_| ())
@@ -188,6 +196,7 @@ impl Ledger {
         let body = serde_json::to_vec(&Snapshot { snapshot: digest }).expect("a digest serialises");
         let position = self.store.compact(self.store.head(), &body, AnchorPayload::Keep)?;
         self.since_snapshot = 0;
+        self.snapshot = Some(digest);
         Ok(position.durable)
     }
 
@@ -203,6 +212,7 @@ impl Ledger {
                     let bytes = self.documents.read(snapshot.snapshot)?;
                     state = serde_json::from_slice(&bytes).map_err(unreadable)?;
                     self.since_snapshot = 0;
+                    self.snapshot = Some(snapshot.snapshot);
                 }
                 RecordKind::Entry => {
                     state.apply(serde_json::from_slice(&record.body).map_err(unreadable)?);
@@ -247,8 +257,7 @@ impl State {
         }
     }
 
-    /// The documents that the state names, and that a backup therefore holds.
-    pub(crate) fn documents(&self) -> Vec<Digest> {
+    fn documents(&self) -> Vec<Digest> {
         let mut named = Vec::new();
         for fleet in self.fleets.values() {
             named.extend(fleet.receipts.values().copied());
@@ -256,6 +265,7 @@ impl State {
             if let Some(record) = &fleet.record {
                 named.push(record.roster_envelope);
                 named.extend(record.phase.documents());
+                named.extend(record.completed.iter().flat_map(Opening::documents));
             }
         }
         named.sort_unstable();

@@ -1,17 +1,41 @@
 //! How refusals and failures become gRPC statuses.
 
-use muster_model::{Code, Refusal};
+use muster_model::{Blocker, Code, Refusal};
 use muster_proto::convert::ConvertError;
 use muster_proto::v1;
 use prost::Message as _;
 use tonic::Status;
 
+/// A status travels in HTTP headers, of which a client reads 16 KiB, in base64.
+const DETAILS_BYTES_MAX: usize = 6 << 10;
+const TEXT_BYTES_MAX: usize = 1 << 10;
+/// What a blocker takes beside its text.
+const PER_BLOCKER_BYTES: usize = 32;
+
 /// A refusal as a status: the text for people, the refusal itself in the details.
-pub(crate) fn refused(refusal: Refusal) -> Status {
-    let text = refusal.to_string();
+pub(crate) fn refused(mut refusal: Refusal) -> Status {
     let code = refusal.code().map_or(tonic::Code::FailedPrecondition, grpc_code);
+    shorten(&mut refusal.blockers, DETAILS_BYTES_MAX);
+    let mut text = refusal.to_string();
+    text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
     let details = v1::Refusal::from(refusal).encode_to_vec();
     Status::with_details(code, text, details.into())
+}
+
+/// Keeps as many blockers as fit into `bytes_max`, and says how many are left out.
+pub(crate) fn shorten(blockers: &mut Vec<Blocker>, bytes_max: usize) {
+    let mut bytes = 0;
+    let fits = blockers.iter().take_while(|blocker| {
+        bytes += blocker.to_string().len() + PER_BLOCKER_BYTES;
+        bytes <= bytes_max
+    });
+    let (kept, all) = (fits.count(), blockers.len());
+    if kept < all {
+        let code = blockers[kept].code;
+        blockers.truncate(kept);
+        let detail = format!("{} more reasons are left out here; `muster status` names them all", all - kept);
+        blockers.push(Blocker::fleet(code, detail));
+    }
 }
 
 /// A request that is not well formed.

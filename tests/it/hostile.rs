@@ -52,14 +52,8 @@ fn manifests_that_no_tree_has_become_no_release() {
     // One that lists a file which was not uploaded, or was with another size.
     for size in [1, 7] {
         let digest = Digest::of(if size == 7 { b"a" } else { b"b" });
-        let line = format!(r#"{{"path":"b","type":"file","mode":"0644","size":{size},"digest":"{digest}"}}"#);
-        let text = format!(
-            "{}{line}\n",
-            format_args!(
-                "{{\"format\":\"muster.manifest/1\",\"entries\":1,\"bytes\":{size},\"absent\":[],\"external\":[],\"mutable\":[],\"variants\":[]}}\n"
-            )
-        );
-        expect_refusal(submit("1.0", caller.keep(text.as_bytes())), Code::BlobMissing, "was not uploaded");
+        let manifest = caller.keep(&forgery::manifest_of("b", size, digest));
+        expect_refusal(submit("1.0", manifest), Code::BlobMissing, "was not uploaded");
     }
     // One that is too long is not even read: its bytes are not what its name says.
     let long = Digest::of(b"a long manifest");

@@ -40,14 +40,7 @@ fn nothing_is_installed_that_is_not_what_the_release_key_signed() {
         requests
     };
 
-    let manifest = |digest: Digest, size: u64| {
-        let header = format!(
-            r#"{{"format":"muster.manifest/1","entries":1,"bytes":{size},"absent":[],"external":[],"mutable":[],"variants":[]}}"#
-        );
-        let line =
-            format!(r#"{{"path":"evil","type":"file","mode":"0755","size":{size},"digest":"{digest}"}}"#);
-        format!("{header}\n{line}\n").into_bytes()
-    };
+    let manifest = |digest, size| forgery::manifest_of("evil", size, digest);
     let evil = impostor.hold(b"evil");
     let good = manifest(evil, 4);
     let (name, size) = (impostor.hold(&good), good.len() as u64);

@@ -12,7 +12,7 @@ use super::work::Kind;
 use super::{FleetDriver, Session};
 use crate::guard_queue::Ask;
 use crate::manifests;
-use crate::measure::{in_lane, on_thread};
+use crate::measure::{BrokenSeal, in_lane, on_thread};
 use crate::refusal;
 
 impl FleetDriver {
@@ -117,14 +117,14 @@ impl FleetDriver {
 
     /// Not in a lane: while hosts are armed nothing may stand in the way, and a check against a seal is short.
     fn check_seal(&mut self, purpose: SealPurpose, release: Digest) {
-        let kind = match purpose {
-            SealPurpose::Arm(_) => Kind::CheckToArm,
-            SealPurpose::Open(_) => Kind::CheckToOpen,
+        let (kind, broken) = match purpose {
+            SealPurpose::Arm(_) => (Kind::CheckToArm, BrokenSeal::Refuses),
+            SealPurpose::Open(_) => (Kind::CheckToOpen, BrokenSeal::Measures),
         };
         let trees = Arc::clone(&self.tools.trees);
         self.works.begin(kind, self.post.clone(), async move {
             let host = trees.host.clone();
-            let outcome = on_thread(&host, move || trees.check_seal(release)).await;
+            let outcome = on_thread(&host, move || trees.check_seal(release, broken)).await;
             Event::SealChecked { purpose, outcome }
         });
     }

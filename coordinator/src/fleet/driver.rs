@@ -17,6 +17,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use super::handle::{Connected, FleetHandle, Outbox, RosterInForce, View, stamp};
 use crate::ledger::{Entry, Ledger};
 use crate::receipt;
+use crate::status::shorten;
 
 /// Inputs that wait for a driver; senders wait when it is full.
 const INBOX_INPUTS: usize = 4096;
@@ -25,6 +26,9 @@ const BATCH_INPUTS: usize = 512;
 /// Reports that a slow watcher may fall behind by; whoever falls behind further learns the end from the record. The
 /// room for them is taken when the fleet is opened.
 const REPORTS: usize = 4096;
+
+/// What is kept of the reasons why a rollout ended.
+const END_BYTES_MAX: usize = 64 << 10;
 
 /// Something for a fleet's driver.
 #[derive(Debug)]
@@ -180,7 +184,7 @@ impl Driver {
 
     /// P7: writes everything the steps want written, in one go, and only then lets their effects out.
     async fn carry_out(&mut self, steps: Vec<Step>, answers: Vec<Answer>) -> Result<(), StoreError> {
-        let records: Vec<Record> = steps.iter().flat_map(|step| step.records().iter().cloned()).collect();
+        let records = newest(steps.iter().flat_map(Step::records));
         let proof = if records.is_empty() { None } else { Some(self.write(records).await?) };
         self.publish_roster();
         for step in steps {
@@ -284,7 +288,9 @@ impl Driver {
                 blockers = %Refusal { blockers: end.blockers.clone() }, "rollout ended"
             );
             let fleet = self.handle.name.clone();
-            let mut entries = vec![Entry::Ended { fleet: fleet.clone(), end: Box::new(end.clone()) }];
+            let mut kept = end.clone();
+            shorten(&mut kept.blockers, END_BYTES_MAX);
+            let mut entries = vec![Entry::Ended { fleet: fleet.clone(), end: Box::new(kept) }];
             if end.outcome == Outcome::Flipped {
                 entries.extend(self.receipt(end.k).await.map(|receipt| Entry::Receipt {
                     fleet,
@@ -302,7 +308,7 @@ impl Driver {
 
     /// Puts the receipt of a completed flip together. A flip without one is still a flip.
     async fn receipt(&self, k: RolloutId) -> Option<Digest> {
-        let opening = self.fleet.completed().filter(|opening| opening.k == k)?.clone();
+        let opening = self.fleet.record().completed.as_ref().filter(|opening| opening.k == k)?.clone();
         let documents = self.ledger.lock().unwrap_or_else(PoisonError::into_inner).documents().clone();
         let (fleet, root) = (self.handle.name.clone(), Arc::clone(&self.root));
         blocking(move || receipt::assemble(&documents, &root, &opening))
@@ -342,6 +348,20 @@ impl Driver {
             now,
         }
     }
+}
+
+/// The records to write: each replaces the one of its kind before it, so of a batch the last state is enough.
+fn newest<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<Record> {
+    let mut kept = Vec::new();
+    let mut fleet = None;
+    for record in records {
+        match record {
+            Record::Document(..) | Record::Session(_) => kept.push(record.clone()),
+            Record::Fleet(_) => fleet = Some(record.clone()),
+        }
+    }
+    kept.extend(fleet);
+    kept
 }
 
 /// Runs a blocking call and carries its panic on, if it has one.

@@ -184,9 +184,13 @@ impl FleetHandle {
     /// Passes on what a host said about a request; nobody may be waiting any more.
     pub(crate) fn answer(&self, request: u64, answer: HostAnswer) {
         let waiting = lock(&self.waiting).get(&request).cloned();
-        if let Some(waiting) = waiting
-            && waiting.try_send(answer).is_err()
-        {
+        let Some(waiting) = waiting else { return };
+        // Half of the room is kept for how it ends.
+        let is_progress = matches!(answer.body, v1::agent_frame::Body::DeployProgress(_));
+        if is_progress && waiting.capacity() < waiting.max_capacity() / 2 {
+            return;
+        }
+        if waiting.try_send(answer).is_err() {
             tracing::warn!(fleet = %self.name, request, "an answer was dropped: whoever asked is too slow or gone");
         }
     }

@@ -21,8 +21,9 @@ use crate::fleet::{Answers, Connected, FleetHandle, HostAnswer};
 use crate::ledger::ReleaseEntry;
 use crate::status::chain;
 
-/// Answers that may wait: progress of many hosts at once. What is dropped is progress; see [`FleetHandle::answer`].
-const ANSWERS_AHEAD: usize = 65_536;
+/// Answers of each host that may wait for an operator that is slow. What is dropped is progress; see
+/// [`FleetHandle::answer`].
+const ANSWERS_AHEAD: usize = 8;
 
 /// One deployment that an operator waits for.
 pub(super) struct Deployment {
@@ -64,7 +65,7 @@ impl Deployment {
         let roster = fleet.roster().roster;
         let request = shared.next_request();
         Ok(Self {
-            answers: fleet.await_answers(request, ANSWERS_AHEAD),
+            answers: fleet.await_answers(request, ANSWERS_AHEAD * roster.hosts().len()),
             connected: fleet.connected(),
             hosts: roster.hosts().iter().map(|member| (member.name.clone(), Standing::Waiting)).collect(),
             told: BTreeSet::new(),
@@ -121,9 +122,9 @@ impl Deployment {
             let Some(standing @ (Standing::Waiting | Standing::Deploying)) = self.hosts.get_mut(host) else {
                 continue;
             };
-            if self.told.insert((host.clone(), outbox.session))
-                && outbox.frames.try_send(frame.clone()).is_ok()
-            {
+            let session = (host.clone(), outbox.session);
+            if !self.told.contains(&session) && outbox.frames.try_send(frame.clone()).is_ok() {
+                self.told.insert(session);
                 *standing = Standing::Deploying;
             }
         }

@@ -147,11 +147,16 @@ impl Flip {
         if self.has_ended(events).await {
             return;
         }
+        let mut epoch = 0;
+        if let Ok(view) = self.fleet.view().await {
+            epoch = view.record.epoch.0;
+            // Who is waited for now, not what was in the way at some time.
+            blockers = view.hosts.into_iter().flat_map(|host| host.blockers).collect();
+        }
         blockers.insert(
             0,
             Blocker::fleet(Code::TimedOut, "the rollout was decided and goes on; it is not waited for"),
         );
-        let epoch = self.fleet.view().await.map_or(0, |view| view.record.epoch.0);
         let end = v1::RolloutEnd {
             k: self.k.0,
             outcome: v1::rollout_end::Outcome::Pending.into(),

@@ -8,11 +8,12 @@ mod release;
 mod roster;
 mod view;
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_model::{Blocker, Code, FleetName, Refusal, RolloutId};
+use muster_model::{Blocker, Code, FleetName, HostName, Refusal, RolloutId};
 use muster_mtls::Peer;
 use muster_proto::convert;
 use muster_proto::v1;
@@ -83,7 +84,14 @@ impl Service for Operations {
         &self,
         request: Request<v1::ApplyRosterRequest>,
     ) -> Result<Response<v1::ApplyRosterResponse>, Status> {
-        let applied = roster::apply(&self.shared, request.into_inner().envelope).await;
+        let operator = caller(&request);
+        let request = request.into_inner();
+        let fenced = request.fenced.iter().map(|host| convert::host(host)).collect::<Result<_, _>>();
+        let fenced: BTreeSet<HostName> = fenced.map_err(malformed)?;
+        if !fenced.is_empty() {
+            tracing::warn!(%operator, ?fenced, "an operator states that hosts serve nothing any more");
+        }
+        let applied = roster::apply(&self.shared, request.envelope, fenced).await;
         applied.map(Response::new).map_err(refused)
     }
 

@@ -1,9 +1,10 @@
 //! Rosters.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use muster_daemon::unix_time;
-use muster_model::{Code, Refusal, RosterRevision};
+use muster_model::{Code, HostName, Refusal, RosterRevision};
 use muster_proto::v1;
 use muster_rollout::fleet::NextRoster;
 
@@ -16,6 +17,7 @@ use crate::status::chain;
 pub(super) async fn apply(
     shared: &Arc<Shared>,
     envelope: Vec<u8>,
+    fenced: BTreeSet<HostName>,
 ) -> Result<v1::ApplyRosterResponse, Refusal> {
     let invalid = |error| Refusal::of(Code::SignatureInvalid, chain(&error));
     let verified = shared.root.verify_roster(&envelope, unix_time()).map_err(invalid)?;
@@ -33,7 +35,7 @@ pub(super) async fn apply(
     })
     .await?;
     match shared.fleet(roster.fleet()) {
-        Some(fleet) => fleet.apply_roster(NextRoster { roster, digest, envelope: name }).await?,
+        Some(fleet) => fleet.apply_roster(NextRoster { roster, digest, envelope: name, fenced }).await?,
         None if roster.revision() == RosterRevision(1) => {
             let shared = Arc::clone(shared);
             blocking(move || shared.found(roster, digest, name)).await?;

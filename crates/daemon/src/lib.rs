@@ -8,6 +8,7 @@ mod clock;
 mod config;
 mod error;
 mod fault;
+mod limits;
 mod logging;
 mod shutdown;
 
@@ -15,5 +16,6 @@ pub use clock::{boot_id, boot_time, unix_time};
 pub use config::{Fragment, Fragments, Place, SYSTEM_FOLDERS};
 pub use error::Error;
 pub use fault::{crash_point, fault_point};
+pub use limits::raise_open_files;
 pub use logging::{LogFormat, init_logging};
 pub use shutdown::{Shutdown, ShutdownTrigger, shutdown_on_signals};

@@ -6,9 +6,12 @@ use crate::Digest;
 
 /// A Merkle tree over leaves in the order given. Leaves and nodes are hashed with different prefixes (0 and 1), so
 /// that neither passes for the other.
+///
+/// Kept level by level, where a last node without a sibling moves up as it is: that is the tree of RFC 6962, and every
+/// proof is read off without hashing again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MerkleTree {
-    leaves: Vec<Digest>,
+    levels: Vec<Vec<Digest>>,
 }
 
 /// The audit path of one leaf: what is needed to compute the root from the leaf alone.
@@ -26,24 +29,29 @@ pub struct MerkleProof {
 impl MerkleTree {
     /// Builds the tree over `leaves`.
     pub fn new<'a>(leaves: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        Self { leaves: leaves.into_iter().map(leaf_hash).collect() }
+        let mut levels: Vec<Vec<Digest>> = vec![leaves.into_iter().map(leaf_hash).collect()];
+        while let Some(level) = levels.last().filter(|level| level.len() > 1) {
+            levels.push(level.chunks(2).map(parent).collect());
+        }
+        Self { levels }
     }
 
     /// The root; of no leaves at all, the hash of the empty string.
     #[must_use]
     pub fn root(&self) -> Digest {
-        subtree(&self.leaves)
+        self.levels.last().and_then(|level| level.first()).copied().unwrap_or_else(|| Digest::of(b""))
     }
 
     /// The audit path of leaf `index`, or nothing if there is no such leaf.
     #[must_use]
     pub fn proof(&self, index: usize) -> Option<MerkleProof> {
-        if index >= self.leaves.len() {
+        let size = self.levels.first().map_or(0, Vec::len);
+        if index >= size {
             return None;
         }
-        let mut path = Vec::new();
-        audit_path(index, &self.leaves, &mut path);
-        Some(MerkleProof { index: index as u64, size: self.leaves.len() as u64, path })
+        let sibling = |(height, level): (usize, &Vec<Digest>)| level.get((index >> height) ^ 1).copied();
+        let path = self.levels.iter().enumerate().filter_map(sibling).collect();
+        Some(MerkleProof { index: index as u64, size: size as u64, path })
     }
 }
 
@@ -87,34 +95,10 @@ fn node_hash(left: &Digest, right: &Digest) -> Digest {
     Digest::of_parts(&[&[1], left.as_bytes(), right.as_bytes()])
 }
 
-/// The largest power of two smaller than `len`, where RFC 6962 splits a list of two or more.
-fn split(len: usize) -> usize {
-    len.next_power_of_two() / 2
-}
-
-fn subtree(leaves: &[Digest]) -> Digest {
-    match leaves {
-        [] => Digest::of(b""),
-        [leaf] => *leaf,
-        _ => {
-            let (left, right) = leaves.split_at(split(leaves.len()));
-            node_hash(&subtree(left), &subtree(right))
-        }
-    }
-}
-
-fn audit_path(index: usize, leaves: &[Digest], path: &mut Vec<Digest>) {
-    if leaves.len() < 2 {
-        return;
-    }
-    let middle = split(leaves.len());
-    let (left, right) = leaves.split_at(middle);
-    if index < middle {
-        audit_path(index, left, path);
-        path.push(subtree(right));
-    } else {
-        audit_path(index - middle, right, path);
-        path.push(subtree(left));
+fn parent(children: &[Digest]) -> Digest {
+    match children {
+        [left, right] => node_hash(left, right),
+        _ => children[0],
     }
 }
 

@@ -32,8 +32,11 @@ impl ConvertError {
     }
 }
 
-/// Most blockers that are read of one refusal; a peer that sends more is cut short.
-const BLOCKERS_MAX: usize = 1024;
+/// Most blockers that are read of one host's refusal, and of a report about a whole fleet.
+const HOST_BLOCKERS_MAX: usize = 64;
+const BLOCKERS_MAX: usize = 100_000;
+/// Most bytes that are read of each of a blocker's texts.
+const TEXT_BYTES_MAX: usize = 4096;
 
 /// 32 bytes of SHA-256.
 pub fn digest(field: &'static str, bytes: &[u8]) -> Result<Digest, ConvertError> {
@@ -62,11 +65,16 @@ pub fn blocker(wire: v1::Blocker) -> Result<Blocker, ConvertError> {
     Ok(Blocker {
         code,
         host,
-        path: wire.path,
-        expected: wire.expected,
-        measured: wire.measured,
-        detail: wire.detail,
+        path: wire.path.map(bounded),
+        expected: wire.expected.map(bounded),
+        measured: wire.measured.map(bounded),
+        detail: bounded(wire.detail),
     })
+}
+
+fn bounded(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+    text
 }
 
 /// Several blockers.
@@ -74,9 +82,11 @@ pub fn blockers(wire: Vec<v1::Blocker>) -> Result<Vec<Blocker>, ConvertError> {
     wire.into_iter().take(BLOCKERS_MAX).map(blocker).collect()
 }
 
-/// A refusal, which has at least one reason.
+/// A refusal, which has at least one reason; a peer that gives very many is cut short.
 pub fn refusal(wire: Option<v1::Refusal>) -> Result<Refusal, ConvertError> {
-    let blockers = blockers(wire.ok_or(ConvertError::Missing("refusal"))?.blockers)?;
+    let mut reasons = wire.ok_or(ConvertError::Missing("refusal"))?.blockers;
+    reasons.truncate(HOST_BLOCKERS_MAX);
+    let blockers = blockers(reasons)?;
     if blockers.is_empty() {
         return Err(ConvertError::Missing("blockers"));
     }

@@ -53,6 +53,19 @@ fn edited(envelope: &[u8], edit: impl FnOnce(&mut Value)) -> Vec<u8> {
     serde_json::to_vec(&value).unwrap()
 }
 
+/// A well-formed manifest of one file.
+pub(crate) fn manifest_of(path: &str, size: u64, digest: Digest) -> Vec<u8> {
+    let file =
+        format!(r#"{{"path":"{path}","type":"file","mode":"0644","size":{size},"digest":"{digest}"}}"#);
+    format!("{}\n{file}\n", header(1, size)).into_bytes()
+}
+
+fn header(entries: u64, bytes: u64) -> String {
+    format!(
+        r#"{{"format":"muster.manifest/1","entries":{entries},"bytes":{bytes},"absent":[],"external":[],"mutable":[],"variants":[]}}"#
+    )
+}
+
 /// Manifests that are refused, each with a part of the reason.
 pub(crate) fn hostile_manifests() -> Vec<(&'static str, Vec<u8>)> {
     let file = |path: &str, size: u64| {
@@ -62,11 +75,6 @@ pub(crate) fn hostile_manifests() -> Vec<(&'static str, Vec<u8>)> {
     let dir = |path: &str| format!(r#"{{"path":"{path}","type":"dir","mode":"0755"}}"#);
     let link =
         |path: &str, target: &str| format!(r#"{{"path":"{path}","type":"symlink","target":"{target}"}}"#);
-    let header = |entries: u64, bytes: u64| {
-        format!(
-            r#"{{"format":"muster.manifest/1","entries":{entries},"bytes":{bytes},"absent":[],"external":[],"mutable":[],"variants":[]}}"#
-        )
-    };
     let lines = |header: String, entries: &[String]| {
         let mut text = header + "\n";
         entries.iter().for_each(|line| text += &(line.clone() + "\n"));

@@ -20,12 +20,17 @@ const ROSTER_BYTES_MAX: u64 = muster_trust::ENVELOPE_BYTES_MAX as u64;
 
 /// Sign a roster and make it the fleet's next one. The first roster makes the fleet.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:
-  muster roster apply roster.toml")]
+#[command(after_help = "Examples:
+  muster roster apply roster.toml
+  muster roster apply roster.toml --fenced host-5   # its machine is off")]
 pub(crate) struct Apply {
     /// The roster: TOML to be signed with the context's operator key, or a signed roster (JSON)
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// State that this host, which leaves or gets another key, serves nothing any more: its machine is off or wiped. May be
+    /// repeated. Be sure: nothing else keeps it from serving what the fleet has left behind
+    #[arg(long, value_name = "HOST")]
+    fenced: Vec<HostName>,
 }
 
 impl Apply {
@@ -46,7 +51,10 @@ impl Apply {
         }
         let doing = format!("apply revision {} of the roster of {}", roster.revision(), roster.fleet());
         let mut client = session.operations();
-        let request = v1::ApplyRosterRequest { envelope: next.raw().to_vec() };
+        let request = v1::ApplyRosterRequest {
+            envelope: next.raw().to_vec(),
+            fenced: self.fenced.iter().map(HostName::to_string).collect(),
+        };
         let applied = Box::pin(answer(&doing, client.apply_roster(request))).await?;
         env.ui.report(&Applied {
             fleet: applied.fleet,

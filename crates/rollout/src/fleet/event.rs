@@ -1,5 +1,6 @@
 //! What goes into a fleet's state machine, and what comes out of it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,6 +90,8 @@ pub struct NextRoster {
     pub digest: Digest,
     /// The digest of its envelope.
     pub envelope: Digest,
+    /// Hosts of which an operator states that they serve nothing any more: their machines are off, or wiped.
+    pub fenced: BTreeSet<HostName>,
 }
 
 /// Something for the driver to do, without a choice of its own.

@@ -61,6 +61,10 @@ impl Closing {
     pub(super) fn done(&self) -> usize {
         self.secrets.iter().flatten().count()
     }
+
+    pub(super) fn has_closed(&self, index: usize) -> bool {
+        self.secrets.get(index).is_some_and(Option::is_some)
+    }
 }
 
 impl Opened {
@@ -187,7 +191,7 @@ impl Fleet {
             | Progress::Closing(_) => None,
         };
         reached(k, Stage::Measured, None, done, out);
-        self.completed = Some(opening.clone());
+        self.record.completed = Some(opening.clone());
         self.record.phase = Phase::Settled;
         self.progress = Progress::None;
         out.record_changed = true;

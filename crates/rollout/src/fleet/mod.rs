@@ -45,8 +45,6 @@ pub struct Fleet {
     progress: Progress,
     /// The closing secrets of the last completed flip, for hosts that are still to open.
     secrets: Secrets,
-    /// The last rollout that was settled under this leader.
-    completed: Option<Opening>,
     /// Why this coordinator must not lead, if hosts remember more than it does.
     frozen: Option<Blocker>,
     limits: Limits,
@@ -128,7 +126,6 @@ impl Fleet {
             roster: inheritance.roster,
             progress: Progress::None,
             secrets: inheritance.secrets,
-            completed: None,
             frozen: None,
             limits,
             record,

@@ -51,6 +51,9 @@ pub struct FleetRecord {
     pub phase: Phase,
     /// To whom unleased service was offered since it last closed.
     pub offers: Offers,
+    /// The last rollout that was settled: what its receipt is made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completed: Option<Opening>,
 }
 
 /// Where a fleet stands.
@@ -199,6 +202,7 @@ impl FleetRecord {
             previous: None,
             phase: Phase::Settled,
             offers: Offers::Only(BTreeSet::new()),
+            completed: None,
         }
     }
 }
@@ -231,10 +235,7 @@ impl Phase {
         if let Self::Arming(armament) | Self::Decided(armament) = self {
             named.push(armament.evidence);
         }
-        if let Some(opening) = self.opening() {
-            named.extend(opening.papers.all());
-            named.extend([opening.evidence, opening.secrets]);
-        }
+        named.extend(self.opening().iter().flat_map(|opening| opening.documents()));
         named
     }
 
@@ -250,6 +251,15 @@ impl Phase {
             },
             Self::Settled | Self::Preparing(Rollout { base: Base::Settled, .. }) => None,
         }
+    }
+}
+
+impl Opening {
+    /// The documents that its receipt is made of.
+    #[must_use]
+    pub fn documents(&self) -> [Digest; 5] {
+        let [order, release, roster] = self.papers.all();
+        [order, release, roster, self.evidence, self.secrets]
     }
 }
 

@@ -1,8 +1,9 @@
 //! Membership: a signed roster takes the place of the one before.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use muster_model::{Blocker, Code, Refusal};
+use muster_model::{Blocker, Code, HostName, Member, Refusal};
 
 use super::record::{Offers, Phase, roster_ref};
 use super::{Fleet, Host, NextRoster, Out, Step};
@@ -12,7 +13,7 @@ impl Fleet {
     ///
     /// A host that was offered unleased service cannot leave here: that needs proof that it no longer serves.
     pub fn apply_roster(&mut self, next: NextRoster) -> Result<Step, Refusal> {
-        let NextRoster { roster, digest, envelope } = next;
+        let NextRoster { roster, digest, envelope, fenced } = next;
         if roster.fleet() != &self.record.fleet {
             let detail = format!("this roster is for the fleet {}", roster.fleet());
             return Err(Refusal::of(Code::FleetUnknown, detail));
@@ -38,28 +39,32 @@ impl Fleet {
                 format!("this roster has revision {}; the next one is {expected}", roster.revision());
             return Err(Refusal::of(Code::RosterChanged, detail));
         }
-        self.check_removals(&roster)?;
+        self.check_removals(&roster, &fenced)?;
         let mut out = Out { record_changed: true, ..Out::default() };
         let mut previous = std::mem::take(&mut self.hosts);
         self.hosts = roster
             .hosts()
             .iter()
-            .map(|member| match previous.iter().position(|host| host.name == member.name) {
-                Some(index) => previous.swap_remove(index),
-                None => Host::new(&member.name, None),
+            .map(|member| {
+                let stays = self.roster.member(&member.name) == Some(member);
+                let index = previous.iter().position(|host| stays && host.name == member.name);
+                index.map_or_else(|| Host::new(&member.name, None), |index| previous.swap_remove(index))
             })
             .collect();
         for gone in previous {
             if let Some(session) = gone.session {
-                let detail = format!("revision {expected} of the roster does not list it");
+                let detail = format!("revision {expected} of the roster does not list this machine");
                 let refusal = Refusal::because(Blocker::host(Code::HostNotInRoster, &gone.name, detail));
                 out.refuse_session(&gone.name, session.id, refusal);
             }
         }
         // `All` meant the hosts of the roster before; hosts that are new have not been offered anything.
         if self.record.offers == Offers::All {
-            let before = self.roster.hosts().iter().map(|member| member.name.clone());
-            self.record.offers = Offers::Only(before.collect());
+            let stay =
+                self.roster.hosts().iter().filter(|member| roster.member(&member.name) == Some(*member));
+            self.record.offers = Offers::Only(stay.map(|member| member.name.clone()).collect());
+        } else if let Offers::Only(offered) = &mut self.record.offers {
+            offered.retain(|host| roster.member(host).is_some_and(|it| self.roster.member(host) == Some(it)));
         }
         self.record.roster = roster_ref(&roster, digest);
         self.record.roster_envelope = envelope;
@@ -67,13 +72,29 @@ impl Fleet {
         Ok(self.step(out))
     }
 
-    fn check_removals(&self, next: &muster_model::Roster) -> Result<(), Refusal> {
-        let removed = self.roster.hosts().iter().map(|member| &member.name);
-        let blockers: Vec<Blocker> = removed
-            .filter(|host| next.position(host).is_none() && self.record.offers.include(host))
-            .map(|host| {
-                let detail = "it may serve, and nothing proves that it does not";
-                Blocker::host(Code::RemovalNeedsEvidence, host, detail)
+    /// "Otherwise removal needs external fence evidence (power off)." A host whose key changes is another machine: the
+    /// one before leaves.
+    fn check_removals(
+        &self,
+        next: &muster_model::Roster,
+        fenced: &BTreeSet<HostName>,
+    ) -> Result<(), Refusal> {
+        let leaves = |(member, _): &(&Member, &Host)| {
+            next.member(&member.name) != Some(*member) && self.record.offers.include(&member.name)
+        };
+        let blockers: Vec<Blocker> = self
+            .roster
+            .hosts()
+            .iter()
+            .zip(&self.hosts)
+            .filter(leaves)
+            .filter_map(|(member, host)| {
+                let detail = match (fenced.contains(&member.name), host.session.is_some()) {
+                    (true, false) => return None,
+                    (true, true) => "it is connected, so its machine is not off",
+                    (false, _) => "it may serve, and nothing proves that it does not",
+                };
+                Some(Blocker::host(Code::RemovalNeedsEvidence, &member.name, detail))
             })
             .collect();
         if blockers.is_empty() { Ok(()) } else { Err(Refusal { blockers }) }

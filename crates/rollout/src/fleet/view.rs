@@ -2,7 +2,7 @@
 
 use muster_model::{Blocker, BootTime, Digest, Epoch, HostMode, HostName, RolloutId, SessionId};
 
-use super::record::{Opening, Phase};
+use super::record::Phase;
 use super::rollout::Progress;
 use super::{Fleet, Identity};
 use crate::gate;
@@ -41,7 +41,8 @@ impl Fleet {
     pub fn hosts(&self) -> Vec<HostView> {
         self.hosts
             .iter()
-            .map(|host| {
+            .enumerate()
+            .map(|(index, host)| {
                 let mut blockers = host.trouble.clone();
                 if host.identity.as_ref().is_some_and(|it| it.identity == Identity::Duplicate)
                     && !blockers.iter().any(|blocker| blocker.code == muster_model::Code::DuplicateHost)
@@ -51,6 +52,13 @@ impl Fleet {
                 }
                 if host.session.is_none() {
                     blockers.insert(0, gate::missing(&host.name));
+                } else if let Progress::Closing(closing) = &self.progress
+                    && blockers.is_empty()
+                    && !closing.has_closed(index)
+                {
+                    // Nothing opens before it has: whoever looks must see for whom the others are dark.
+                    let detail = "it was told to close and has not said yet that it has";
+                    blockers.push(Blocker::host(muster_model::Code::HostSilent, &host.name, detail));
                 }
                 HostView {
                     host: host.name.clone(),
@@ -92,12 +100,6 @@ impl Fleet {
                 self.hosts.iter().filter(|host| host.measured == Some(self.record.epoch)).count()
             }
         }
-    }
-
-    /// The last rollout that was settled under this leader: what its receipt is made of.
-    #[must_use]
-    pub const fn completed(&self) -> Option<&Opening> {
-        self.completed.as_ref()
     }
 
     /// Why this coordinator must not lead, if so.

@@ -21,6 +21,10 @@ impl Host {
             out.refuse(Some(k), stale_rollout(k, self.record.last_k));
             return;
         }
+        if let Some(refusal) = self.without_guard() {
+            out.refuse(Some(k), refusal);
+            return;
+        }
         let prepared = self.round.as_ref().filter(|round| round.k == k);
         let Some(Stage::Prepared { next, .. }) = prepared.map(|round| &round.stage) else {
             out.refuse(
@@ -325,6 +329,14 @@ impl Host {
                 refusal.unwrap_or_else(|| Refusal::of(Code::GuardFailed, "the guard no longer serves"));
             self.ask_for_admission(refusal, entropy, out);
         }
+    }
+
+    /// "Guard, while settled: service goes on, alarm, refuses to arm": nobody could stop what is served once it was decided.
+    pub(super) fn without_guard(&self) -> Option<Refusal> {
+        let is_lost = self.guard == GuardState::Unknown;
+        is_lost.then(|| {
+            Refusal::of(Code::GuardFailed, "its guard does not answer, so it could not stop serving")
+        })
     }
 
     /// The epoch that would follow what this host serves or waits to serve.

@@ -56,6 +56,10 @@ impl Host {
             return;
         }
         round.stage = Stage::Attesting { nonce_root };
+        if let Some(refusal) = self.without_guard() {
+            out.send(FromHost::CannotAttest { k, refusal });
+            return;
+        }
         self.record.committed = Some(Committed { k, secret });
         out.record_changed = true;
         out.effects.push(Effect::Measure { purpose: MeasurePurpose::Attest(k), release: to });

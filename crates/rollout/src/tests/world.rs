@@ -1,6 +1,6 @@
 //! The simulated world: a coordinator with its disk, machines, and the network between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use muster_model::{
@@ -58,6 +58,8 @@ pub(super) struct World {
     pub(super) crash_per_mille: u64,
     /// How often the guard cannot do what it is asked.
     pub(super) guard_fails_per_mille: u64,
+    /// Hosts of which an operator states that their machines are off.
+    pub(super) fenced: BTreeSet<HostName>,
     /// How soon guards do what they are asked.
     pub(super) guard_pace: Pace,
     /// How often work takes very long.
@@ -112,6 +114,7 @@ impl World {
             random: SplitMix64::new(seed),
             mistake: None,
             crash_per_mille: 0,
+            fenced: BTreeSet::new(),
             guard_fails_per_mille: 0,
             guard_pace: Pace::Usual,
             slow_per_mille: 0,
@@ -373,6 +376,7 @@ impl World {
             roster: Verified::clone(&next.roster),
             digest: next.digest,
             envelope: next.envelope,
+            fenced: self.fenced.clone(),
         })?;
         self.rosters.push(next);
         for number in self.machines.len() + 1..=hosts {

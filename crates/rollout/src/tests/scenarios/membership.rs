@@ -165,6 +165,22 @@ fn a_host_that_may_serve_cannot_be_removed() {
 }
 
 #[test]
+fn a_host_whose_machine_is_stated_to_be_off_can_be_removed_unless_it_is_connected() {
+    let mut world = World::settled();
+    world.fenced.insert(host_name(3));
+    let refusal = world.change_roster(2).expect_err("it is connected");
+    assert_eq!(codes(&refusal.blockers), [(Code::RemovalNeedsEvidence, Some("host-3"))]);
+    world.reboot(2);
+    world.rest();
+    world.change_roster(2).expect("its machine is off");
+    world.start_agent(2);
+    world.rest();
+    assert!(world.machines[2].session().is_none(), "it is not in the roster");
+    world.flip(1);
+    assert_eq!(world.machines[0].guard, world.machines[1].guard);
+}
+
+#[test]
 fn the_roster_does_not_change_while_a_rollout_is_under_way() {
     let mut world = World::settled();
     world.flip_until(1, is_decided);

@@ -7,8 +7,8 @@ use muster_model::{
 
 use super::super::machine::Pending;
 use super::super::world::World;
-use super::{is_closed, is_decided};
-use crate::host::Mode;
+use super::{codes, is_arming, is_closed, is_decided};
+use crate::host::{Event, GuardState, Mode};
 
 #[test]
 fn a_second_proposal_is_told_which_rollout_is_under_way() {
@@ -52,6 +52,30 @@ fn a_release_that_is_served_already_is_refused() {
     let proposal = world.proposal(0, |_| {});
     let refusal = world.propose_this(&proposal).expect_err("it is served");
     assert_eq!(refusal.code(), Some(Code::AlreadyServing));
+}
+
+#[test]
+fn a_host_whose_guard_is_silent_does_not_arm() {
+    let mut world = World::settled();
+    let k = world.flip_until(1, is_arming);
+    world.host_event(1, Event::Guard { state: GuardState::Unknown, refusal: None });
+    world.say(1, ToHost::Arm { k });
+    assert_eq!(world.refusal_of(1), Some(Code::GuardFailed));
+    world.rest();
+    assert_eq!(codes(&world.last_end().blockers), [(Code::GuardFailed, Some("host-2"))]);
+    world.expect_all_serve(0, 1);
+}
+
+#[test]
+fn who_is_waited_for_after_the_decision_is_named() {
+    let mut world = World::settled();
+    world.flip_until(1, is_decided);
+    let fleet = world.coordinator.fleet.as_ref().expect("it leads");
+    let waiting: Vec<_> = fleet.hosts().into_iter().flat_map(|host| host.blockers).collect();
+    assert_eq!(codes(&waiting).iter().filter(|(code, _)| *code == Code::HostSilent).count(), 3);
+    world.rest();
+    let fleet = world.coordinator.fleet.as_ref().expect("it leads");
+    assert!(fleet.hosts().iter().all(|host| host.blockers.is_empty()));
 }
 
 /// All hosts have closed for release 1, and the coordinator has not heard of host 1. With the N secrets.
