@@ -139,7 +139,7 @@ impl Caller {
     /// Applies a roster.
     pub(crate) fn apply_roster(&self, envelope: Vec<u8>) -> Result<(), Status> {
         let mut client = self.operations();
-        self.wait(client.apply_roster(v1::ApplyRosterRequest { envelope })).map(drop)
+        self.wait(client.apply_roster(v1::ApplyRosterRequest { envelope, fenced: Vec::new() })).map(drop)
     }
 
     /// Proposes a flip, and does not stay to see how it goes.
