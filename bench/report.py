@@ -82,6 +82,7 @@ def facts(**versions):
         "kernel": platform.release(),
         "load_before": round(os.getloadavg()[0], 2),
         "niceness": os.nice(0),
+        "real_time": os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR),
         "versions": {"rustc": first_line("rustc", "--version"), "python": platform.python_version(), **versions},
     }
 

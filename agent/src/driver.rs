@@ -263,6 +263,10 @@ impl FleetDriver {
         let at = self.guard.finished(&answer);
         self.start_asking();
         let Answer { ask, outcome, .. } = answer;
+        if let (Ask::Open(_) | Ask::Close { .. }, Ok(_)) = (ask, &outcome) {
+            // It obeyed before it was looked for: what it serves is known, and needs no new session.
+            self.guard_presence = Presence::Present;
+        }
         match ask {
             Ask::Status | Ask::Shut => self.looked(ask, outcome).await,
             Ask::Close { k, .. } => {
@@ -355,8 +359,9 @@ impl FleetDriver {
             GuardChange::Found => {
                 if self.guard_presence != Presence::Present {
                     self.guard_presence = Presence::Asked;
-                    self.ask(Ask::Status);
                 }
+                // Also if it has answered meanwhile: it may have ended and begun again before it was watched.
+                self.ask(Ask::Status);
             }
         }
         Ok(())
