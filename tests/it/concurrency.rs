@@ -1,7 +1,8 @@
 //! Many who ask at once, and who ask while others act.
 
+use std::fs;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::harness::{Artifact, Fleet, Observer, Output, PATIENCE, artifact, wait_until};
 
@@ -37,7 +38,7 @@ fn a_check_beside_a_rollout_answers_and_names_only_who_is_silent() {
         wait_until("the rollout is under way", PATIENCE, || {
             (fleet.json(&["status"]).text_at("/phase") == "preparing").then_some(())
         });
-        let checked = fleet.json(&["check", "--release", "2", "--timeout", "3s"]).expect_code(11);
+        let checked = fleet.json(&["check", "--release", "2", "--timeout", "6s"]).expect_code(11);
         // Silent at first, and gone once the connection has been seen to be dead.
         let blockers = checked.blockers();
         let named = |code: &str| ["host-silent", "host-missing"].contains(&code);
@@ -102,7 +103,7 @@ fn an_abort_and_a_flip_agree_on_who_was_first() {
         let to = 1 - serves;
         let (flip, aborted) = thread::scope(|scope| {
             let flip = scope.spawn(|| fleet.json(&["flip", ["1", "2"][to], "--timeout", "90s"]));
-            let asked = std::time::Instant::now();
+            let asked = Instant::now();
             wait_until("its turn", PATIENCE, || {
                 (asked.elapsed() >= Duration::from_millis(delay_ms)).then_some(())
             });
@@ -137,16 +138,22 @@ fn a_deployment_that_its_coordinator_did_not_survive_is_carried_on() {
     let digest = fleet.push(&big, "6");
     let coordinator = fleet.coordinator();
     let blobs = fleet.host(1).folder().join("blobs");
-    let count = || std::fs::read_dir(&blobs).unwrap().count();
+    // Finished ones: each has its whole digest for a name, in a folder of those that begin alike.
+    let count = || -> usize {
+        let folders = fs::read_dir(&blobs).unwrap().flatten();
+        let files = folders.filter_map(|folder| fs::read_dir(folder.path()).ok()).flatten().flatten();
+        files.filter(|file| file.file_name().len() == 64).count()
+    };
     let before = count();
     let deployed = thread::scope(|scope| {
         let deploy = scope.spawn(|| fleet.json(&["deploy", "6"]));
-        wait_until("blobs arrive", PATIENCE, || (count() > before || deploy.is_finished()).then_some(()));
+        wait_until("blobs arrive", PATIENCE, || (count() > before + 4 || deploy.is_finished()).then_some(()));
         coordinator.kill();
         deploy.join().unwrap()
     });
     // On a fast disk it may have been through.
     assert!([0, 1].contains(&deployed.code), "{deployed}");
+    assert!(count() > before, "{deployed}");
     fleet.assert_all_serve(&first);
     coordinator.start(&[]);
     fleet.wait_connected(3);

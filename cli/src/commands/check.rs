@@ -5,7 +5,7 @@ mod judge;
 use std::time::Duration;
 
 use clap::Args;
-use muster_model::{Blocker, FleetName};
+use muster_model::{Blocker, FleetName, Roster, Verified};
 use muster_proto::v1;
 use muster_proto::v1::check_event::Event;
 use serde::Serialize;
@@ -14,7 +14,7 @@ use self::judge::{HostVerdict, Judge, Question, Verdict};
 use crate::args::duration;
 use crate::clock::{millis, span_text, unix_time};
 use crate::commands::Env;
-use crate::connect::Events;
+use crate::connect::{Events, Session};
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::output::{Format, HostBars, Page, Report, Tone, bytes_text, junit};
@@ -51,42 +51,59 @@ impl Check {
         let known = session.release(&fleet, &self.release).await?;
         let roster = session.roster(&fleet).await?;
         let release = ReleaseView::from(&known);
-        let max_age_ms = self.max_age.map_or(0, millis);
-        let mut judge = Judge::new(Question {
-            roster: roster.document(),
-            manifest: release.digest,
-            asked: unix_time(),
-            max_age_ms,
-        });
-        let request = v1::CheckRequest {
-            fleet: fleet.to_string(),
-            manifest: release.digest.as_bytes().to_vec(),
-            timeout_ms: millis(self.timeout),
-            max_age_ms,
-        };
-        let doing = format!("check {release}");
-        let names: Vec<_> = roster.document().hosts().iter().map(|host| host.name.clone()).collect();
-        let mut bars = HostBars::new(&env.ui, &names, 1);
-        let mut client = session.operations();
-        let mut events = Box::pin(Events::open(&doing, self.timeout, client.check(request))).await?;
-        let verdict = loop {
-            match events.next().await?.event {
-                Some(Event::Host(answer)) => {
-                    let is_well = answer.blockers.is_empty();
-                    let host = judge.hear(answer).map_err(CliError::answer(doing.as_str()))?;
-                    bars.end(&host, if is_well { "has measured" } else { "is not as it should be" });
-                }
-                Some(Event::Finished(finished)) => {
-                    break judge.close(finished).map_err(CliError::answer(doing.as_str()))?;
-                }
-                None => {}
-            }
-        };
-        drop(bars);
+        let asked = Asked { fleet: &fleet, release: &release, max_age: self.max_age, timeout: self.timeout };
+        let verdict = Box::pin(asked.of_all_hosts(env, &session, roster.document())).await?;
         let revision = roster.document().revision().0;
         let report = Checked::new(fleet, release, revision, verdict, session.root().root().is_solo());
         report.write(env)?;
         Ok(report.exit_code)
+    }
+}
+
+/// What all hosts of a fleet are asked to measure and attest.
+pub(super) struct Asked<'a> {
+    pub(super) fleet: &'a FleetName,
+    pub(super) release: &'a ReleaseView,
+    /// Up to which age a measurement counts; none asks every host for a fresh one.
+    pub(super) max_age: Option<Duration>,
+    pub(super) timeout: Duration,
+}
+
+impl Asked<'_> {
+    /// Asks, and judges every attestation by the roster: the coordinator's opinion can only make it worse.
+    pub(super) async fn of_all_hosts(
+        &self,
+        env: &Env,
+        session: &Session,
+        roster: &Verified<Roster>,
+    ) -> Result<Verdict, CliError> {
+        let max_age_ms = self.max_age.map_or(0, millis);
+        let manifest = self.release.digest;
+        let mut judge = Judge::new(Question { roster, manifest, asked: unix_time(), max_age_ms });
+        let request = v1::CheckRequest {
+            fleet: self.fleet.to_string(),
+            manifest: manifest.as_bytes().to_vec(),
+            timeout_ms: millis(self.timeout),
+            max_age_ms,
+        };
+        let doing = format!("check {}", self.release);
+        let names: Vec<_> = roster.hosts().iter().map(|host| host.name.clone()).collect();
+        let mut bars = HostBars::new(&env.ui, &names, 1);
+        let mut client = session.operations();
+        let mut events = Box::pin(Events::open(&doing, self.timeout, client.check(request))).await?;
+        loop {
+            match events.next().await?.event {
+                Some(Event::Host(answer)) => {
+                    let is_well = answer.blockers.is_empty();
+                    let host = judge.hear(answer).map_err(CliError::answer(doing.as_str()))?;
+                    bars.end(&host, if is_well { "has attested" } else { "is not as it should be" });
+                }
+                Some(Event::Finished(finished)) => {
+                    return judge.close(finished).map_err(CliError::answer(doing.as_str()));
+                }
+                None => {}
+            }
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::args::{FleetArg, duration};
 use crate::clock::millis;
 use crate::commands::Env;
+use crate::commands::check::Asked;
 use crate::connect::{Events, Session};
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -40,7 +41,8 @@ impl Deploy {
         let session = env.session().await?;
         let fleet = session.fleet(self.fleet.fleet).await?;
         let known = session.release(&fleet, &self.release).await?;
-        let expected = session.roster(&fleet).await?.document().hosts().len();
+        let roster = session.roster(&fleet).await?;
+        let expected = roster.document().hosts().len();
         let release = ReleaseView::from(&known);
         let request = v1::DeployRequest {
             fleet: fleet.to_string(),
@@ -49,14 +51,23 @@ impl Deploy {
         };
         let (hosts, finished) = Box::pin(follow(env, &session, &release, request, self.timeout)).await?;
         let doing = format!("deploy {release}");
-        let blockers = convert::blockers(finished.blockers).map_err(CliError::answer(doing))?;
-        let report = Deployed::new(
-            fleet,
-            release,
-            hosts,
-            Counts { deployed: finished.deployed as usize, hosts: finished.hosts as usize, expected },
-            blockers,
-        );
+        let mut blockers = convert::blockers(finished.blockers).map_err(CliError::answer(doing))?;
+        let mut counts = Counts {
+            deployed: finished.deployed as usize,
+            hosts: finished.hosts as usize,
+            expected,
+            attested: 0,
+        };
+        // The coordinator's word is not enough for N of N: each host signs what it has measured.
+        if counts.deployed == expected && blockers.is_empty() {
+            let asked = Asked { fleet: &fleet, release: &release, max_age: None, timeout: self.timeout };
+            let verdict = Box::pin(asked.of_all_hosts(env, &session, roster.document())).await?;
+            counts.attested = verdict.identical();
+            blockers.extend(
+                verdict.hosts.into_iter().filter(|host| !host.identical).flat_map(|host| host.blockers),
+            );
+        }
+        let report = Deployed::new(fleet, release, hosts, counts, blockers);
         env.ui.report(&report)?;
         Ok(report.exit_code)
     }
@@ -149,6 +160,8 @@ struct Counts {
     hosts: usize,
     /// N of the verified roster.
     expected: usize,
+    /// Hosts whose signed measurement is the release.
+    attested: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -156,6 +169,7 @@ struct Deployed {
     fleet: FleetName,
     release: ReleaseView,
     deployed: usize,
+    attested: usize,
     hosts: usize,
     results: Vec<HostRow>,
     blockers: Vec<Blocker>,
@@ -188,13 +202,15 @@ impl Deployed {
         }
         blockers.sort();
         blockers.dedup();
-        let is_complete = counts.deployed == counts.expected && counts.expected > 0;
+        let is_complete =
+            counts.deployed == counts.expected && counts.attested == counts.expected && counts.expected > 0;
         let exit_code =
             if blockers.is_empty() && is_complete { Exit::Proven } else { Exit::of_blockers(&blockers) };
         Self {
             fleet,
             release,
             deployed: counts.deployed,
+            attested: counts.attested,
             hosts: counts.expected,
             results,
             blockers,
@@ -207,9 +223,12 @@ impl Report for Deployed {
     const SCHEMA: &'static str = "muster.deploy/1";
 
     fn print(&self, page: &mut Page) {
-        let Self { deployed, hosts, release, .. } = self;
+        let Self { deployed, attested, hosts, release, .. } = self;
         let tone = if self.exit_code == Exit::Proven { Tone::Good } else { Tone::Bad };
         page.toned(tone, format_args!("deployed {deployed} of {hosts}, not released: {release}"));
+        if self.exit_code == Exit::Proven {
+            page.line(format_args!("attested by {attested} of {hosts} hosts, each from its own disk"));
+        }
         page.blockers(&self.blockers);
     }
 }
@@ -222,7 +241,7 @@ mod tests {
 
     fn deployed(deployed: usize, hosts: usize, expected: usize, blockers: Vec<Blocker>) -> Deployed {
         let release = ReleaseView { version: "1.4.0".to_owned(), digest: Digest::from_bytes([7; 32]) };
-        let counts = Counts { deployed, hosts, expected };
+        let counts = Counts { deployed, hosts, expected, attested: deployed };
         Deployed::new(FleetName::new("demo").unwrap(), release, vec![], counts, blockers)
     }
 

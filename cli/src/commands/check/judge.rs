@@ -36,30 +36,30 @@ pub(super) struct Question<'a> {
 
 /// What is known of one host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct HostVerdict {
+pub(in crate::commands) struct HostVerdict {
     /// The host.
-    pub(super) host: HostName,
+    pub(in crate::commands) host: HostName,
     /// Whether it proved that it has the release, alike with the others.
-    pub(super) identical: bool,
+    pub(in crate::commands) identical: bool,
     /// What it measured, if its attestation verifies.
-    pub(super) measured: Option<Digest>,
+    pub(in crate::commands) measured: Option<Digest>,
     /// Files that it read.
-    pub(super) files: u64,
+    pub(in crate::commands) files: u64,
     /// Bytes that it read.
-    pub(super) bytes: u64,
+    pub(in crate::commands) bytes: u64,
     /// How old its measurement is, as the coordinator says, in milliseconds.
-    pub(super) age_ms: u64,
+    pub(in crate::commands) age_ms: u64,
     /// Why it does not count.
-    pub(super) blockers: Vec<Blocker>,
+    pub(in crate::commands) blockers: Vec<Blocker>,
 }
 
 /// What is known of the fleet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Verdict {
+pub(in crate::commands) struct Verdict {
     /// All hosts of the roster, in its order.
-    pub(super) hosts: Vec<HostVerdict>,
+    pub(in crate::commands) hosts: Vec<HostVerdict>,
     /// Reasons that belong to no host of the roster.
-    pub(super) fleet: Vec<Blocker>,
+    pub(in crate::commands) fleet: Vec<Blocker>,
 }
 
 /// Collects what hosts answer.
@@ -188,7 +188,7 @@ impl<'a> Judge<'a> {
 
 impl Verdict {
     /// How many hosts proved the same.
-    pub(super) fn identical(&self) -> usize {
+    pub(in crate::commands) fn identical(&self) -> usize {
         self.hosts.iter().filter(|host| host.identical).count()
     }
 
