@@ -48,7 +48,7 @@ explanations! {
     RolledBackDisk =>
         "A host's journal is older than what it told before.",
         "The host's disk was set back to an earlier state, as by restoring a snapshot. It may have forgotten a promise that it made.",
-        "make sure that the host serves nothing it must not and is the only one with its identity, then `muster host readmit HOST`; do not restore snapshots of agent state";
+        "make sure that the host is the only one with its identity, stop its agent, remove the journal folder of the fleet from its state, then `muster host readmit HOST` and start the agent; do not restore snapshots of agent state";
     HistoryLost =>
         "A host lost its journal.",
         "The agent cannot say what it promised, so it keeps its service shut.",
@@ -179,8 +179,8 @@ explanations! {
         "nothing, unless it comes again and again: then look into the host's log";
     StaleEpoch =>
         "The message belongs to an epoch that is over.",
-        "It arrived late, and was dropped as it should be.",
-        "nothing, unless it comes again and again: then look into the host's log";
+        "It arrived late, and was dropped as it should be. Where the status shows it, the host's journal was set back to an epoch that its fleet has left.",
+        "nothing if it came once; if the status keeps showing it, stop the host's agent, remove the journal folder of the fleet from its state, then `muster host readmit HOST` and start the agent";
     StaleTerm =>
         "The message comes from a coordinator that no longer leads.",
         "A newer coordinator has taken over, and hosts follow only the newest.",
