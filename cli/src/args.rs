@@ -24,7 +24,8 @@ Exit codes:
   17  aborted or rolled back
   18  some host serves nothing
 
-Begin with `muster init DIR`; `muster explain CODE` says what a code means.";
+Begin with `muster dev up --dir DIR` on this machine, or with `muster init DIR` for a fleet of machines.
+`muster explain CODE` says what a code means.";
 
 /// Deploy a release to all hosts of a fleet, and make it live only when every one of them proves that it has it.
 #[derive(Debug, Parser)]
@@ -40,12 +41,17 @@ pub(crate) struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub(crate) struct Global {
-    /// Use this context: which coordinator, as whom, with which keys [default: ~/.config/muster/config.toml]
-    #[arg(long, global = true, value_name = "FILE", env = "MUSTER_CONTEXT")]
+    /// Use this context: which coordinator, as whom, with which keys [env: MUSTER_CONTEXT] [default:
+    /// ~/.config/muster/config.toml]
+    // Read from the environment by `commands`: clap would show an option that the environment sets as one that is required.
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) context: Option<PathBuf>,
     /// Write reports in this format; messages and progress go to stderr
-    #[arg(long, short, global = true, value_enum, default_value_t)]
+    #[arg(long, short, global = true, value_enum, value_name = "FORMAT", default_value_t)]
     pub(crate) output: Format,
+    /// Tell everything: all causes of a failure, all hosts and counters of a status
+    #[arg(long, short, global = true)]
+    pub(crate) verbose: bool,
     /// Draw no progress bars, as where stderr is no terminal
     #[arg(long, global = true)]
     pub(crate) no_progress: bool,
@@ -119,6 +125,41 @@ mod tests {
             command.get_subcommands().for_each(walk);
         }
         walk(&Cli::command());
+    }
+
+    #[test]
+    fn every_verb_shows_an_example() {
+        fn walk(command: &clap::Command, path: &str) {
+            let path = format!("{path}{}", command.get_name());
+            let example = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            if !command.has_subcommands() {
+                assert!(example.starts_with("Example"), "{path} has no example");
+                assert!(example.contains(&format!("  {path}")), "{path} has an example of something else");
+            }
+            command.get_subcommands().for_each(|inner| walk(inner, &format!("{path} ")));
+        }
+        walk(&Cli::command(), "");
+    }
+
+    #[test]
+    fn every_example_is_a_command_line() {
+        fn examples(command: &clap::Command, found: &mut Vec<String>) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            found.extend(help.lines().filter_map(|line| line.strip_prefix("  muster ")).map(str::to_owned));
+            command.get_subcommands().for_each(|inner| examples(inner, found));
+        }
+        let mut found = Vec::new();
+        examples(&Cli::command(), &mut found);
+        assert!(found.len() > 30, "{}", found.len());
+        for example in found {
+            // What a shell would make of it: no comment, no redirection, the first command only, an ellipsis for a digest.
+            let line = example.replace("sha256:…", &format!("sha256:{}", "ab".repeat(32)));
+            let line =
+                ["#", ">", "&&"].iter().fold(line.as_str(), |line, end| line.split(end).next().unwrap());
+            let words = line.split_whitespace().map(|word| word.trim_matches('\''));
+            let parsed = Cli::try_parse_from(std::iter::once("muster").chain(words));
+            assert!(parsed.is_ok(), "`muster {example}`: {}", parsed.unwrap_err());
+        }
     }
 
     #[test]

@@ -28,6 +28,9 @@ use crate::error::CliError;
 use crate::exit::Exit;
 use crate::output::{Format, Ui};
 
+/// Names the context where the command line does not.
+const CONTEXT_VARIABLE: &str = "MUSTER_CONTEXT";
+
 /// What every command is given beside its arguments.
 pub(crate) struct Env {
     /// Where its words go.
@@ -56,7 +59,9 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Result<Exit, CliError> {
             next: "use --output text or --output json".to_owned(),
         });
     }
-    let env = Env { ui, context: cli.global.context };
+    let of_environment = || std::env::var_os(CONTEXT_VARIABLE).filter(|value| !value.is_empty());
+    let context = cli.global.context.or_else(|| of_environment().map(PathBuf::from));
+    let env = Env { ui, context };
     match cli.command {
         Command::Init(init) => init.run(&env),
         Command::Host(host) => host.run(&env).await,

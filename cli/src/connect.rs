@@ -236,7 +236,7 @@ impl<T> Events<T> {
             Ok(Ok(Some(event))) => Ok(event),
             Ok(Ok(None)) => Err(CliError::Lost { doing: self.doing.clone(), status: None }),
             Ok(Err(status)) => Err(match refusal_of(&status) {
-                Some(refusal) => CliError::Refused { doing: self.doing.clone(), refusal },
+                Some(refusal) => CliError::refused(self.doing.as_str(), refusal),
                 None => CliError::Lost { doing: self.doing.clone(), status: Some(Box::new(status)) },
             }),
             Err(_) => Err(CliError::TimedOut { doing: self.doing.clone(), after: self.allowed }),
@@ -251,10 +251,9 @@ impl<T> Events<T> {
 
 /// The error of a call that failed.
 pub(crate) fn failed(doing: &str, status: Status) -> CliError {
-    let doing = doing.to_owned();
     match refusal_of(&status) {
-        Some(refusal) => CliError::Refused { doing, refusal },
-        None => CliError::Call { doing, status: Box::new(status) },
+        Some(refusal) => CliError::refused(doing, refusal),
+        None => CliError::Call { doing: doing.to_owned(), status: Box::new(status) },
     }
 }
 

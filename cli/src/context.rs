@@ -82,7 +82,13 @@ impl Context {
 
     /// Reads a context file.
     pub(crate) fn read(path: &Path) -> Result<Self, CliError> {
-        let bytes = crate::files::read_bounded(path, CONTEXT_BYTES_MAX)?;
+        let bytes = crate::files::read_bounded(path, CONTEXT_BYTES_MAX).map_err(|error| {
+            if let CliError::File { path, source, .. } = error {
+                CliError::ContextFile { path, source }
+            } else {
+                error
+            }
+        })?;
         let wrong = |reason: String| CliError::Content { path: path.to_owned(), reason };
         let text = String::from_utf8(bytes).map_err(|_| wrong("it is not text".to_owned()))?;
         let file: ContextFile = toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;

@@ -33,9 +33,11 @@ pub(crate) enum CliError {
         doing: String,
         /// The reasons.
         refusal: Refusal,
+        /// What to do next, where that does not follow from the reasons' codes.
+        next: Option<String>,
     },
     /// A call failed for a reason that is not a refusal.
-    #[error("cannot {doing}: the coordinator answered `{}`", .status.code())]
+    #[error("cannot {doing}: {}", hints::what_failed(.status))]
     Call {
         /// What was asked.
         doing: String,
@@ -118,6 +120,14 @@ pub(crate) enum CliError {
     /// A release cannot be found by what was given.
     #[error(transparent)]
     Release(#[from] ResolveError),
+    /// What was asked for is not there, or not there yet.
+    #[error("{what}")]
+    Absent {
+        /// What is not there.
+        what: String,
+        /// What to do instead.
+        next: String,
+    },
     /// No fleet was named and there is none or more than one.
     #[error("{}", fleet_unclear(.candidates))]
     FleetUnclear {
@@ -132,6 +142,15 @@ pub(crate) enum CliError {
     NoContext {
         /// The file that was looked for last.
         looked_for: PathBuf,
+    },
+    /// The context file that was named cannot be read.
+    #[error("cannot read the context {}", .path.display())]
+    ContextFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
     },
     /// A file of ours cannot be understood.
     #[error("{} cannot be used: {reason}", .path.display())]
@@ -170,6 +189,11 @@ impl CliError {
         move |source| Self::File { action, path, source }
     }
 
+    /// A refusal whose codes say what to do.
+    pub(crate) fn refused(doing: impl Into<String>, refusal: Refusal) -> Self {
+        Self::Refused { doing: doing.into(), refusal, next: None }
+    }
+
     /// The same for what is not believed.
     pub(crate) fn trust(doing: impl Into<String>) -> impl FnOnce(TrustError) -> Self {
         let doing = doing.into();
@@ -201,6 +225,7 @@ impl CliError {
             Self::Refused { refusal, .. } => Exit::of_blockers(&refusal.blockers),
             Self::Trust { .. } => Exit::NotAllowed,
             Self::TimedOut { .. } => Exit::TimedOut,
+            Self::Absent { .. } => Exit::Missing,
             Self::Release(error) => error.exit(),
             Self::Dev(error) => error.exit(),
             Self::Call { .. }
@@ -211,6 +236,7 @@ impl CliError {
             | Self::Document { .. }
             | Self::Tree { .. }
             | Self::NoContext { .. }
+            | Self::ContextFile { .. }
             | Self::Content { .. }
             | Self::File { .. }
             | Self::System { .. } => Exit::Internal,
@@ -225,12 +251,13 @@ impl CliError {
     /// What to do next, where that does not follow from the reasons.
     pub(crate) fn next(&self) -> Option<String> {
         match self {
-            Self::Usage { next, .. } => Some(next.clone()),
+            Self::Usage { next, .. } | Self::Absent { next, .. } => Some(next.clone()),
+            Self::Refused { next, .. } => next.clone(),
             Self::Tls { source, .. } => hints::of_tls(source),
             Self::Call { status, .. } => hints::of_status(status),
             Self::Lost { .. } => Some("look at `muster status` before you repeat the command".to_owned()),
             Self::TimedOut { .. } => Some("look at `muster status`, and at the coordinator's log".to_owned()),
-            Self::Release(error) => Some(error.next().to_owned()),
+            Self::Release(error) => Some(error.next()),
             Self::Dev(error) => error.next(),
             Self::FleetUnclear { candidates } if candidates.is_empty() => Some(
                 "make one by applying its roster: `muster roster draft`, then `muster roster apply`"
@@ -240,17 +267,18 @@ impl CliError {
                 Some("name one with --fleet, or as `fleet` in the context".to_owned())
             }
             Self::NoContext { .. } => Some(
-                "make a fleet with `muster init DIR`, then use `--context DIR/operator/context.toml`"
+                "make a fleet with `muster dev up --dir DIR` or `muster init DIR`, then use \
+                 `--context DIR/operator/context.toml`"
                     .to_owned(),
             ),
-            Self::Refused { .. }
-            | Self::Answer { .. }
+            Self::ContextFile { path, .. } => Some(hints::of_context(path)),
+            Self::File { source, .. } => hints::of_file(source),
+            Self::Tree { source, .. } => hints::of_tree(source),
+            Self::Answer { .. }
             | Self::Contradiction { .. }
             | Self::Trust { .. }
             | Self::Document { .. }
-            | Self::Tree { .. }
             | Self::Content { .. }
-            | Self::File { .. }
             | Self::System { .. } => None,
         }
     }
@@ -262,6 +290,40 @@ impl CliError {
             std::iter::successors(first, |error| error.source()).map(ToString::to_string).collect();
         causes.dedup();
         causes
+    }
+
+    /// Why, for people: of a connection that failed one line, whatever layers it went through; else all causes.
+    pub(crate) fn reasons(&self) -> Vec<String> {
+        match self {
+            Self::Tls { source, .. } => {
+                if let muster_mtls::Error::Connect(failure) = &**source {
+                    vec![hints::why_not_connected(failure)]
+                } else {
+                    self.causes()
+                }
+            }
+            Self::Call { status, .. } | Self::Lost { status: Some(status), .. } => {
+                hints::why_failed(status).into_iter().collect()
+            }
+            Self::Usage { .. }
+            | Self::Refused { .. }
+            | Self::Lost { status: None, .. }
+            | Self::TimedOut { .. }
+            | Self::Answer { .. }
+            | Self::Contradiction { .. }
+            | Self::Trust { .. }
+            | Self::Document { .. }
+            | Self::Tree { .. }
+            | Self::Release(_)
+            | Self::Absent { .. }
+            | Self::FleetUnclear { .. }
+            | Self::Dev(_)
+            | Self::NoContext { .. }
+            | Self::ContextFile { .. }
+            | Self::Content { .. }
+            | Self::File { .. }
+            | Self::System { .. } => self.causes(),
+        }
     }
 }
 
@@ -284,12 +346,47 @@ mod tests {
         let refusal = Refusal {
             blockers: vec![Blocker::fleet(Code::Busy, "rollout 3"), Blocker::fleet(Code::TimedOut, "")],
         };
-        let error = CliError::Refused { doing: "flip".to_owned(), refusal };
+        let error = CliError::refused("flip", refusal);
         assert_eq!(error.exit(), Exit::TimedOut);
         assert_eq!(error.blockers().len(), 2);
         let missing = CliError::NoContext { looked_for: "/nowhere".into() };
         assert_eq!(missing.exit(), Exit::Internal);
         assert!(missing.next().is_some_and(|next| next.contains("muster init")));
+    }
+
+    #[test]
+    fn a_broken_connection_is_one_line_and_its_whole_chain_on_demand() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("h2 protocol error: error reading a body from connection")]
+        struct Layer(#[source] io::Error);
+        let broken = || io::Error::new(io::ErrorKind::BrokenPipe, "stream closed because of a broken pipe");
+        let status = || {
+            let mut status =
+                tonic::Status::unknown("h2 protocol error: error reading a body from connection");
+            status.set_source(std::sync::Arc::new(Layer(broken())));
+            Box::new(status)
+        };
+        for error in [
+            CliError::Call { doing: "list the fleets".to_owned(), status: status() },
+            CliError::Lost { doing: "deploy 1.0".to_owned(), status: Some(status()) },
+        ] {
+            assert_eq!(error.reasons(), ["stream closed because of a broken pipe"]);
+            assert!(error.causes().len() > 1 && error.next().is_some());
+            assert!(!error.to_string().contains("h2"), "{error}");
+        }
+        let refused = tonic::Status::permission_denied("agents may not");
+        let error = CliError::Call { doing: "flip".to_owned(), status: Box::new(refused) };
+        assert_eq!(error.reasons(), ["agents may not"]);
+    }
+
+    #[test]
+    fn a_file_in_the_way_and_a_context_that_is_not_there_say_how_to_go_on() {
+        let exists = CliError::file("create", "/x")(io::ErrorKind::AlreadyExists.into());
+        assert!(exists.next().is_some_and(|next| next.contains("another")));
+        let source = io::ErrorKind::NotFound.into();
+        let context = CliError::ContextFile { path: "/nowhere".into(), source };
+        assert!(context.next().is_some_and(|next| next.contains("operator/context.toml")));
+        assert_eq!(context.exit(), Exit::Internal);
     }
 
     #[test]

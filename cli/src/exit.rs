@@ -88,7 +88,7 @@ impl Exit {
                 Self::Aborted
             }
             Code::HostDark | Code::StartFailed | Code::StopFailed | Code::GuardFailed => Self::Dark,
-            Code::WrongState | Code::Unsupported => Self::Internal,
+            Code::WrongState | Code::Unsupported | Code::StoreFailed => Self::Internal,
         }
     }
 

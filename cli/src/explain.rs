@@ -97,6 +97,10 @@ explanations! {
         "A host's file system is read-only.",
         "The agent cannot write its state, often because the kernel found the disk damaged.",
         "look at the kernel log of the host, repair the disk and mount it writable";
+    StoreFailed =>
+        "The coordinator could not write its state.",
+        "Its disk or its database failed, so nothing that depended on the write was said or done. A database that failed ends the coordinator.",
+        "read the coordinator's log and its machine's kernel log, repair the disk, start the coordinator if it ended, and run the command again";
     BlobDamaged =>
         "A blob in the coordinator's store is damaged.",
         "Its content does not have the digest that it is named by, so no host accepts it.",
@@ -112,7 +116,7 @@ explanations! {
     StartFailed =>
         "The service did not start.",
         "The release was opened, and its service ended at once or could not be started. The host serves nothing now.",
-        "read the service's log on the host; repair what it needs, or go back with `muster rollback`";
+        "read the service's log on the host (`service.log` beside the releases of the fleet) and repair what it needs, or flip to a release that starts: with `muster rollback` to the one before, if there was one";
     StopFailed =>
         "The service or the link did not stop.",
         "The host could not prove that it no longer serves the old release, so no other host may open the new one.",
@@ -130,9 +134,9 @@ explanations! {
         "Its signed document says until when it may be flipped to, and that time has passed.",
         "push it again under a new version, if it is still wanted";
     ReleaseExists =>
-        "Another release has this version already.",
-        "A version names exactly one digest for ever, so that nobody can exchange what a version means.",
-        "choose another version";
+        "The version, or the tree, belongs to another release already.",
+        "A version names exactly one digest for ever and a digest has one version, so that nobody can exchange what either means.",
+        "push another tree under a version that is free; the same tree keeps the version that it has (`muster release list`)";
     RosterEmpty =>
         "The roster lists no hosts, or there is none.",
         "Nothing can be proven of an empty fleet.",

@@ -20,6 +20,7 @@ mod hints;
 mod output;
 mod provision;
 mod resolve;
+mod suggest;
 mod view;
 
 use std::process::ExitCode;
@@ -28,13 +29,14 @@ use clap::Parser as _;
 
 use crate::args::Cli;
 use crate::error::CliError;
-use crate::output::Ui;
+use crate::output::{Detail, Ui};
 
 /// Runs the command line of this process: parses, does what was asked, shows what came of it.
 #[must_use]
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    let ui = Ui::new(cli.global.output, cli.global.no_progress);
+    let detail = if cli.global.verbose { Detail::Full } else { Detail::Brief };
+    let ui = Ui::new(cli.global.output, cli.global.no_progress, detail);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

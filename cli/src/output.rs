@@ -15,7 +15,7 @@ use crate::error::CliError;
 use crate::exit::Exit;
 
 pub(crate) use junit::junit;
-pub(crate) use page::{Page, Tone, printable};
+pub(crate) use page::{Page, Tone, printable, reason_lines};
 pub(crate) use progress::{Bars, HostBars, StageLine, bytes_text};
 
 /// How a report is written.
@@ -39,6 +39,15 @@ pub(crate) enum Progress {
     Lines,
 }
 
+/// How much is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// What most readers need.
+    Brief,
+    /// Everything that is known.
+    Full,
+}
+
 /// What a command reports at its end.
 pub(crate) trait Report: Serialize {
     /// The value of the field `schema`.
@@ -53,7 +62,10 @@ pub(crate) trait Report: Serialize {
 pub(crate) struct Ui {
     format: Format,
     progress: Progress,
+    detail: Detail,
     colour: Colour,
+    /// The columns of the terminal that reads reports, if one does.
+    width: Option<usize>,
 }
 
 /// Whether to colour each stream.
@@ -65,13 +77,16 @@ struct Colour {
 
 impl Ui {
     /// Looks at the terminal and `NO_COLOR`.
-    pub(crate) fn new(format: Format, no_progress: bool) -> Self {
+    pub(crate) fn new(format: Format, no_progress: bool, detail: Detail) -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let (stdout, stderr) = (io::stdout().is_terminal(), io::stderr().is_terminal());
         let progress = if stderr && !is_dumb && !no_progress { Progress::Bars } else { Progress::Lines };
         let wanted = wanted && !is_dumb;
-        Self { format, progress, colour: Colour { stdout: wanted && stdout, stderr: wanted && stderr } }
+        let colour = Colour { stdout: wanted && stdout, stderr: wanted && stderr };
+        let columns = terminal_size::terminal_size_of(io::stdout());
+        let width = columns.map(|(width, _)| usize::from(width.0));
+        Self { format, progress, detail, colour, width }
     }
 
     /// How reports are written.
@@ -84,12 +99,17 @@ impl Ui {
         self.progress
     }
 
+    /// How much is told.
+    pub(crate) const fn detail(&self) -> Detail {
+        self.detail
+    }
+
     /// Writes a report to stdout.
     pub(crate) fn report<R: Report>(&self, report: &R) -> Result<(), CliError> {
         match self.format {
             Format::Json => self.raw(json(R::SCHEMA, report).as_bytes()),
             Format::Text | Format::Junit => {
-                let mut page = Page::new(self.colour.stdout);
+                let mut page = self.page();
                 report.print(&mut page);
                 self.raw(page.into_text().as_bytes())
             }
@@ -98,7 +118,7 @@ impl Ui {
 
     /// An empty page for stdout.
     pub(crate) const fn page(&self) -> Page {
-        Page::new(self.colour.stdout)
+        Page::with_width(self.colour.stdout, self.width)
     }
 
     /// Writes bytes to stdout as they are. Whoever has closed the pipe wants no more: that is no failure.
@@ -131,11 +151,21 @@ impl Ui {
     pub(crate) fn failure(&self, error: &CliError) {
         let mut page = Page::new(self.colour.stderr);
         page.labelled(Tone::Bad, "error", error);
-        for cause in error.causes() {
+        let causes = match self.detail {
+            Detail::Brief => error.reasons(),
+            Detail::Full => error.causes(),
+        };
+        for cause in causes {
             page.line(format_args!("  because {cause}"));
         }
-        page.blockers(error.blockers());
-        if let Some(next) = error.next() {
+        let next = error.next();
+        // What is said about this very failure is better than what is said about its code.
+        if next.is_some() {
+            page.reasons(error.blockers());
+        } else {
+            page.blockers(error.blockers());
+        }
+        if let Some(next) = next {
             page.line(format_args!("  next: {next}"));
         }
         say(&page.into_text());
@@ -144,6 +174,12 @@ impl Ui {
             let _ = self.raw(json("muster.error/1", &Failure::of(error)).as_bytes());
         }
     }
+}
+
+/// A number of things in words: `1 file`, `4 files`.
+pub(crate) fn counted<N: Display + PartialEq + From<u8>>(count: N, noun: &str) -> String {
+    let plural = if count == N::from(1) { "" } else { "s" };
+    format!("{count} {noun}{plural}")
 }
 
 /// The line of JSON that a report becomes.
@@ -198,7 +234,7 @@ mod tests {
     #[test]
     fn a_failure_is_one_json_document_with_codes() {
         let refusal = Refusal::of(Code::Busy, "rollout 3 of alice is under way");
-        let error = CliError::Refused { doing: "flip demo".to_owned(), refusal };
+        let error = CliError::refused("flip demo", refusal);
         insta::assert_snapshot!(json("muster.error/1", &Failure::of(&error)), @r#"
         {
           "schema": "muster.error/1",

@@ -6,9 +6,13 @@ use std::str::FromStr;
 use muster_model::{Digest, FleetName, Version};
 
 use crate::exit::Exit;
+use crate::suggest::closest;
 
 /// A prefix of a digest has at least this many hex digits.
 const PREFIX_LEN_MIN: usize = 8;
+
+/// How many versions are named where none was found.
+const VERSIONS_NAMED_MAX: usize = 6;
 
 /// What was typed for a release.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +41,8 @@ pub(crate) enum ResolveError {
         name: ReleaseName,
         /// Where it was looked for.
         fleet: FleetName,
+        /// What there is instead.
+        hint: String,
     },
     /// More than one.
     #[error("`{name}` could mean {}", .candidates.join(" or "))]
@@ -58,10 +64,10 @@ impl ResolveError {
     }
 
     /// What to do next.
-    pub(crate) const fn next(&self) -> &'static str {
+    pub(crate) fn next(&self) -> String {
         match self {
-            Self::Unknown { .. } => "look at `muster release list`, or add it with `muster release push`",
-            Self::Ambiguous { .. } => "give more digits of the digest",
+            Self::Unknown { hint, .. } => hint.clone(),
+            Self::Ambiguous { .. } => "give more digits of the digest".to_owned(),
         }
     }
 }
@@ -78,7 +84,10 @@ impl ReleaseName {
         found.sort_by_key(|release| release.digest());
         found.dedup_by_key(|release| release.digest());
         match found[..] {
-            [] => Err(ResolveError::Unknown { name: self.clone(), fleet: fleet.clone() }),
+            [] => {
+                let hint = self.hint(fleet, known);
+                Err(ResolveError::Unknown { name: self.clone(), fleet: fleet.clone(), hint })
+            }
             [release] => Ok(release),
             _ => {
                 let describe = |release: &&R| format!("{} ({})", release.version(), release.digest());
@@ -86,6 +95,31 @@ impl ReleaseName {
                 Err(ResolveError::Ambiguous { name: self.clone(), candidates })
             }
         }
+    }
+
+    /// What there is, where there is nothing of this name.
+    fn hint<R: Named>(&self, fleet: &FleetName, known: &[R]) -> String {
+        if known.is_empty() {
+            return format!("{fleet} has no release yet: add one with `muster release push`");
+        }
+        let versions = || known.iter().map(|release| release.version().as_str());
+        let beginning = self.0.strip_prefix("sha256:").unwrap_or(&self.0);
+        let is_beginning = |release: &&R| release.digest().hex().starts_with(beginning);
+        let meant = known.iter().find(is_beginning).map(|release| {
+            let (digest, version) = (release.digest().short(), release.version());
+            format!("did you mean `{digest}`, which is {version}? ")
+        });
+        let alike = || closest(&self.0, versions()).map(|version| format!("did you mean `{version}`? "));
+        let meant = meant.or_else(alike).unwrap_or_default();
+        let named = versions().take(VERSIONS_NAMED_MAX).collect::<Vec<_>>().join(", ");
+        let more = match known.len().checked_sub(VERSIONS_NAMED_MAX) {
+            Some(more @ 1..) => format!(" and {more} more"),
+            Some(0) | None => String::new(),
+        };
+        format!(
+            "{meant}there are {named}{more}; `muster release list` shows their digests, of which at least \
+             {PREFIX_LEN_MIN} hex digits count"
+        )
     }
 
     fn means(&self, release: &impl Named) -> bool {
@@ -156,6 +190,19 @@ mod tests {
         assert_eq!(resolve(&releases[2].1.hex(), &releases).as_deref(), Ok("2"));
         assert!(matches!(resolve("3", &releases), Err(ResolveError::Unknown { .. })));
         assert!(matches!(resolve("99999999", &releases), Err(ResolveError::Unknown { .. })));
+    }
+
+    #[test]
+    fn what_is_not_there_is_told_with_what_is() {
+        let next = |name: &str, releases: &[Known]| resolve(name, releases).unwrap_err().next();
+        let releases = [known("1.0.0", "410def0123"), known("1.1.0", "77")];
+        let short = next("410", &releases);
+        assert!(short.contains("`410def012300`, which is 1.0.0") && short.contains("at least 8"), "{short}");
+        assert!(next("1.0.", &releases).starts_with("did you mean `1.0.0`? there are 1.0.0, 1.1.0;"));
+        assert!(next("zzz", &releases).starts_with("there are 1.0.0, 1.1.0;"), "{}", next("zzz", &releases));
+        assert!(next("1", &[]).contains("muster release push"));
+        let many: Vec<Known> = (0..20).map(|number| known(&format!("{number}.x"), "88")).collect();
+        assert!(next("zzz", &many).contains(" and 14 more;"));
     }
 
     #[test]

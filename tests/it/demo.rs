@@ -20,8 +20,8 @@ fn the_knight_replay_ends_as_it_should() {
     assert!(begun.elapsed() < DEADLINE, "{:?}", begun.elapsed());
     for line in [
         "$ muster check --release 2012.08.01-rlp",
-        "host-missing at host-8",
-        "mismatch at host-8, lib/rlp.sh",
+        "  │   host-missing at host-8",
+        "  │   mismatch at host-8, lib/rlp.sh",
         "all 8 serve 2012.07.01",
         "all 8 serve 2012.08.01-rlp",
         "dark window",
@@ -29,6 +29,10 @@ fn the_knight_replay_ends_as_it_should() {
     ] {
         assert!(told.stdout.contains(line), "no `{line}`: {told}");
     }
+    // Whoever watches sees why the gate is shut, each time that it is.
+    let refusals = told.stdout.matches("└ exit code 1").count();
+    let reasons = told.stdout.lines().filter(|line| line.starts_with("  │   next (")).count();
+    assert_eq!((refusals, reasons), (5, 5), "{told}");
     assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "nothing is left behind");
 }
 

@@ -142,6 +142,8 @@ fn codes_of_missing_hosts_and_coordinators() {
         let missed = expect(&fleet, arguments, 11, "host-missing");
         assert_eq!(missed["blockers"][0]["host"], "host-2", "{missed}");
     }
+    let waited = fleet.muster(&["deploy", "2.0", "--timeout", "1s"]).expect_code(11);
+    assert!(waited.stderr.contains("host-2: not connected, waiting for it until 20"), "{waited}");
     // 1: nobody answers, or no context says whom to ask.
     fleet.coordinator().kill();
     for format in ["json", "text"] {
@@ -229,6 +231,84 @@ fn codes_of_rosters() {
     fleet.json(&["flip", "2.0"]).expect_code(0);
 }
 
+/// Runs a command that fails, and makes sure that what it says has all of these words.
+#[track_caller]
+fn say(fleet: &Fleet, arguments: &[&str], code: i32, words: &[&str]) {
+    let said = fleet.muster(arguments).expect_code(code);
+    for word in words {
+        assert!(said.stderr.contains(word), "no `{word}`: {said}");
+    }
+}
+
+#[test]
+fn slips_of_a_newcomer_are_answered_with_the_next_step() {
+    let fleet = Fleet::up(1);
+    let tree = artifact(&[("lib/a", "a")]);
+    say(&fleet, &["receipt", "show"], 11, &["nothing was flipped in demo yet", "next: flip a release"]);
+    say(&fleet, &["flip", "410"], 11, &["no release `410`", "next: demo has no release yet"]);
+    say(&fleet, &["rollback"], 2, &["next: go forward instead"]);
+    let digest = fleet.push(&tree, "1.0");
+    let short = digest.trim_start_matches("sha256:").get(..7).unwrap();
+    say(&fleet, &["flip", short], 11, &["did you mean", "which is 1.0?", "at least 8 hex digits"]);
+    say(&fleet, &["flip", "zzz"], 11, &["next: there are 1.0;"]);
+    let again = ["release", "push", tree.argument(), "--version", "1.1"];
+    say(&fleet, &again, 12, &["are 1.0 already", "next: use 1.0: `muster deploy 1.0`"]);
+    say(&fleet, &["receipt", "show", "--epoch", "4"], 11, &["nothing was flipped"]);
+
+    let nowhere = fleet.scratch().join("nowhere").to_str().unwrap().to_owned();
+    say(&fleet, &["release", "push", &nowhere, "--version", "2"], 1, &["next: name the folder"]);
+    say(&fleet, &["status", "--context", &nowhere], 1, &["cannot read the context", "operator/context.toml"]);
+    let (dir, context) = (fleet.dir().to_str().unwrap().to_owned(), fleet.context());
+    let named = format!("--context {}", context.to_str().unwrap());
+    say(&fleet, &["status", "--context", &dir], 1, &["cannot read the context", &named]);
+    say(&fleet, &["backup", "--out", context.to_str().unwrap()], 1, &["next: name another file"]);
+
+    say(&fleet, &["explain", "mismach"], 2, &["did you mean `mismatch`?"]);
+    let usage = fleet.muster(&["deploy"]).expect_code(2);
+    assert!(usage.stderr.contains("Usage: muster deploy <RELEASE>\n"), "{usage}");
+    let draft = fleet.muster(&["roster", "draft"]).expect_code(0);
+    assert!(draft.stdout.starts_with("fleet = \"demo\"\n"), "{draft}");
+    let quoted = ["dev", "up", "--dir", &nowhere, "--driver", "supervise", "--command", "sleep 100"];
+    say(&fleet, &quoted, 2, &["no shell reads --command", "`--command sleep 100`"]);
+}
+
+#[test]
+fn a_connection_that_breaks_is_one_line_and_its_chain_on_demand() {
+    let fleet = Fleet::up(1);
+    let tree = artifact(&[("lib/a", "a")]);
+    fleet.push(&tree, "1.0");
+    fleet.json(&["deploy", "1.0"]).expect_code(0);
+    let silent = fleet.host(1).agent;
+    for (arguments, causes) in [(&["flip", "1.0"][..], 1..=1), (&["flip", "1.0", "-v"], 2..=9)] {
+        silent.stop();
+        let flip = Command::new(program("muster"))
+            .args(arguments)
+            .env("MUSTER_CONTEXT", fleet.context())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_for_phase(&fleet, "preparing");
+        fleet.coordinator().kill();
+        let output = flip.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let because = said.lines().filter(|line| line.starts_with("  because ")).count();
+        assert!(causes.contains(&because), "{said}");
+        assert!(said.contains("error: the connection broke off"), "{said}");
+        assert!(said.contains("  next: look at `muster status`"), "{said}");
+        silent.cont();
+        fleet.coordinator().start(&[]);
+        fleet.wait_connected(1);
+    }
+    fleet.coordinator().kill();
+    let refused = fleet.muster(&["status"]).expect_code(1);
+    let lines: Vec<&str> = refused.stderr.lines().collect();
+    assert_eq!(lines.len(), 3, "what, why and next: {refused}");
+    assert_eq!(lines[1], "  because nobody listens there");
+}
+
 #[test]
 fn a_service_that_does_not_start_leaves_its_host_dark() {
     // The second release has forgotten its service, whatever the machine is busy with.
@@ -297,7 +377,7 @@ fn every_command_writes_one_document_and_nothing_else_to_stdout() {
         (&["release", "show", "2.0"], "muster."),
         (&["release", "diff", "1.0", "2.0"], "muster."),
         (&["roster", "show"], "muster."),
-        (&["roster", "draft", "--fleet", "demo"], "muster."),
+        (&["roster", "draft"], "muster."),
         (&["host", "list"], "muster."),
         (&["host", "issue", "host-7", "--fleet", "demo"], "muster."),
         (&["host", "readmit", "host-1"], "muster."),
@@ -306,6 +386,9 @@ fn every_command_writes_one_document_and_nothing_else_to_stdout() {
         (&["receipt", "verify", &receipt], "muster."),
         (&["backup", "--out", &backup], "muster."),
         (&["explain"], "muster."),
+        (&["dev", "ps"], "muster.dev-ps/1"),
+        (&["dev", "stop", "host-2", "--only", "agent"], "muster.dev-stop/1"),
+        (&["dev", "start", "host-2"], "muster.dev-start/1"),
         (&["man", "--out", &man], "muster."),
     ];
     for (arguments, schema) in commands {

@@ -149,6 +149,66 @@ fn a_local_fleet_is_stopped_and_started_again_with_what_it_had() {
 }
 
 #[test]
+fn what_is_down_of_a_local_fleet_is_seen_and_started() {
+    let fleet = Fleet::up(2);
+    let one = fleet.release(&artifact(&[("lib/a", "a")]), "1.0");
+    let states = || -> Vec<bool> {
+        let listed = fleet.json(&["dev", "ps"]).expect_code(0).json()["processes"].as_array().cloned();
+        listed.unwrap().iter().map(|process| process["up"] == true && process["pid"].is_u64()).collect()
+    };
+    assert_eq!(states(), [true; 5]);
+    let (agent, guard) = (fleet.host(2).agent, fleet.host(2).guard.pid());
+    agent.kill();
+    assert_eq!(states(), [true, true, true, true, false]);
+    let dir = fleet.dir().to_str().unwrap();
+    let up = run(&["dev", "up", "--dir", dir, "--detach"], &[]).expect_code(0);
+    assert!(up.stdout.starts_with("host-2: agent was down, started\n"), "{up}");
+    assert_eq!(fleet.host(2).guard.pid(), guard, "what ran goes on running");
+    fleet.json(&["check", "--release", "1.0"]).expect_code(0);
+
+    fleet.coordinator().kill();
+    let up = fleet.start(&[]).json();
+    assert_eq!(up["started"].as_array().map(Vec::len), Some(1), "{up}");
+    assert_eq!(up["started"][0]["program"], "muster-coordinator", "{up}");
+    fleet.json(&["check", "--release", "1.0"]).expect_code(0);
+    fleet.assert_all_serve(&one);
+    assert_eq!(fleet.down().json()["stopped"].as_array().map(Vec::len), Some(5));
+    assert_eq!(states(), [false; 5]);
+}
+
+#[test]
+fn a_host_of_a_local_fleet_is_stopped_and_started_by_itself() {
+    let fleet = Fleet::up(2);
+    let one = fleet.release(&artifact(&[("lib/a", "a")]), "1.0");
+    let host = fleet.host(2);
+    let stopped = |arguments: &[&str]| -> usize {
+        let output = fleet.json(&[&["dev", "stop", "host-2"], arguments].concat()).expect_code(0);
+        output.json()["stopped"].as_array().map(Vec::len).unwrap()
+    };
+    let is_well = || (fleet.json(&["status", "--check"]).code == 0).then_some(());
+    assert_eq!(stopped(&[]), 2);
+    assert_eq!(stopped(&[]), 0, "stopping twice is no error");
+    fleet.wait_connected(1);
+    let missed = fleet.json(&["check", "--release", "1.0", "--timeout", "1s"]).expect_code(11);
+    missed.expect_blocker("host-missing", "host-2", "");
+    let started = fleet.muster(&["dev", "start", "host-2"]).expect_code(0);
+    assert_eq!(started.stdout, "host-2: guard and agent were down, started\n");
+    wait_until("all is well again", PATIENCE, is_well);
+
+    let guard = host.guard.pid();
+    assert_eq!(stopped(&["--only", "agent"]), 1);
+    fleet.wait_connected(1);
+    let started = fleet.muster(&["dev", "start", "host-1", "host-2"]).expect_code(0);
+    assert_eq!(started.stdout, "host-2: agent was down, started\nhost-1: was up already\n");
+    assert_eq!(host.guard.pid(), guard);
+    wait_until("all is well again", PATIENCE, is_well);
+    fleet.assert_all_serve(&one);
+
+    let stranger = fleet.json(&["dev", "stop", "host-9"]).expect_code(11);
+    assert!(stranger.text_at("/next").contains("host-1 to host-2"), "{stranger}");
+}
+
+#[test]
 fn a_fleet_in_the_foreground_ends_with_its_command() {
     let temporary = tempfile::tempdir().unwrap();
     // Longer than the path of a socket may be.

@@ -12,6 +12,9 @@ use crate::output::{Page, Report, Tone};
 
 /// Give up the rollout that is under way, as long as it is not decided. The old release goes on being served.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  muster abort
+  muster abort 7 --fleet demo")]
 pub(crate) struct Abort {
     /// The number of the rollout, to be sure to abort no other [default: whichever is under way]
     #[arg(value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]

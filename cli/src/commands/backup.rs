@@ -15,6 +15,8 @@ use crate::output::{Bars, Page, Report, Tone, bytes_text};
 
 /// Save a consistent copy of the coordinator's database to a file. Blobs are not in it: `muster release push` brings them back.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  muster backup --out coordinator.backup")]
 pub(crate) struct Backup {
     /// The file to write; it must not exist
     #[arg(long, value_name = "FILE")]

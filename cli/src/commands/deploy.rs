@@ -8,13 +8,13 @@ use muster_proto::{convert, v1};
 use serde::Serialize;
 
 use crate::args::{FleetArg, duration};
-use crate::clock::millis;
+use crate::clock::{date_text, millis, unix_time};
 use crate::commands::Env;
 use crate::commands::check::Asked;
 use crate::connect::{Events, Session};
 use crate::error::CliError;
 use crate::exit::Exit;
-use crate::output::{HostBars, Page, Report, Tone, bytes_text};
+use crate::output::{HostBars, Page, Report, Tone, bytes_text, counted};
 use crate::resolve::ReleaseName;
 use crate::view::ReleaseView;
 
@@ -23,7 +23,8 @@ use crate::view::ReleaseView;
 /// It ends with 0 only when all N hosts of the roster have the release. An interrupted deployment is carried on by
 /// running it again; damaged trees are repaired.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
+  muster deploy 1.4.0
   muster deploy 1.4.0 --timeout 30m")]
 pub(crate) struct Deploy {
     /// The release: its digest, at least 8 hex digits of it, or its version
@@ -82,6 +83,7 @@ async fn follow(
     timeout: Duration,
 ) -> Result<(Vec<HostRow>, v1::DeployFinished), CliError> {
     let doing = format!("deploy {release}");
+    let until = date_text(unix_time().after(timeout));
     let mut client = session.operations();
     let mut events = Events::open(&doing, timeout, client.deploy(request)).await?;
     let mut bars: Option<HostBars> = None;
@@ -92,17 +94,16 @@ async fn follow(
                 let hosts =
                     started.hosts.iter().map(|host| convert::host(host)).collect::<Result<Vec<_>, _>>();
                 let hosts = hosts.map_err(CliError::answer(doing.as_str()))?;
-                let (count, size) = (hosts.len(), bytes_text(started.bytes));
-                env.ui.say(format_args!(
-                    "deploying {release} to {count} hosts: {} files, {size}",
-                    started.files
-                ));
+                let (count, size) = (counted(hosts.len(), "host"), bytes_text(started.bytes));
+                let files = counted(started.files, "file");
+                env.ui.say(format_args!("deploying {release} to {count}: {files}, {size}"));
                 bars = Some(HostBars::new(&env.ui, &hosts, started.bytes));
             }
             Some(Event::Host(state)) => {
                 let host = convert::host(&state.host).map_err(CliError::answer(doing.as_str()))?;
                 rows.extend(
-                    show(bars.as_mut(), host, state.state).map_err(CliError::answer(doing.as_str()))?,
+                    show(bars.as_mut(), host, state.state, &until)
+                        .map_err(CliError::answer(doing.as_str()))?,
                 );
             }
             Some(Event::Finished(finished)) => return Ok((rows, finished)),
@@ -111,17 +112,18 @@ async fn follow(
     }
 }
 
-/// Shows the state of one host. Returns its row once it is through.
+/// Shows the state of one host; `until` is when nobody is waited for any longer. Returns its row once it is through.
 fn show(
     bars: Option<&mut HostBars>,
     host: HostName,
     state: Option<State>,
+    until: &str,
 ) -> Result<Option<HostRow>, convert::ConvertError> {
     match state {
         None => Ok(None),
         Some(State::Waiting(v1::Waiting {})) => {
             if let Some(bars) = bars {
-                bars.state(&host, "not connected, waiting for it");
+                bars.state(&host, format!("not connected, waiting for it until {until} (see --timeout)"));
             }
             Ok(None)
         }
@@ -135,7 +137,7 @@ fn show(
             let refusal = ended.refusal.map(|refusal| convert::refusal(Some(refusal))).transpose()?;
             let fetched = bytes_text(ended.fetched_bytes);
             let text = match &refusal {
-                None => format!("deployed: {} files measured, {fetched} fetched", ended.files),
+                None => format!("deployed: {} measured, {fetched} fetched", counted(ended.files, "file")),
                 Some(refusal) => format!("not deployed: {refusal}"),
             };
             if let Some(bars) = bars {
@@ -228,6 +230,7 @@ impl Report for Deployed {
         page.toned(tone, format_args!("deployed {deployed} of {hosts}, not released: {release}"));
         if self.exit_code == Exit::Proven {
             page.line(format_args!("attested by {attested} of {hosts} hosts, each from its own disk"));
+            page.line(format_args!("Next: muster flip {} --fleet {}", release.digest.short(), self.fleet));
         }
         page.blockers(&self.blockers);
     }

@@ -9,17 +9,23 @@ mod error;
 mod fleet;
 mod port;
 mod process;
+mod ps;
 mod ready;
 mod roster;
 mod start;
+mod start_host;
 mod stop;
+mod stop_host;
 mod up;
 
-use clap::Subcommand;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub(crate) use error::DevError;
 
+use self::fleet::{LocalFleet, Program};
 use super::Env;
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -29,6 +35,9 @@ use crate::exit::Exit;
 pub(crate) enum Dev {
     Up(up::Up),
     Down(down::Down),
+    Ps(ps::Ps),
+    Stop(stop_host::StopHost),
+    Start(start_host::StartHost),
     Demo(demo::Demo),
 }
 
@@ -37,7 +46,44 @@ impl Dev {
         match self {
             Self::Up(up) => Box::pin(up.run(env)).await,
             Self::Down(down) => down.run(env),
+            Self::Ps(ps) => ps.run(env),
+            Self::Stop(stop) => stop.run(env),
+            Self::Start(start) => Box::pin(start.run(env)).await,
             Self::Demo(demo) => Box::pin(demo.run(env)).await,
+        }
+    }
+}
+
+/// Which local fleet is meant.
+#[derive(Debug, Args)]
+struct FleetFolder {
+    /// The folder that `muster dev up` made [default: the one that holds the context]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+impl FleetFolder {
+    fn open(self, env: &Env) -> Result<LocalFleet, CliError> {
+        LocalFleet::open(&super::host::fleet_folder(self.dir, env)?)
+    }
+}
+
+/// One of a host's programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Without it the coordinator knows nothing of the host, and nothing reaches the guard
+    Agent,
+    /// Without it the host can neither open nor close; its service ends with it
+    Guard,
+}
+
+impl Part {
+    /// What is meant, in the order in which it is started: all of a host if nothing was named.
+    fn programs(only: Option<Self>) -> &'static [Program] {
+        match only {
+            None => &[Program::Guard, Program::Agent],
+            Some(Self::Agent) => &[Program::Agent],
+            Some(Self::Guard) => &[Program::Guard],
         }
     }
 }

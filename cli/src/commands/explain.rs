@@ -7,14 +7,16 @@ use crate::error::CliError;
 use crate::exit::Exit;
 use crate::explain::explanation;
 use crate::output::{Page, Report};
+use crate::suggest::closest;
 
 /// Explain a code that a blocker carries: what it means and what to do. Without a code, list all.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:
-  muster explain mismatch")]
+#[command(after_help = "Examples:
+  muster explain mismatch
+  muster explain")]
 pub(crate) struct Explain {
     /// The code
-    #[arg(value_name = "CODE")]
+    #[arg(value_name = "CODE", value_parser = known_code)]
     code: Option<Code>,
 }
 
@@ -26,6 +28,14 @@ impl Explain {
         }
         Ok(Exit::Proven)
     }
+}
+
+fn known_code(text: &str) -> Result<Code, String> {
+    text.parse().map_err(|error| {
+        let meant = closest(text, Code::ALL.iter().map(|code| code.as_str()));
+        let meant = meant.map_or_else(String::new, |code| format!("; did you mean `{code}`?"));
+        format!("{error}{meant} (`muster explain` lists all)")
+    })
 }
 
 #[derive(Debug, Serialize)]
@@ -92,6 +102,13 @@ mod tests {
         What to do: run `muster deploy RELEASE` and wait until it says N of N.
         Exit code: 10
         ");
+    }
+
+    #[test]
+    fn a_slip_is_answered_with_what_was_probably_meant() {
+        assert_eq!(known_code("mismatch"), Ok(Code::Mismatch));
+        assert!(known_code("mismach").unwrap_err().contains("did you mean `mismatch`?"));
+        assert!(known_code("foo").unwrap_err().ends_with("(`muster explain` lists all)"));
     }
 
     #[test]

@@ -88,7 +88,7 @@ impl Flip {
             }
         };
         let refusal = Refusal::of(Code::Unsupported, missing);
-        Err(CliError::Refused { doing: format!("flip to {}", self.release), refusal })
+        Err(CliError::refused(format!("flip to {}", self.release), refusal))
     }
 }
 

@@ -50,8 +50,17 @@ mod tests {
     fn every_command_has_a_page() {
         let dir = tempfile::tempdir().unwrap();
         clap_mangen::generate_to(Cli::command(), dir.path()).unwrap();
-        for page in ["muster.1", "muster-release-push.1", "muster-receipt-verify.1", "muster-flip.1"] {
-            let text = std::fs::read_to_string(dir.path().join(page)).unwrap();
+        fn pages(command: &clap::Command, name: &str, found: &mut Vec<String>) {
+            found.push(format!("{name}.1"));
+            command.get_subcommands().for_each(|inner| {
+                pages(inner, &format!("{name}-{}", inner.get_name()), found);
+            });
+        }
+        let mut wanted = Vec::new();
+        pages(&Cli::command(), "muster", &mut wanted);
+        assert!(wanted.iter().any(|page| page == "muster-dev-stop.1"), "{wanted:?}");
+        for page in wanted {
+            let text = std::fs::read_to_string(dir.path().join(&page)).unwrap_or_default();
             assert!(text.contains(".SH DESCRIPTION"), "{page}");
         }
     }

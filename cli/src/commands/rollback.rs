@@ -36,7 +36,9 @@ impl Rollback {
                     ReleaseView::optional(status.previous.as_ref()).map_err(CliError::answer(doing))?;
                 previous.ok_or_else(|| CliError::Usage {
                     what: format!("{fleet} has served nothing before, so there is nothing to go back to"),
-                    next: "name a release with --to, or look at `muster release list`".to_owned(),
+                    next: "go forward instead: deploy another release and `muster flip` to it, or name one with --to; \
+                           `muster release list` shows all"
+                        .to_owned(),
                 })?
             }
         };

@@ -9,20 +9,30 @@ use crate::clock::{date_text, span_text};
 use crate::commands::Env;
 use crate::error::CliError;
 use crate::exit::Exit;
-use crate::output::{Page, Report, Tone};
+use crate::output::{Detail, Page, Report, Tone, counted, reason_lines};
 use crate::view::{ReleaseView, phase_text};
+
+/// How many hosts are listed where not all were asked for.
+const HOSTS_LISTED_MAX: usize = 24;
+
+/// How many releases on a host's disk are named; the newest are.
+const DEPLOYED_NAMED_MAX: usize = 3;
+
+/// How many reasons of the last rollout's end are shown.
+const END_REASONS_MAX: usize = 4;
 
 /// Show what the fleet serves, host by host, and why it could not flip now.
 ///
 /// It ends with 0 when the question was answered, whatever the answer is; `--check` turns blockers into an exit code.
-/// This is the coordinator's view; `muster check` asks the hosts for proof.
+/// This is the coordinator's view; `muster check` asks the hosts for proof. Of a large fleet only the hosts are listed
+/// that need a look; `--verbose` lists all, with all counters, the agents' versions and when certificates end.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  muster status
+  muster status --fleet demo --check")]
 pub(crate) struct Status {
     #[command(flatten)]
     fleet: FleetArg,
-    /// Show all counters, the agents' versions and when certificates end
-    #[arg(long, short)]
-    verbose: bool,
     /// End with the exit code of the blockers, if there are any
     #[arg(long)]
     check: bool,
@@ -34,7 +44,7 @@ impl Status {
         let fleet = session.fleet(self.fleet.fleet).await?;
         let status = session.status(&fleet).await?;
         let doing = format!("see the status of {fleet}");
-        let view = View::new(fleet, status, self.verbose).map_err(CliError::answer(doing))?;
+        let view = View::new(fleet, status, env.ui.detail()).map_err(CliError::answer(doing))?;
         env.ui.report(&view)?;
         Ok(if self.check { view.exit_code() } else { Exit::Proven })
     }
@@ -61,7 +71,7 @@ struct View {
     hosts: Vec<HostView>,
     blockers: Vec<Blocker>,
     #[serde(skip)]
-    verbose: bool,
+    detail: Detail,
 }
 
 #[derive(Debug, Serialize)]
@@ -99,7 +109,7 @@ struct HostView {
 }
 
 impl View {
-    fn new(fleet: FleetName, status: v1::FleetStatus, verbose: bool) -> Result<Self, ConvertError> {
+    fn new(fleet: FleetName, status: v1::FleetStatus, detail: Detail) -> Result<Self, ConvertError> {
         let phase = phase_text(status.phase());
         let served = Served { epoch: status.epoch, release: ReleaseView::optional(status.serving.as_ref())? };
         let hosts = status
@@ -130,7 +140,7 @@ impl View {
             coordinator_version: status.coordinator_version,
             hosts,
             blockers,
-            verbose,
+            detail,
         })
     }
 
@@ -163,6 +173,15 @@ impl RolloutView {
             outstanding: wire.outstanding,
         })
     }
+
+    fn print(&self, page: &mut Page) {
+        let to = self.to.as_ref().map_or_else(|| "an unknown release".to_owned(), ToString::to_string);
+        let (k, age) = (self.k, span_text(self.age_ms));
+        let (answered, silent) = (counted(self.acknowledged, "host"), self.outstanding);
+        let text =
+            format_args!("{k} to {to}, under way for {age}: {answered} answered, {silent} still to answer");
+        page.labelled(Tone::Warning, "rollout", text);
+    }
 }
 
 impl EndView {
@@ -186,8 +205,13 @@ impl EndView {
     fn print(&self, page: &mut Page) {
         let to = self.release.as_ref().map_or_else(|| "an unknown release".to_owned(), ToString::to_string);
         page.line(format_args!("last     rollout {} to {to}: {}", self.k, self.outcome));
-        for blocker in &self.blockers {
-            page.line(format_args!("         {blocker}"));
+        let reasons = reason_lines(&self.blockers);
+        for reason in reasons.iter().take(END_REASONS_MAX) {
+            page.line(format_args!("         {reason}"));
+        }
+        if reasons.len() > END_REASONS_MAX {
+            let rest = reasons.len() - END_REASONS_MAX;
+            page.line(format_args!("         … and {rest} more (all of them with --output json)"));
         }
     }
 }
@@ -219,12 +243,14 @@ impl HostView {
     }
 
     /// Unknown is never shown as good, nor as dark.
-    fn serving_text(&self) -> String {
-        match (self.connected, self.serving_epoch, &self.serving) {
-            (false, _, _) => "unknown".to_owned(),
-            (true, None, _) => "nothing".to_owned(),
-            (true, Some(epoch), Some(release)) => format!("epoch {epoch}, {}", release.short()),
-            (true, Some(epoch), None) => format!("epoch {epoch}"),
+    fn serving_text(&self, width: Width) -> String {
+        match (self.connected, self.serving_epoch, &self.serving, width) {
+            (false, _, _, _) => "unknown".to_owned(),
+            (true, None, _, _) => "nothing".to_owned(),
+            (true, Some(epoch), Some(release), Width::Wide) => format!("epoch {epoch}, {}", release.short()),
+            (true, Some(epoch), Some(_), Width::Narrow) | (true, Some(epoch), None, _) => {
+                format!("epoch {epoch}")
+            }
         }
     }
 
@@ -237,22 +263,64 @@ impl HostView {
         }
     }
 
-    fn row(&self) -> [String; 5] {
-        let deployed: Vec<&str> = self.deployed.iter().map(|release| release.version.as_str()).collect();
+    /// Nothing about it needs a look.
+    fn is_ordinary(&self, epoch: u64) -> bool {
+        let serves_as_all = epoch == 0 || self.serving_epoch == Some(epoch);
+        self.connected && self.blockers.is_empty() && serves_as_all
+    }
+
+    fn row(&self, width: Width) -> [String; 5] {
+        let named = match width {
+            Width::Wide => DEPLOYED_NAMED_MAX,
+            Width::Narrow => 1,
+        };
         [
             self.host.clone(),
             self.connection_text(),
             self.mode.clone().unwrap_or_else(|| "unknown".to_owned()),
-            self.serving_text(),
-            deployed.join(", "),
+            self.serving_text(width),
+            self.deployed_text(named),
         ]
     }
+
+    /// The releases on its disk; of many the last ones.
+    fn deployed_text(&self, named: usize) -> String {
+        let versions: Vec<&str> = self.deployed.iter().map(|release| release.version.as_str()).collect();
+        match versions.len().checked_sub(named) {
+            Some(more @ 1..) => format!("{more} more, {}", versions[more..].join(", ")),
+            Some(0) | None => versions.join(", "),
+        }
+    }
+}
+
+/// How much room the terminal has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Width {
+    /// Enough.
+    Wide,
+    /// Little, so that what stands above the table is not repeated in it.
+    Narrow,
 }
 
 impl Report for View {
     const SCHEMA: &'static str = "muster.status/1";
 
     fn print(&self, page: &mut Page) {
+        self.print_fleet(page);
+        page.gap();
+        self.print_hosts(page);
+        page.gap();
+        if self.blockers.is_empty() {
+            page.toned(Tone::Good, "no blockers");
+        } else {
+            page.toned(Tone::Bad, "blockers:");
+            page.blockers(&self.blockers);
+        }
+    }
+}
+
+impl View {
+    fn print_fleet(&self, page: &mut Page) {
         let serving = self.serving.as_ref().map_or_else(|| "nothing yet".to_owned(), ToString::to_string);
         page.line(format_args!("fleet    {}, epoch {}, {}", self.fleet, self.epoch, self.phase));
         page.line(format_args!("serving  {serving}"));
@@ -265,23 +333,12 @@ impl Report for View {
             self.roster_revision
         ));
         if let Some(rollout) = &self.rollout {
-            let to = rollout.to.as_ref().map_or_else(|| "an unknown release".to_owned(), ToString::to_string);
-            page.labelled(
-                Tone::Warning,
-                "rollout",
-                format_args!(
-                    "{} to {to}, under way for {}: {} hosts have answered, {} have not",
-                    rollout.k,
-                    span_text(rollout.age_ms),
-                    rollout.acknowledged,
-                    rollout.outstanding
-                ),
-            );
+            rollout.print(page);
         }
         if let Some(end) = &self.last_end {
             end.print(page);
         }
-        if self.verbose {
+        if self.detail == Detail::Full {
             page.line(format_args!("roster   {}", self.roster_digest));
             let Self { incarnation, term, coordinator_version, last_rollout, .. } = self;
             page.line(format_args!(
@@ -296,25 +353,38 @@ impl Report for View {
                 "one person alone can sign orders, rosters or releases",
             );
         }
-        page.gap();
-        page.table(
-            ["HOST", "CONNECTED", "MODE", "SERVES", "ON DISK"],
-            self.hosts.iter().map(HostView::row).collect(),
-        );
-        if self.verbose {
+    }
+
+    fn print_hosts(&self, page: &mut Page) {
+        let is_long = self.detail == Detail::Brief && self.hosts.len() > HOSTS_LISTED_MAX;
+        let listed: Vec<&HostView> = if is_long {
+            let worth_a_look = self.hosts.iter().filter(|host| !host.is_ordinary(self.epoch));
+            worth_a_look.take(HOSTS_LISTED_MAX).collect()
+        } else {
+            self.hosts.iter().collect()
+        };
+        let rows = |width| listed.iter().map(|host| host.row(width)).collect::<Vec<_>>();
+        let header = ["HOST", "CONNECTED", "MODE", "SERVES", "ON DISK"];
+        page.fitting_table(header, rows(Width::Wide), || rows(Width::Narrow));
+        if is_long {
+            let ordinary = self.hosts.iter().filter(|host| host.is_ordinary(self.epoch)).count();
+            let strange = self.hosts.len() - ordinary - listed.len();
+            if strange > 0 {
+                page.line(format_args!("… and {} like these", counted(strange, "host")));
+            }
+            let serving = if self.epoch == 0 { "nothing yet" } else { "what the fleet serves" };
+            page.line(format_args!(
+                "{ordinary} of {} hosts: connected, no blockers, serving {serving} (-v lists all)",
+                self.hosts.len()
+            ));
+        }
+        if self.detail == Detail::Full {
             page.gap();
             let or_unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".to_owned());
             let rows = self.hosts.iter().map(|host| {
                 [host.host.clone(), or_unknown(&host.agent_version), or_unknown(&host.certificate_expires)]
             });
             page.table(["HOST", "AGENT", "CERTIFICATE UNTIL"], rows.collect());
-        }
-        page.gap();
-        if self.blockers.is_empty() {
-            page.toned(Tone::Good, "no blockers");
-        } else {
-            page.toned(Tone::Bad, "blockers:");
-            page.blockers(&self.blockers);
         }
     }
 }

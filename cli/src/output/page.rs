@@ -1,15 +1,19 @@
 //! A report as text. Whatever comes from elsewhere passes through here, and loses what could trick a terminal.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 
 use comfy_table::{Cell, ContentArrangement, Table, presets};
-use muster_model::{Blocker, Code};
+use muster_model::{Blocker, Code, HostName};
 
 use crate::explain::explanation;
 
-/// How many blockers are written out; the rest is counted.
-const BLOCKERS_SHOWN_MAX: usize = 64;
+/// How many reasons are written out; the rest is counted.
+const REASONS_SHOWN_MAX: usize = 64;
+
+/// How many hosts are named where one reason holds for many; the rest is counted.
+const HOSTS_NAMED_MAX: usize = 8;
 
 /// What a line means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,12 +41,19 @@ impl Tone {
 pub(crate) struct Page {
     text: String,
     colour: bool,
+    /// The columns of the terminal; none where lines may have any length.
+    width: Option<usize>,
 }
 
 impl Page {
-    /// An empty page.
+    /// An empty page whose lines may have any length.
     pub(crate) const fn new(colour: bool) -> Self {
-        Self { text: String::new(), colour }
+        Self { text: String::new(), colour, width: None }
+    }
+
+    /// An empty page for a terminal with so many columns, if that is known.
+    pub(crate) const fn with_width(colour: bool, width: Option<usize>) -> Self {
+        Self { text: String::new(), colour, width }
     }
 
     /// The text.
@@ -78,38 +89,53 @@ impl Page {
 
     /// A table. Without rows there is none, not even its header.
     pub(crate) fn table<const N: usize>(&mut self, header: [&str; N], rows: Vec<[String; N]>) {
-        if rows.is_empty() {
-            return;
-        }
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(header);
-        for row in rows {
-            table.add_row(row.map(|text| Cell::new(printable(&text))));
-        }
-        for (index, column) in table.column_iter_mut().enumerate() {
-            column.set_padding((u16::from(index > 0), 1));
-        }
-        for line in table.lines() {
-            self.text.push_str(line.trim_end());
-            self.text.push('\n');
+        self.push_lines(&table_lines(header, rows));
+    }
+
+    /// The same, in a narrower form where the first does not fit the terminal. Where nobody's terminal is known, as in a
+    /// pipe, it is never narrowed.
+    pub(crate) fn fitting_table<const N: usize>(
+        &mut self,
+        header: [&str; N],
+        rows: Vec<[String; N]>,
+        narrow: impl FnOnce() -> Vec<[String; N]>,
+    ) {
+        let lines = table_lines(header, rows);
+        let fits = |width| lines.iter().all(|line| line.chars().count() <= width);
+        if self.width.is_none_or(fits) {
+            self.push_lines(&lines);
+        } else {
+            self.push_lines(&table_lines(header, narrow()));
         }
     }
 
     /// All reasons, and for each code once what to do.
     pub(crate) fn blockers(&mut self, blockers: &[Blocker]) {
-        for blocker in blockers.iter().take(BLOCKERS_SHOWN_MAX) {
-            self.toned(Tone::Bad, format_args!("  {blocker}"));
-        }
-        if blockers.len() > BLOCKERS_SHOWN_MAX {
-            let rest = blockers.len() - BLOCKERS_SHOWN_MAX;
-            self.toned(Tone::Bad, format_args!("  … and {rest} more (all of them with --output json)"));
-        }
+        self.reasons(blockers);
         let mut codes: Vec<Code> = blockers.iter().map(|blocker| blocker.code).collect();
         codes.sort_unstable();
         codes.dedup();
         for code in codes {
             self.line(format_args!("  next ({code}): {}", explanation(code).action));
+        }
+    }
+
+    /// All reasons. One that holds for many hosts is one line.
+    pub(crate) fn reasons(&mut self, blockers: &[Blocker]) {
+        let reasons = reason_lines(blockers);
+        for reason in reasons.iter().take(REASONS_SHOWN_MAX) {
+            self.toned(Tone::Bad, format_args!("  {reason}"));
+        }
+        if reasons.len() > REASONS_SHOWN_MAX {
+            let rest = reasons.len() - REASONS_SHOWN_MAX;
+            self.toned(Tone::Bad, format_args!("  … and {rest} more (all of them with --output json)"));
+        }
+    }
+
+    fn push_lines(&mut self, lines: &[String]) {
+        for line in lines {
+            self.text.push_str(line);
+            self.text.push('\n');
         }
     }
 
@@ -126,6 +152,49 @@ impl Page {
     fn push(&mut self, text: &str) {
         self.text.push_str(&printable(text));
     }
+}
+
+/// Reasons in words, in their order. Those that differ in nothing but the host are one.
+pub(crate) fn reason_lines(blockers: &[Blocker]) -> Vec<String> {
+    let mut places: BTreeMap<Blocker, usize> = BTreeMap::new();
+    let mut reasons: Vec<(&Blocker, Vec<&HostName>)> = Vec::new();
+    for blocker in blockers {
+        let of_any_host = Blocker { host: None, ..blocker.clone() };
+        let place = *places.entry(of_any_host).or_insert(reasons.len());
+        if place == reasons.len() {
+            reasons.push((blocker, Vec::new()));
+        }
+        reasons[place].1.extend(&blocker.host);
+    }
+    reasons.into_iter().map(|(blocker, hosts)| reason_line(blocker, &hosts)).collect()
+}
+
+fn reason_line(blocker: &Blocker, hosts: &[&HostName]) -> String {
+    let [first, _, ..] = hosts else { return blocker.to_string() };
+    let names: Vec<&str> = hosts.iter().take(HOSTS_NAMED_MAX).map(|host| host.as_str()).collect();
+    let names = match hosts.len().checked_sub(HOSTS_NAMED_MAX) {
+        Some(rest @ 1..) => format!("{} and {rest} more hosts", names.join(", ")),
+        Some(0) | None => names.join(", "),
+    };
+    // The blocker's own words, with all hosts where it names one.
+    blocker.to_string().replacen(&format!(" at {first}"), &format!(" at {names}"), 1)
+}
+
+/// The lines of a table, aligned and without trailing blanks.
+fn table_lines<const N: usize>(header: [&str; N], rows: Vec<[String; N]>) -> Vec<String> {
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header);
+    for row in rows {
+        table.add_row(row.map(|text| Cell::new(printable(&text))));
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((u16::from(index > 0), 1));
+    }
+    table.lines().map(|line| line.trim_end().to_owned()).collect()
 }
 
 /// The text with everything escaped that does not print as itself: a host or a coordinator that was taken over shall
@@ -201,5 +270,34 @@ mod tests {
         host-1  ok
         a       d\u{7}rk
         "#);
+    }
+
+    #[test]
+    fn what_holds_for_many_hosts_is_said_once() {
+        let hosts = |count: usize| -> Vec<Blocker> {
+            let host = |number| HostName::new(&format!("host-{number}")).unwrap();
+            (1..=count).map(|number| Blocker::host(Code::NotDeployed, &host(number), "never came")).collect()
+        };
+        assert_eq!(reason_lines(&hosts(1)), ["not-deployed at host-1: never came"]);
+        assert_eq!(reason_lines(&hosts(2)), ["not-deployed at host-1, host-2: never came"]);
+        assert!(reason_lines(&hosts(100))[0].contains("host-8 and 92 more hosts: never came"));
+        let mut mixed = hosts(3);
+        mixed[1].detail = "was removed".to_owned();
+        let lines = ["not-deployed at host-1, host-3: never came", "not-deployed at host-2: was removed"];
+        assert_eq!(reason_lines(&mixed), lines);
+        let of_fleet = vec![Blocker::fleet(Code::Busy, "rollout 3"); 2];
+        assert_eq!(reason_lines(&of_fleet), ["busy: rollout 3"]);
+    }
+
+    #[test]
+    fn a_table_is_narrowed_only_for_a_terminal_that_it_does_not_fit() {
+        let written = |width| {
+            let mut page = Page::with_width(false, width);
+            page.fitting_table(["A"], vec![["0123456789".to_owned()]], || vec![["01".to_owned()]]);
+            page.into_text()
+        };
+        assert_eq!(written(None), "A\n0123456789\n");
+        assert_eq!(written(Some(10)), "A\n0123456789\n");
+        assert_eq!(written(Some(9)), "A\n01\n");
     }
 }

@@ -4,6 +4,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::super::Env;
+use super::FleetFolder;
 use super::fleet::LocalFleet;
 use super::stop::{self, How, Stopped};
 use crate::error::CliError;
@@ -18,14 +19,13 @@ use crate::output::{Page, Report, Tone};
 #[command(after_help = "Example:
   muster dev down --dir ./fleet")]
 pub(crate) struct Down {
-    /// The folder that `muster dev up` made
-    #[arg(long, value_name = "DIR")]
-    dir: PathBuf,
+    #[command(flatten)]
+    fleet: FleetFolder,
 }
 
 impl Down {
     pub(super) fn run(self, env: &Env) -> Result<Exit, CliError> {
-        let fleet = LocalFleet::open(&self.dir)?;
+        let fleet = self.fleet.open(env)?;
         let _lock = LocalFleet::lock(&fleet.dir)?;
         let report = StoppedReport::new(fleet.dir.clone(), stop::all(&fleet)?);
         env.ui.report(&report)?;
@@ -40,8 +40,9 @@ pub(super) struct StoppedReport {
     stopped: Vec<StoppedView>,
 }
 
+/// A process that was stopped.
 #[derive(Debug, Serialize)]
-struct StoppedView {
+pub(super) struct StoppedView {
     program: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     host: Option<String>,
@@ -49,16 +50,29 @@ struct StoppedView {
     how: How,
 }
 
+impl From<Stopped> for StoppedView {
+    fn from(Stopped { daemon, pid, how }: Stopped) -> Self {
+        let (program, host) = (daemon.program.file_name(), daemon.host.map(|host| host.to_string()));
+        Self { program, host, pid, how }
+    }
+}
+
+impl StoppedView {
+    /// Warns of a process that did not end in good order.
+    pub(super) fn warn(&self, page: &mut Page) {
+        let Self { program, host, pid, how } = self;
+        if *how == How::Killed {
+            let of = host.as_ref().map_or_else(String::new, |host| format!(" of {host}"));
+            let text = format!("{program}{of} (process {pid}) did not end when asked to and was killed");
+            page.labelled(Tone::Warning, "warning", text);
+        }
+    }
+}
+
 impl StoppedReport {
     /// A report on the fleet in `dir`.
     pub(super) fn new(dir: PathBuf, stopped: Vec<Stopped>) -> Self {
-        let view = |Stopped { daemon, pid, how }: Stopped| StoppedView {
-            program: daemon.program.file_name(),
-            host: daemon.host.map(|host| host.to_string()),
-            pid,
-            how,
-        };
-        Self { dir, stopped: stopped.into_iter().map(view).collect() }
+        Self { dir, stopped: stopped.into_iter().map(StoppedView::from).collect() }
     }
 
     /// The report in one line.
@@ -66,6 +80,7 @@ impl StoppedReport {
         let dir = self.dir.display();
         match self.stopped.len() {
             0 => format!("nothing of the fleet in {dir} was running"),
+            1 => format!("stopped 1 process; {dir} is kept"),
             count => format!("stopped {count} processes; {dir} is kept"),
         }
     }
@@ -75,12 +90,7 @@ impl Report for StoppedReport {
     const SCHEMA: &'static str = "muster.dev-down/1";
 
     fn print(&self, page: &mut Page) {
-        let killed = self.stopped.iter().filter(|stopped| stopped.how == How::Killed);
-        for StoppedView { program, host, pid, .. } in killed {
-            let of = host.as_ref().map_or_else(String::new, |host| format!(" of {host}"));
-            let text = format!("{program}{of} (process {pid}) did not end when asked to and was killed");
-            page.labelled(Tone::Warning, "warning", text);
-        }
+        self.stopped.iter().for_each(|stopped| stopped.warn(page));
         page.toned(Tone::Good, self.summary());
     }
 }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use muster_model::HostName;
+
 use crate::clock::{millis, span_text};
 use crate::exit::Exit;
 
@@ -16,12 +18,22 @@ pub(crate) enum DevError {
         path: PathBuf,
     },
     /// The fleet is up.
-    #[error("the fleet in {} is already running: {}", .dir.display(), .running.join(", "))]
+    #[error("the fleet in {} is already running, with all its {processes} processes", .dir.display())]
     AlreadyRunning {
         /// The fleet's folder.
         dir: PathBuf,
-        /// What runs.
-        running: Vec<String>,
+        /// How many processes it has.
+        processes: usize,
+    },
+    /// The fleet has no such host.
+    #[error("the fleet in {} has no host {host}", .dir.display())]
+    NoSuchHost {
+        /// The fleet's folder.
+        dir: PathBuf,
+        /// What was named.
+        host: HostName,
+        /// The hosts that it has.
+        there_are: String,
     },
     /// Somebody else is starting or stopping the fleet.
     #[error("another `muster dev` is at work on {}", .dir.display())]
@@ -100,6 +112,7 @@ impl DevError {
             | Self::InUse { .. }
             | Self::NotAFleet { .. }
             | Self::Different { .. } => Exit::Usage,
+            Self::NoSuchHost { .. } => Exit::Missing,
             Self::Interrupted => Exit::Aborted,
             Self::NotReady { .. } => Exit::TimedOut,
             Self::ProgramMissing { .. }
@@ -117,8 +130,12 @@ impl DevError {
                 "build all programs into one folder: `cargo build`, without naming one of them".to_owned(),
             ),
             Self::AlreadyRunning { dir, .. } => {
-                Some(format!("use it, or stop it with `muster dev down --dir {}`", dir.display()))
+                let dir = dir.display();
+                Some(format!(
+                    "look at it with `muster dev ps --dir {dir}`, or stop it with `muster dev down --dir {dir}`"
+                ))
             }
+            Self::NoSuchHost { there_are, .. } => Some(format!("its hosts are {there_are}")),
             Self::NotAFleet { .. } => Some("name the folder that was given to `muster dev up`".to_owned()),
             Self::Different { .. } => Some("leave the option out, or name another folder".to_owned()),
             Self::InUse { .. } => Some("wait until it has ended".to_owned()),

@@ -52,7 +52,7 @@ pub(super) struct LocalFleet {
 }
 
 /// A program that runs for as long as the fleet is up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Program {
     /// The fleet's coordinator.
     Coordinator,
@@ -166,6 +166,27 @@ impl LocalFleet {
         Daemon { program: Program::Coordinator, host: None, folder: self.dir.join("coordinator") }
     }
 
+    /// Every program of the fleet: the coordinator, then each host's guard and agent.
+    pub(super) fn daemons(&self) -> Vec<Daemon> {
+        let of_host = |host| [self.on(Program::Guard, host), self.on(Program::Agent, host)];
+        std::iter::once(self.coordinator_daemon()).chain(self.hosts.iter().flat_map(of_host)).collect()
+    }
+
+    /// Makes sure that these are hosts of the fleet.
+    pub(super) fn require(&self, hosts: &[HostName]) -> Result<(), CliError> {
+        match hosts.iter().find(|host| !self.hosts.contains(host)) {
+            Some(host) => {
+                let there_are = match self.hosts.as_slice() {
+                    [only] => only.to_string(),
+                    [first, .., last] => format!("{first} to {last}"),
+                    [] => "none".to_owned(),
+                };
+                Err(DevError::NoSuchHost { dir: self.dir.clone(), host: host.clone(), there_are }.into())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The guards, in the order of hosts.
     pub(super) fn guards(&self) -> Vec<Daemon> {
         self.hosts.iter().map(|host| self.on(Program::Guard, host)).collect()
@@ -197,7 +218,8 @@ impl Program {
         }
     }
 
-    const fn stem(self) -> &'static str {
+    /// What people call it.
+    pub(super) const fn stem(self) -> &'static str {
         match self {
             Self::Coordinator => "coordinator",
             Self::Guard => "guard",
@@ -281,6 +303,9 @@ mod tests {
         made.complete().unwrap();
         let found = LocalFleet::open(&path).unwrap();
         assert_eq!((&found.hosts, &found.coordinator), (&made.hosts, &made.coordinator));
+        assert!(found.require(&found.hosts).is_ok());
+        let stranger = found.require(&[HostName::new("host-9").unwrap()]).unwrap_err();
+        assert!(stranger.next().is_some_and(|next| next.contains("host-1 to host-2")), "{stranger}");
         assert_eq!(found.hosts.iter().map(HostName::as_str).collect::<Vec<_>>(), ["host-1", "host-2"]);
         for daemon in found.guards().iter().chain(&found.agents()).chain([&found.coordinator_daemon()]) {
             assert!(daemon.config().is_file(), "{daemon}");

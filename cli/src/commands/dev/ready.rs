@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use muster_guard::GuardClient;
+use muster_model::HostName;
 
 use super::DevError;
 use super::fleet::{LocalFleet, Program};
@@ -56,16 +57,19 @@ pub(super) async fn guards(fleet: &LocalFleet, started: &mut [Started]) -> Resul
     }
 }
 
-/// Waits until every host of the roster is connected.
+/// Waits until those of these hosts that are on the roster are connected.
 pub(super) async fn agents(
     fleet: &LocalFleet,
+    hosts: &[HostName],
     session: &Session,
     started: &mut [Started],
 ) -> Result<(), CliError> {
     let deadline = Instant::now() + PATIENCE;
+    let is_awaited = |name: &str| hosts.iter().any(|host| host.as_str() == name);
     loop {
         let status = Box::pin(session.status(&fleet.name)).await?;
-        let Some(missing) = status.hosts.iter().find(|host| !host.connected) else { return Ok(()) };
+        let missing = status.hosts.iter().find(|host| is_awaited(&host.host) && !host.connected);
+        let Some(missing) = missing else { return Ok(()) };
         none_has_ended(started)?;
         if Instant::now() >= deadline {
             let what = format!("the agent of {} did not connect", missing.host);

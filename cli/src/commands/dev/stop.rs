@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde::Serialize;
 
 use super::DevError;
-use super::fleet::{Daemon, LocalFleet};
+use super::fleet::{Daemon, LocalFleet, Program};
 use super::process::{Process, daemons};
 use crate::error::CliError;
 
@@ -45,23 +45,30 @@ pub(super) enum How {
 
 /// The daemons of the fleet that run.
 pub(super) fn running(fleet: &LocalFleet) -> Result<Vec<(Daemon, Process)>, CliError> {
-    let mut all = fleet.agents();
-    all.extend(fleet.guards());
-    all.push(fleet.coordinator_daemon());
-    find(&all)
+    find(&fleet.daemons())
 }
 
 /// Stops everything of the fleet that runs.
 pub(super) fn all(fleet: &LocalFleet) -> Result<Vec<Stopped>, CliError> {
-    let mut stopped = wave(&fleet.agents(), PATIENCE)?;
-    stopped.extend(wave(&fleet.guards(), GUARD_PATIENCE)?);
-    stopped.extend(wave(&[fleet.coordinator_daemon()], PATIENCE)?);
+    these(&fleet.daemons())
+}
+
+/// Stops those of these daemons that run: the agents, then the guards, then the coordinator.
+pub(super) fn these(daemons: &[Daemon]) -> Result<Vec<Stopped>, CliError> {
+    let mut stopped = Vec::new();
+    for (program, patience) in
+        [(Program::Agent, PATIENCE), (Program::Guard, GUARD_PATIENCE), (Program::Coordinator, PATIENCE)]
+    {
+        let of_program: Vec<Daemon> =
+            daemons.iter().filter(|daemon| daemon.program == program).cloned().collect();
+        stopped.extend(wave(&of_program, patience)?);
+    }
     Ok(stopped)
 }
 
 /// Stops one daemon.
 pub(super) fn one(daemon: &Daemon) -> Result<Option<Stopped>, CliError> {
-    Ok(wave(std::slice::from_ref(daemon), PATIENCE)?.pop())
+    Ok(these(std::slice::from_ref(daemon))?.pop())
 }
 
 fn wave(daemons: &[Daemon], patience: Duration) -> Result<Vec<Stopped>, CliError> {
@@ -98,7 +105,7 @@ fn wave(daemons: &[Daemon], patience: Duration) -> Result<Vec<Stopped>, CliError
 }
 
 /// A process for people: `the agent of host-1 (process 42)`.
-pub(super) fn describe((daemon, process): &(Daemon, Process)) -> String {
+fn describe((daemon, process): &(Daemon, Process)) -> String {
     format!("{daemon} (process {})", process.pid())
 }
 

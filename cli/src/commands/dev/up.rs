@@ -2,18 +2,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use muster_model::FleetName;
+use muster_model::{FleetName, HostName};
 use serde::Serialize;
 
 use super::super::Env;
 use super::super::host::DriverArgs;
 use super::down::StoppedReport;
-use super::fleet::{LocalFleet, Program, Wanted, is_fleet};
-use super::start::{self, Programs, Started};
+use super::fleet::{Daemon, LocalFleet, Program, Wanted, is_fleet};
+use super::start::{self, Programs, Started, StartedView, started_lines};
 use super::{DevError, Interrupts, stop};
 use crate::error::CliError;
 use crate::exit::Exit;
-use crate::output::{Page, Report, Tone};
+use crate::output::{Page, Report, Tone, counted};
 use crate::provision::Driver;
 
 /// Hosts of a new fleet for which no number was given.
@@ -25,7 +25,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// Start a fleet on this machine: a coordinator, and an agent and a guard for each host, with real mutual TLS.
 ///
 /// A folder that holds nothing yet gets a new fleet with everything it needs; one that was made by this command is
-/// started again with all it kept. Without `--detach` the fleet runs until Ctrl-C.
+/// started again with all it kept. Of a fleet that is up in part, what is down is started. Without `--detach` the fleet
+/// runs until Ctrl-C.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   muster dev up --dir ./fleet --hosts 8
@@ -55,24 +56,28 @@ impl Up {
         let programs = Programs::beside_this()?;
         let lock = LocalFleet::lock(&self.dir)?;
         let fleet = self.prepare()?;
+        let running: Vec<Daemon> = stop::running(&fleet)?.into_iter().map(|(daemon, _)| daemon).collect();
         let mut started = Vec::new();
         let up = tokio::select! {
-            up = start::fleet(&fleet, &programs, &mut started, &env.ui) => up.map(drop),
+            up = start::fleet(&fleet, &programs, &running, &mut started, &env.ui) => up.map(drop),
             () = interrupts.next() => Err(DevError::Interrupted.into()),
         };
         if let Err(error) = up {
-            stop::all(&fleet)?;
+            // What ran before goes on running.
+            let daemons: Vec<Daemon> = started.into_iter().map(|started| started.daemon).collect();
+            stop::these(&daemons)?;
             return Err(error);
         }
         drop(lock);
-        env.ui.report(&UpReport::new(&fleet, &started))?;
+        let extent = if running.is_empty() { Extent::Whole } else { Extent::Rest };
+        env.ui.report(&UpReport::new(&fleet, &started, extent)?)?;
         if !detach {
             stay(&fleet, started, interrupts, env).await?;
         }
         Ok(Exit::Proven)
     }
 
-    /// Makes the fleet, or opens it if there is one that is not running.
+    /// Makes the fleet, or opens it if there is one of which something is down.
     fn prepare(self) -> Result<LocalFleet, CliError> {
         let driver = self.driver.driver()?;
         if !is_fleet(&self.dir) {
@@ -82,10 +87,9 @@ impl Up {
             return LocalFleet::create(&self.dir, &wanted);
         }
         let fleet = LocalFleet::open(&self.dir)?;
-        let running = stop::running(&fleet)?;
-        if !running.is_empty() {
-            let running = running.iter().map(stop::describe).collect();
-            return Err(DevError::AlreadyRunning { dir: fleet.dir, running }.into());
+        let processes = fleet.daemons().len();
+        if stop::running(&fleet)?.len() >= processes {
+            return Err(DevError::AlreadyRunning { dir: fleet.dir, processes }.into());
         }
         self.fleet.as_ref().map_or(Ok(()), |name| same(&self.dir, "the fleet", &fleet.name, name))?;
         let hosts = self.hosts.map(usize::from);
@@ -154,38 +158,53 @@ struct UpReport {
     dir: PathBuf,
     fleet: FleetName,
     coordinator: String,
-    coordinator_pid: u32,
+    coordinator_pid: i32,
     hosts: Vec<HostRow>,
+    started: Vec<StartedView>,
+    #[serde(skip)]
+    extent: Extent,
+}
+
+/// How much of a fleet was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// All of it.
+    Whole,
+    /// What was down of it.
+    Rest,
 }
 
 #[derive(Debug, Serialize)]
 struct HostRow {
     name: String,
-    agent_pid: u32,
-    guard_pid: u32,
+    agent_pid: i32,
+    guard_pid: i32,
     state: PathBuf,
 }
 
 impl UpReport {
-    fn new(fleet: &LocalFleet, started: &[Started]) -> Self {
-        let pid = |program, host: Option<&muster_model::HostName>| {
-            let is_it = |one: &&Started| one.daemon.program == program && one.daemon.host.as_ref() == host;
-            started.iter().find(is_it).map_or(0, Started::pid)
+    fn new(fleet: &LocalFleet, started: &[Started], extent: Extent) -> Result<Self, CliError> {
+        let running = stop::running(fleet)?;
+        let pid = |program, host: Option<&HostName>| {
+            let is_it = |daemon: &Daemon| daemon.program == program && daemon.host.as_ref() == host;
+            running.iter().find(|(daemon, _)| is_it(daemon)).map_or(0, |(_, process)| process.pid())
         };
-        let row = |host: &muster_model::HostName| HostRow {
+        let row = |host: &HostName| HostRow {
             name: host.to_string(),
             agent_pid: pid(Program::Agent, Some(host)),
             guard_pid: pid(Program::Guard, Some(host)),
             state: fleet.host_folder(host),
         };
-        Self {
+        Ok(Self {
             context: fleet.context(),
             dir: fleet.dir.clone(),
             fleet: fleet.name.clone(),
             coordinator: fleet.coordinator.to_string(),
             coordinator_pid: pid(Program::Coordinator, None),
             hosts: fleet.hosts.iter().map(row).collect(),
-        }
+            started: started.iter().map(StartedView::from).collect(),
+            extent,
+        })
     }
 }
 
@@ -193,10 +212,13 @@ impl Report for UpReport {
     const SCHEMA: &'static str = "muster.dev/1";
 
     fn print(&self, page: &mut Page) {
-        let (count, dir) = (self.hosts.len(), self.dir.display());
+        let (count, dir) = (counted(self.hosts.len(), "host"), self.dir.display());
+        if self.extent == Extent::Rest {
+            started_lines(&self.started).iter().for_each(|line| page.line(line));
+        }
         page.toned(
             Tone::Good,
-            format_args!("{} is up with {count} hosts, coordinator {}", self.fleet, self.coordinator),
+            format_args!("{} is up with {count}, coordinator {}", self.fleet, self.coordinator),
         );
         let row = |host: &HostRow| {
             let HostRow { name, agent_pid, guard_pid, state } = host;
@@ -207,7 +229,8 @@ impl Report for UpReport {
         page.line("Next:");
         page.line(format_args!("  export MUSTER_CONTEXT={}", self.context.display()));
         page.line("  muster status");
-        page.line("  muster release push FOLDER --version 1.0, then muster deploy 1.0, then muster flip 1.0");
+        page.line("  muster release push FOLDER --version 1.0");
+        page.line("  muster deploy 1.0 && muster flip 1.0");
         page.line(format_args!("  muster dev down --dir {dir}"));
     }
 }

@@ -105,7 +105,7 @@ fn ordered(
     if from.is_some_and(|from| from.digest == to.digest) {
         // No such order can be written, so that nobody else can refuse it.
         let refusal = Refusal::of(Code::AlreadyServing, format!("{fleet} serves {to}"));
-        return Err(CliError::Refused { doing, refusal });
+        return Err(CliError::refused(doing, refusal));
     }
     let flip = Flip {
         from: from.map(|release| release.digest),

@@ -12,8 +12,13 @@ use crate::exit::Exit;
 use crate::output::{Page, Report};
 use crate::provision::hosts;
 
+/// How much of a key is shown where there is no room for all of it: its kind and enough to tell it from others.
+const KEY_SHOWN: usize = "ed25519:".len() + 12;
+
 /// List the hosts that were issued, from the local folder; `muster status` says which of them are there.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  muster host list")]
 pub(crate) struct List {
     /// The folder that `muster init` made [default: the one that holds the context]
     #[arg(long, value_name = "DIR")]
@@ -57,11 +62,19 @@ impl Report for Listed {
             page.line("no host was issued yet; `muster host issue NAME` issues one");
             return;
         }
-        let rows = self.hosts.iter().map(|row| {
-            let fleets: Vec<&str> = row.fleets.iter().map(FleetName::as_str).collect();
-            let expires = row.certificate_expires.clone().unwrap_or_else(|| "unknown".to_owned());
-            [row.host.clone(), fleets.join(","), expires, row.attestation_key.clone()]
-        });
-        page.table(["HOST", "FLEETS", "CERTIFICATE UNTIL", "ATTESTATION KEY"], rows.collect());
+        let rows = |key_len: usize| {
+            let row = |row: &Row| {
+                let fleets: Vec<&str> = row.fleets.iter().map(FleetName::as_str).collect();
+                let expires = row.certificate_expires.clone().unwrap_or_else(|| "unknown".to_owned());
+                let key = match row.attestation_key.get(..key_len) {
+                    Some(beginning) => format!("{beginning}…"),
+                    None => row.attestation_key.clone(),
+                };
+                [row.host.clone(), fleets.join(","), expires, key]
+            };
+            self.hosts.iter().map(row).collect()
+        };
+        let header = ["HOST", "FLEETS", "CERTIFICATE UNTIL", "ATTESTATION KEY"];
+        page.fitting_table(header, rows(usize::MAX), || rows(KEY_SHOWN));
     }
 }

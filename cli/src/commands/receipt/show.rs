@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use muster_model::FleetName;
 use muster_proto::v1;
 use muster_trust::verify_receipt;
 
@@ -14,6 +15,9 @@ use crate::files::{Existing, write};
 
 /// Fetch the receipt of a flip, verify it, and show what it proves; with `--out` keep it.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  muster receipt show
+  muster receipt show --epoch 3 --out flip.json")]
 pub(crate) struct Show {
     #[command(flatten)]
     fleet: FleetArg,
@@ -31,6 +35,8 @@ impl Show {
         let fleet = session.fleet(self.fleet.fleet).await?;
         let doing = format!("see the receipt of {fleet}");
         let request = v1::ShowReceiptRequest { fleet: fleet.to_string(), epoch: self.epoch.unwrap_or(0) };
+        let flipped = session.status(&fleet).await?.epoch;
+        not_yet(&fleet, flipped, self.epoch)?;
         let mut client = session.operations();
         let shown = answer(&doing, client.show_receipt(request)).await?;
         let verified =
@@ -45,5 +51,42 @@ impl Show {
         }
         env.ui.report(&Summary::of(&verified))?;
         Ok(Exit::Proven)
+    }
+}
+
+/// Every epoch begins with a flip, so that there are as many as flips were completed.
+fn not_yet(fleet: &FleetName, flipped: u64, wanted: Option<u64>) -> Result<(), CliError> {
+    if flipped == 0 {
+        return Err(CliError::Absent {
+            what: format!("nothing was flipped in {fleet} yet, so there is no receipt"),
+            next:
+                "flip a release: `muster release list` shows what there is, then `muster deploy RELEASE` and \
+                   `muster flip RELEASE`"
+                    .to_owned(),
+        });
+    }
+    match wanted {
+        Some(wanted) if wanted > flipped => Err(CliError::Absent {
+            what: format!("{fleet} is at epoch {flipped}: no flip has begun epoch {wanted} yet"),
+            next: format!("name an epoch up to {flipped}, or none for the newest"),
+        }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Exit;
+
+    #[test]
+    fn a_receipt_that_cannot_be_there_is_told_so() {
+        let fleet = FleetName::new("demo").unwrap();
+        let error = |flipped, wanted| not_yet(&fleet, flipped, wanted).unwrap_err();
+        assert!(error(0, None).to_string().contains("nothing was flipped"));
+        assert!(error(0, Some(1)).to_string().contains("nothing was flipped"));
+        assert!(error(2, Some(3)).to_string().contains("at epoch 2"));
+        assert_eq!(error(2, Some(3)).exit(), Exit::Missing);
+        assert!(not_yet(&fleet, 2, None).is_ok() && not_yet(&fleet, 2, Some(2)).is_ok());
     }
 }

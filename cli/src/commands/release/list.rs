@@ -1,5 +1,5 @@
 use clap::Args;
-use muster_model::FleetName;
+use muster_model::{Digest, FleetName};
 use serde::Serialize;
 
 use crate::args::FleetArg;
@@ -12,6 +12,8 @@ use crate::view::ReleaseView;
 
 /// List the fleet's releases, the newest first.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  muster release list --fleet demo")]
 pub(crate) struct List {
     #[command(flatten)]
     fleet: FleetArg,
@@ -53,6 +55,19 @@ struct Row {
     serving: bool,
 }
 
+impl Row {
+    fn cells(&self, digest: String) -> [String; 6] {
+        [
+            self.release.version.clone(),
+            digest,
+            self.created.clone(),
+            bytes_text(self.bytes),
+            self.deployed.to_string(),
+            if self.serving { "serving" } else { "" }.to_owned(),
+        ]
+    }
+}
+
 impl Report for Listed {
     const SCHEMA: &'static str = "muster.releases/1";
 
@@ -61,24 +76,17 @@ impl Report for Listed {
             page.line(format_args!("{} has no release yet; `muster release push` adds one", self.fleet));
             return;
         }
-        let rows = self.releases.iter().map(|row| {
-            [
-                row.release.version.clone(),
-                row.release.digest.to_string(),
-                row.created.clone(),
-                bytes_text(row.bytes),
-                row.deployed.to_string(),
-                if row.serving { "serving" } else { "" }.to_owned(),
-            ]
-        });
-        page.table(["VERSION", "DIGEST", "SIGNED", "SIZE", "HOSTS", ""], rows.collect());
+        let rows = |digest: fn(&Digest) -> String| {
+            self.releases.iter().map(move |row| row.cells(digest(&row.release.digest))).collect()
+        };
+        let header = ["VERSION", "DIGEST", "SIGNED", "SIZE", "HOSTS", ""];
+        // The first digits of a digest are enough for every command that asks for a release.
+        page.fitting_table(header, rows(ToString::to_string), || rows(Digest::short));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use muster_model::Digest;
-
     use super::*;
     use crate::output::json;
 

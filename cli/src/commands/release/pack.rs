@@ -9,19 +9,19 @@ use crate::commands::Env;
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::files::{Existing, write};
-use crate::output::{Page, Report, bytes_text};
+use crate::output::{Page, Report, bytes_text, counted};
 
 /// Compute the digest of a tree. The same tree gives the same digest on any machine; nothing is signed or sent.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  muster release pack ./build --fleet demo --version 1.4.0
+  muster release pack ./build --version 1.4.0
   muster release pack ./build --fleet demo --version 1.4.0 --out 1.4.0.manifest --output json")]
 pub(crate) struct Pack {
     #[command(flatten)]
     tree: TreeArgs,
-    /// The fleet that the release is for
+    /// The fleet that the release is for; the digest does not depend on it [default: the context's, if there is one]
     #[arg(long, short, value_name = "FLEET")]
-    fleet: FleetName,
+    fleet: Option<FleetName>,
     /// The version, for people; the digest is what counts
     #[arg(long, value_name = "VERSION")]
     version: Version,
@@ -37,7 +37,7 @@ impl Pack {
             write(path, &packed.manifest.to_bytes(), 0o644, Existing::Replace)?;
         }
         env.ui.report(&PackedReport {
-            fleet: self.fleet,
+            fleet: self.fleet.or_else(|| env.context().ok()?.fleet().cloned()),
             version: self.version,
             digest: packed.manifest.digest(),
             entries: packed.manifest.entries().len(),
@@ -52,7 +52,7 @@ impl Pack {
 
 #[derive(Debug, Serialize)]
 struct PackedReport {
-    fleet: FleetName,
+    fleet: Option<FleetName>,
     version: Version,
     digest: Digest,
     entries: usize,
@@ -67,8 +67,9 @@ impl Report for PackedReport {
     const SCHEMA: &'static str = "muster.pack/1";
 
     fn print(&self, page: &mut Page) {
-        page.line(format_args!("{} {} is {}", self.fleet, self.version, self.digest));
-        page.line(format_args!("{} files, {}", self.files, bytes_text(self.bytes)));
+        let fleet = self.fleet.as_ref().map_or_else(String::new, |fleet| format!("{fleet} "));
+        page.line(format_args!("{fleet}{} is {}", self.version, self.digest));
+        page.line(format_args!("{}, {}", counted(self.files, "file"), bytes_text(self.bytes)));
         if let Some(path) = &self.manifest {
             page.line(format_args!("its manifest is in {}", path.display()));
         }

@@ -10,12 +10,15 @@ use crate::clock::date_text;
 use crate::commands::Env;
 use crate::error::CliError;
 use crate::exit::Exit;
-use crate::output::{Page, Report, bytes_text};
+use crate::output::{Page, Report, bytes_text, counted};
 use crate::resolve::ReleaseName;
 use crate::view::ReleaseView;
 
 /// Show what is known of a release; with `--files` every entry of its tree.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  muster release show 1.4.0
+  muster release show 1.4.0 --files")]
 pub(crate) struct Show {
     /// The release: its digest, at least 8 hex digits of it, or its version
     #[arg(value_name = "RELEASE")]
@@ -88,7 +91,7 @@ impl Report for Shown {
         field("expires", self.expires.as_deref());
         field("builder", self.builder.as_deref());
         field("source", self.source_revision.as_deref());
-        field("tree", Some(&format!("{} files, {}", self.files, bytes_text(self.bytes))));
+        field("tree", Some(&format!("{}, {}", counted(self.files, "file"), bytes_text(self.bytes))));
         let hosts = if self.deployed.is_empty() { "none".to_owned() } else { self.deployed.join(", ") };
         field("on disk", Some(&hosts));
         field("serving", Some(if self.serving { "yes" } else { "no" }));

@@ -13,7 +13,7 @@ use crate::connect::{Session, answer};
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::files::read_bounded;
-use crate::output::{Format, Page, Report, Tone};
+use crate::output::{Format, Page, Report, Tone, counted};
 
 /// The largest file that is read, in bytes.
 const ROSTER_BYTES_MAX: u64 = muster_trust::ENVELOPE_BYTES_MAX as u64;
@@ -87,7 +87,7 @@ impl Apply {
         let doing = format!("sign the roster of {}", file.fleet);
         if file.hosts.is_empty() {
             let refusal = Refusal::of(Code::RosterEmpty, format!("{} lists no hosts", self.file.display()));
-            return Err(CliError::Refused { doing, refusal });
+            return Err(CliError::refused(doing, refusal));
         }
         let roster =
             file.to_roster(expected).map_err(|source| CliError::Document { doing: doing.clone(), source })?;
@@ -162,7 +162,7 @@ impl Report for Applied {
         let Self { fleet, revision, hosts, .. } = self;
         page.toned(
             Tone::Good,
-            format_args!("the roster of {fleet} is now revision {revision} with {hosts} hosts"),
+            format_args!("the roster of {fleet} is now revision {revision} with {}", counted(*hosts, "host")),
         );
         if self.solo {
             page.labelled(Tone::Warning, "solo mode", "it was signed by one operator alone");

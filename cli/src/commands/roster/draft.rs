@@ -6,20 +6,21 @@ use muster_model::{BootGatePolicy, FleetName, HostName};
 use super::file::{HostFile, PolicyFile, RosterFile};
 use crate::commands::Env;
 use crate::commands::host::fleet_folder;
+use crate::context::{CONTEXT_FILE, Context};
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::files::{Existing, write};
-use crate::output::{Format, json};
+use crate::output::{Format, counted, json};
 use crate::provision::{HostBundle, hosts};
 
 /// Write a roster of the hosts that were issued, to read over, edit and apply. Nothing is signed or sent.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
-  muster roster draft --fleet demo --out roster.toml && muster roster apply roster.toml")]
+  muster roster draft --out roster.toml && muster roster apply roster.toml")]
 pub(crate) struct Draft {
-    /// The fleet
+    /// The fleet [default: the context's, or the only one that hosts were issued for]
     #[arg(long, short, value_name = "FLEET")]
-    fleet: FleetName,
+    fleet: Option<FleetName>,
     /// The hosts [default: all that were issued for the fleet]
     #[arg(value_name = "HOST")]
     hosts: Vec<HostName>,
@@ -46,9 +47,12 @@ enum BootGate {
 impl Draft {
     pub(super) fn run(self, env: &Env) -> Result<Exit, CliError> {
         let dir = fleet_folder(self.dir, env)?;
-        let chosen = choose(hosts(&dir)?, &self.fleet, &self.hosts)?;
+        let issued = hosts(&dir)?;
+        let of_context = || Context::read(&dir.join("operator").join(CONTEXT_FILE)).ok()?.fleet().cloned();
+        let fleet = self.fleet.or_else(of_context).map_or_else(|| only_fleet(&issued), Ok)?;
+        let chosen = choose(issued, &fleet, &self.hosts)?;
         let file = RosterFile {
-            fleet: self.fleet,
+            fleet,
             revision: None,
             policy: PolicyFile {
                 boot_gate: match self.boot_gate {
@@ -64,7 +68,7 @@ impl Draft {
         let text = toml::to_string(&file).expect("a roster has string keys and no failing serialisers");
         if let Some(path) = &self.out {
             write(path, text.as_bytes(), 0o644, Existing::Keep)?;
-            env.ui.say(format_args!("wrote {} with {} hosts", path.display(), file.hosts.len()));
+            env.ui.say(format_args!("wrote {} with {}", path.display(), counted(file.hosts.len(), "host")));
         }
         match env.ui.format() {
             Format::Json => env.ui.raw(json("muster.roster-draft/1", &file).as_bytes())?,
@@ -72,6 +76,21 @@ impl Draft {
             Format::Text | Format::Junit => {}
         }
         Ok(Exit::Proven)
+    }
+}
+
+/// The fleet that all hosts were issued for.
+fn only_fleet(issued: &[HostBundle]) -> Result<FleetName, CliError> {
+    let mut fleets: Vec<FleetName> = issued.iter().flat_map(|host| host.fleets.iter().cloned()).collect();
+    fleets.sort();
+    fleets.dedup();
+    match fleets.as_slice() {
+        [only] => Ok(only.clone()),
+        [] => Err(CliError::Usage {
+            what: "no host was issued here yet, so there is no fleet".to_owned(),
+            next: "issue one with `muster host issue NAME --fleet FLEET`".to_owned(),
+        }),
+        _ => Err(CliError::FleetUnclear { candidates: fleets }),
     }
 }
 

@@ -9,10 +9,12 @@ use crate::commands::Env;
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::files::{Existing, write};
-use crate::output::{Page, Report, Tone};
+use crate::output::{Page, Report, Tone, counted};
 
 /// Show the fleet's roster, after verifying it with the pinned root.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  muster roster show --fleet demo")]
 pub(crate) struct Show {
     #[command(flatten)]
     fleet: FleetArg,
@@ -69,7 +71,7 @@ impl Report for Shown {
 
     fn print(&self, page: &mut Page) {
         page.line(format_args!("fleet     {}", self.fleet));
-        page.line(format_args!("revision  {} with {} hosts", self.revision, self.hosts.len()));
+        page.line(format_args!("revision  {} with {}", self.revision, counted(self.hosts.len(), "host")));
         page.line(format_args!("digest    {}", self.digest));
         for signer in &self.signers {
             page.line(format_args!("signed by {signer}"));

@@ -51,8 +51,8 @@ fn status() -> v1::FleetStatus {
     }
 }
 
-fn view(verbose: bool) -> View {
-    View::new(FleetName::new("demo").unwrap(), status(), verbose).unwrap()
+fn view(detail: Detail) -> View {
+    View::new(FleetName::new("demo").unwrap(), status(), detail).unwrap()
 }
 
 fn text(view: &View) -> String {
@@ -63,7 +63,7 @@ fn text(view: &View) -> String {
 
 #[test]
 fn the_table_names_hosts_ages_and_what_each_serves() {
-    insta::assert_snapshot!(text(&view(false)), @"
+    insta::assert_snapshot!(text(&view(Detail::Brief)), @"
     fleet    demo, epoch 3, settled
     serving  1.2.0 (sha256:0202020202020202020202020202020202020202020202020202020202020202)
     before   1.1.0 (sha256:0101010101010101010101010101010101010101010101010101010101010101)
@@ -82,7 +82,7 @@ fn the_table_names_hosts_ages_and_what_each_serves() {
 
 #[test]
 fn verbose_adds_counters_versions_and_certificates() {
-    insta::assert_snapshot!(text(&view(true)), @"
+    insta::assert_snapshot!(text(&view(Detail::Full)), @"
     fleet    demo, epoch 3, settled
     serving  1.2.0 (sha256:0202020202020202020202020202020202020202020202020202020202020202)
     before   1.1.0 (sha256:0101010101010101010101010101010101010101010101010101010101010101)
@@ -117,25 +117,25 @@ fn a_rollout_under_way_is_shown() {
         outstanding: 1,
     };
     let status = v1::FleetStatus { rollout: Some(rollout), phase: v1::Phase::Decided.into(), ..status() };
-    let view = View::new(FleetName::new("demo").unwrap(), status, false).unwrap();
+    let view = View::new(FleetName::new("demo").unwrap(), status, Detail::Brief).unwrap();
     assert!(text(&view).contains("rollout: 6 to 1.3.0 (sha256:0303"), "{}", text(&view));
 }
 
 #[test]
 fn blockers_become_the_exit_code_only_where_asked() {
-    assert_eq!(view(false).exit_code(), Exit::Missing);
+    assert_eq!(view(Detail::Brief).exit_code(), Exit::Missing);
     let well = v1::FleetStatus { hosts: vec![host("host-1", v1::host_mode::Kind::Serve)], ..status() };
-    let well = View::new(FleetName::new("demo").unwrap(), well, false).unwrap();
+    let well = View::new(FleetName::new("demo").unwrap(), well, Detail::Brief).unwrap();
     assert_eq!(well.exit_code(), Exit::Proven);
     let empty = v1::FleetStatus { hosts: vec![], ..status() };
-    let empty = View::new(FleetName::new("demo").unwrap(), empty, false).unwrap();
+    let empty = View::new(FleetName::new("demo").unwrap(), empty, Detail::Brief).unwrap();
     assert_eq!(empty.exit_code(), Exit::RosterChanged);
 }
 
 #[test]
 fn the_json_has_a_schema_and_stable_names() {
     let one = v1::FleetStatus { hosts: status().hosts.split_off(1), previous: None, ..status() };
-    let view = View::new(FleetName::new("demo").unwrap(), one, false).unwrap();
+    let view = View::new(FleetName::new("demo").unwrap(), one, Detail::Brief).unwrap();
     insta::assert_snapshot!(json(View::SCHEMA, &view), @r#"
     {
       "schema": "muster.status/1",
@@ -192,7 +192,7 @@ fn the_json_has_a_schema_and_stable_names() {
 #[test]
 fn an_answer_that_makes_no_sense_is_refused_with_the_field() {
     let broken = v1::FleetStatus { roster_digest: vec![1], ..status() };
-    let error = View::new(FleetName::new("demo").unwrap(), broken, false).unwrap_err();
+    let error = View::new(FleetName::new("demo").unwrap(), broken, Detail::Brief).unwrap_err();
     assert!(error.to_string().contains("roster_digest"));
 }
 
@@ -208,10 +208,78 @@ fn how_the_last_rollout_ended_is_shown_with_its_reasons() {
         ..v1::RolloutEnd::default()
     };
     let status = v1::FleetStatus { last_end: Some(end), ..status() };
-    let view = View::new(FleetName::new("demo").unwrap(), status, false).unwrap();
+    let view = View::new(FleetName::new("demo").unwrap(), status, Detail::Brief).unwrap();
     let text = text(&view);
     let digest = "01".repeat(32);
     let told = format!("last     rollout 5 to 1.1.0 (sha256:{digest}): unchanged\n");
     assert!(text.contains(&told), "{text}");
     assert!(text.contains("\n         coordinator-restarted: it was not decided\n"), "{text}");
+}
+
+fn fleet_of(hosts: usize, lost: &[usize]) -> View {
+    let host = |number: usize| {
+        let name = format!("host-{number}");
+        let connected = host(&name, v1::host_mode::Kind::Serve);
+        if !lost.contains(&number) {
+            return connected;
+        }
+        let missing =
+            Blocker::host(Code::HostMissing, &HostName::new(&name).unwrap(), "its connection ended");
+        v1::HostStatus { connected: false, serving_epoch: None, blockers: vec![missing.into()], ..connected }
+    };
+    let status = v1::FleetStatus { hosts: (1..=hosts).map(host).collect(), ..status() };
+    View::new(FleetName::new("demo").unwrap(), status, Detail::Brief).unwrap()
+}
+
+#[test]
+fn of_a_hundred_hosts_those_are_listed_that_need_a_look() {
+    insta::assert_snapshot!(text(&fleet_of(100, &[7, 42])), @"
+    fleet    demo, epoch 3, settled
+    serving  1.2.0 (sha256:0202020202020202020202020202020202020202020202020202020202020202)
+    before   1.1.0 (sha256:0101010101010101010101010101010101010101010101010101010101010101)
+    hosts    98 of 100 connected, roster revision 2
+    solo mode: one person alone can sign orders, rosters or releases
+
+    HOST     CONNECTED       MODE     SERVES   ON DISK
+    host-7   lost 2m 5s ago  serve 3  unknown  1.1.0, 1.2.0
+    host-42  lost 2m 5s ago  serve 3  unknown  1.1.0, 1.2.0
+    98 of 100 hosts: connected, no blockers, serving what the fleet serves (-v lists all)
+
+    blockers:
+      host-missing at host-42, host-7: its connection ended
+      next (host-missing): start muster-agent and muster-guard on the host, look into the agent's log, and check the network between the two
+    ");
+    let all_well = text(&fleet_of(100, &[]));
+    assert!(all_well.contains("100 of 100 hosts: connected"), "{all_well}");
+    assert!(!all_well.contains("host-1 "), "{all_well}");
+    let half_lost = text(&fleet_of(100, &(1..=50).collect::<Vec<_>>()));
+    assert!(half_lost.contains("… and 26 hosts like these\n50 of 100 hosts: connected"), "{half_lost}");
+    assert!(half_lost.lines().count() < 45, "{half_lost}");
+    let all = View { detail: Detail::Full, ..fleet_of(100, &[]) };
+    assert!((1..=100).all(|number| text(&all).contains(&format!("host-{number} "))));
+}
+
+#[test]
+fn a_terminal_of_80_columns_shows_each_host_in_one_line() {
+    let many = (1..=9).map(release).collect();
+    let busy = v1::HostStatus { deployed: many, ..host("host-1.example", v1::host_mode::Kind::Armed) };
+    let status = v1::FleetStatus { hosts: vec![busy], ..status() };
+    let view = View::new(FleetName::new("demo").unwrap(), status, Detail::Brief).unwrap();
+    let mut page = Page::with_width(false, Some(80));
+    view.print(&mut page);
+    let written = page.into_text();
+    let row = written.lines().find(|line| line.starts_with("host-1.example")).unwrap();
+    assert!(row.chars().count() <= 80 && row.ends_with("8 more, 1.9.0"), "{written}");
+    let piped = text(&view);
+    assert!(piped.contains("epoch 3, 1.2.0 020202020202  6 more, 1.7.0, 1.8.0, 1.9.0"), "{piped}");
+}
+
+#[test]
+fn the_reasons_of_the_last_end_do_not_push_the_hosts_off_the_screen() {
+    let reasons = (0..9).map(|number| Blocker::fleet(Code::Busy, format!("rollout {number}")).into());
+    let end =
+        v1::RolloutEnd { k: 5, blockers: reasons.collect(), release: Some(release(1)), ..Default::default() };
+    let status = v1::FleetStatus { last_end: Some(end), ..status() };
+    let text = text(&View::new(FleetName::new("demo").unwrap(), status, Detail::Brief).unwrap());
+    assert!(text.contains("\n         … and 5 more (all of them with --output json)\n"), "{text}");
 }

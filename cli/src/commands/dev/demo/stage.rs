@@ -71,7 +71,7 @@ impl Stage {
             LocalFleet::create(&self.dir, &Wanted { fleet: name, hosts: HOSTS, driver: Driver::Link })?;
         self.fleet = Some(fleet.clone());
         self.session =
-            Some(Box::pin(start::fleet(&fleet, &self.programs, &mut self.started, &self.ui)).await?);
+            Some(Box::pin(start::fleet(&fleet, &self.programs, &[], &mut self.started, &self.ui)).await?);
         Ok(())
     }
 
@@ -158,7 +158,7 @@ impl Stage {
         self.started.push(started);
         let fleet = self.fleet().clone();
         let session = self.session.as_ref().expect("the story begins by opening the stage");
-        Box::pin(ready::agents(&fleet, session, &mut self.started)).await?;
+        Box::pin(ready::agents(&fleet, &fleet.hosts, session, &mut self.started)).await?;
         Ok(pid)
     }
 

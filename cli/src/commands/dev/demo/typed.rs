@@ -3,9 +3,11 @@
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use muster_model::Code;
+
 use super::stage::Stage;
 use crate::error::CliError;
-use crate::output::Tone;
+use crate::output::{Tone, counted};
 
 /// The kernel resolves this name to the program that runs, even after a build has replaced its file: all commands of one
 /// replay are of one version.
@@ -95,15 +97,37 @@ impl Stage {
     }
 }
 
-/// The lines of a command's output that fit, without the tails of digests. What is left out is in the middle: a command
-/// says last how it ended.
+/// The lines of a command's output that fit, without the tails of digests. What is left out is in the middle, as a command
+/// says last how it ended; and it is never a reason why a gate is shut, which is what the audience has come to see.
 fn shortened(text: &str) -> Vec<String> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == ':';
     let line = |line: &str| line.split_inclusive(|c| !is_part(c)).map(short_word).collect::<String>();
     let lines: Vec<String> = text.lines().map(line).collect();
-    let Some(more @ 1..) = lines.len().checked_sub(LINES_SHOWN_MAX) else { return lines };
-    let (head, tail) = (&lines[..LINES_SHOWN_MAX / 2], &lines[LINES_SHOWN_MAX / 2 + more..]);
-    [head, &[format!("… {more} lines more")], tail].concat()
+    if lines.len() <= LINES_SHOWN_MAX {
+        return lines;
+    }
+    let tail = lines.len() - LINES_SHOWN_MAX / 2;
+    let mut shown = Vec::new();
+    let mut left_out = 0;
+    for (number, line) in lines.into_iter().enumerate() {
+        if (LINES_SHOWN_MAX / 2..tail).contains(&number) && !is_reason(&line) {
+            left_out += 1;
+            continue;
+        }
+        if left_out > 0 {
+            shown.push(format!("… {} more", counted(left_out, "line")));
+            left_out = 0;
+        }
+        shown.push(line);
+    }
+    shown
+}
+
+/// Whether a line states a blocker or what to do about one.
+fn is_reason(line: &str) -> bool {
+    let line = line.trim_start();
+    let word = line.split(|c: char| !(c.is_ascii_lowercase() || c == '-')).next();
+    line.starts_with("next ") || word.is_some_and(|word| word.parse::<Code>().is_ok())
 }
 
 /// A word and the character that ends it.
@@ -129,5 +153,23 @@ mod tests {
         assert_eq!(lines.len(), LINES_SHOWN_MAX + 1);
         assert_eq!(lines[LINES_SHOWN_MAX / 2], "… 5 lines more");
         assert_eq!(lines.last().map(String::as_str), Some("line 23"));
+    }
+
+    #[test]
+    fn a_reason_is_shown_wherever_it_stands() {
+        let filler = |count: usize| "host-1: has attested\n".repeat(count);
+        let reason = "  mismatch at host-8, lib/rlp.sh: is missing\n  next (mismatch): deploy again\n";
+        let text = format!("{}{reason}{}", filler(LINES_SHOWN_MAX), filler(LINES_SHOWN_MAX));
+        let lines = shortened(&text);
+        assert_eq!(
+            lines[LINES_SHOWN_MAX / 2..][..4],
+            [
+                "… 9 lines more",
+                "  mismatch at host-8, lib/rlp.sh: is missing",
+                "  next (mismatch): deploy again",
+                "… 9 lines more"
+            ]
+        );
+        assert_eq!(lines.len(), LINES_SHOWN_MAX + 4);
     }
 }
