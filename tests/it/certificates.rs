@@ -38,6 +38,14 @@ fn wait_for_log(daemon: &Daemon, texts: &[&str]) {
     });
 }
 
+/// All hosts take part in a flip to the next release. Gives its digest.
+#[track_caller]
+fn flips(fleet: &Fleet, tree: &Artifact) -> String {
+    let two = fleet.release(tree, "2.0");
+    fleet.assert_all_serve(&two);
+    two
+}
+
 /// Only host-2 is missed, and what is served is as before.
 #[track_caller]
 fn assert_only_host_2_is_missed(fleet: &Fleet, serving: &str) {
@@ -71,8 +79,7 @@ fn an_agent_with_a_certificate_that_does_not_count_is_refused_by_the_coordinator
     }
     host.agent.start(&[]);
     fleet.wait_connected(2);
-    let two = fleet.release(&tree, "2.0");
-    fleet.assert_all_serve(&two);
+    flips(&fleet, &tree);
 }
 
 #[test]
@@ -91,8 +98,7 @@ fn an_agent_believes_no_coordinator_of_another_authority() {
     fs::write(&ca, own).unwrap();
     host.agent.start(&[]);
     fleet.wait_connected(2);
-    let two = fleet.release(&tree, "2.0");
-    fleet.assert_all_serve(&two);
+    flips(&fleet, &tree);
 }
 
 #[test]
@@ -172,8 +178,7 @@ fn a_host_outside_of_the_roster_can_connect_to_nothing() {
     wait_for_log(&outsider.agent, &["host-not-in-roster", "host-9"]);
     let status = fleet.json(&["status"]).expect_code(0);
     assert_eq!(status.json()["hosts"].as_array().map(Vec::len), Some(1), "{status}");
-    let two = fleet.release(&tree, "2.0");
-    fleet.assert_all_serve(&two);
+    let two = flips(&fleet, &tree);
     assert_ne!(one, two);
     assert_eq!(outsider.serves(), None);
     assert!(!outsider.tree(&two).exists(), "a host outside of the roster gets no bytes");
@@ -215,8 +220,7 @@ fn a_private_key_that_others_may_read_is_not_used() {
         shut(&path);
     }
     fleet.assert_all_serve(&one);
-    let two = fleet.release(&tree, "2.0");
-    fleet.assert_all_serve(&two);
+    flips(&fleet, &tree);
 }
 
 /// A TLS server with this certificate that takes one connection. Gives its address.

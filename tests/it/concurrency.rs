@@ -2,22 +2,8 @@
 
 use std::fs;
 use std::thread;
-use std::time::{Duration, Instant};
 
-use crate::harness::{Artifact, Fleet, Observer, Output, PATIENCE, artifact, wait_until};
-
-fn tree(version: &str) -> Artifact {
-    artifact(&[("bin/smars", version), ("VERSION", version)])
-}
-
-/// A fleet of three that serves the first of the digests, with the second deployed as `2`.
-fn serving() -> (Fleet, [String; 2]) {
-    let fleet = Fleet::up(3);
-    let first = fleet.release(&tree("1"), "1");
-    let second = fleet.push(&tree("2"), "2");
-    fleet.json(&["deploy", "2"]).expect_code(0);
-    (fleet, [first, second])
-}
+use crate::harness::{Fleet, Observer, Output, until, versioned};
 
 /// Runs commands at the same time.
 fn at_once(fleet: &Fleet, commands: &[&[&str]]) -> Vec<Output> {
@@ -30,14 +16,11 @@ fn at_once(fleet: &Fleet, commands: &[&[&str]]) -> Vec<Output> {
 
 #[test]
 fn a_check_beside_a_rollout_answers_and_names_only_who_is_silent() {
-    let (fleet, [first, second]) = serving();
+    let (fleet, [first, second]) = Fleet::serving(3);
     let halted = fleet.host(3);
     halted.agent.stop();
-    thread::scope(|scope| {
-        let flip = scope.spawn(|| fleet.json(&["flip", "2", "--timeout", "90s"]));
-        wait_until("the rollout is under way", PATIENCE, || {
-            (fleet.json(&["status"]).text_at("/phase") == "preparing").then_some(())
-        });
+    let flip = fleet.flip_while("2", || {
+        fleet.wait_phase("preparing");
         let checked = fleet.json(&["check", "--release", "2", "--timeout", "6s"]).expect_code(11);
         // Silent at first, and gone once the connection has been seen to be dead.
         let blockers = checked.blockers();
@@ -49,23 +32,22 @@ fn a_check_beside_a_rollout_answers_and_names_only_who_is_silent() {
         );
         fleet.assert_all_serve(&first);
         halted.agent.cont();
-        let flip = flip.join().unwrap();
-        // The check took a while: the host may have been given up before it went on.
-        match flip.code {
-            0 => fleet.assert_all_serve(&second),
-            _ => drop(flip.expect_code(11).expect_blocker("session-lost", halted.name(), "")),
-        }
     });
+    // The check took a while: the host may have been given up before it went on.
+    match flip.code {
+        0 => fleet.assert_all_serve(&second),
+        _ => drop(flip.expect_code(11).expect_blocker("session-lost", halted.name(), "")),
+    }
 }
 
 #[test]
 fn two_operators_deploy_two_releases_that_share_most_of_their_bytes() {
-    let (fleet, [first, _]) = serving();
+    let (fleet, [first, _]) = Fleet::serving(3);
     let shared: Vec<(String, String)> =
         (0..24).map(|n| (format!("data/{n}"), format!("{n} ").repeat(40_000))).collect();
     let mut digests = Vec::new();
     for version in ["4", "5"] {
-        let tree = tree(version);
+        let tree = versioned(version);
         for (path, text) in &shared {
             tree.write(path, text);
         }
@@ -86,7 +68,7 @@ fn two_operators_deploy_two_releases_that_share_most_of_their_bytes() {
 
 #[test]
 fn many_checks_at_once_are_all_answered() {
-    let (fleet, [first, _]) = serving();
+    let (fleet, [first, _]) = Fleet::serving(3);
     let check: [&[&str]; 2] = [&["check", "--release", "1"], &["check", "--release", "2"]];
     for checked in at_once(&fleet, &check.repeat(8)) {
         assert_eq!(checked.expect_code(0).text_at("/gate"), "open");
@@ -94,44 +76,88 @@ fn many_checks_at_once_are_all_answered() {
     fleet.assert_all_serve(&first);
 }
 
+/// An operator who asks to abort is refused with this reason.
+#[track_caller]
+fn abort_is_refused(fleet: &Fleet, reason: &str) {
+    fleet.json(&["abort"]).expect_code(17).expect_blocker(reason, "", "");
+}
+
+/// A flip to `2` during which the coordinator dies at this point. Then nobody answers, until it is started again.
+#[track_caller]
+fn flip_until_coordinator_dies_at(fleet: &Fleet, point: &str) {
+    fleet.let_coordinator_die_at(point);
+    fleet.json(&["flip", "2", "--timeout", "90s"]).expect_code(1);
+    fleet.coordinator().wait_until_gone();
+    fleet.json(&["abort"]).expect_code(1);
+}
+
+/// In every state that a rollout can be held in, the operator who aborts it and the one who flips are told the same.
 #[test]
 fn an_abort_and_a_flip_agree_on_who_was_first() {
-    let (fleet, digests) = serving();
+    let (fleet, [first, second]) = Fleet::serving(3);
     let observer = Observer::of(&fleet);
-    let mut serves = 0;
-    for delay_ms in [0, 30, 60, 90, 120, 200] {
-        let to = 1 - serves;
-        let (flip, aborted) = thread::scope(|scope| {
-            let flip = scope.spawn(|| fleet.json(&["flip", ["1", "2"][to], "--timeout", "90s"]));
-            let asked = Instant::now();
-            wait_until("its turn", PATIENCE, || {
-                (asked.elapsed() >= Duration::from_millis(delay_ms)).then_some(())
-            });
-            let aborted = wait_until("the abort or the flip is first", PATIENCE, || {
-                match fleet.json(&["abort"]).code {
-                    0 => Some(true),
-                    _ => flip.is_finished().then_some(false),
-                }
-            });
-            (flip.join().unwrap(), aborted)
-        });
-        if aborted {
-            let flip = flip.expect_code(17);
-            flip.expect_blocker("aborted-by-operator", "", "");
-            assert_eq!(flip.text_at("/outcome"), "unchanged");
-        } else {
-            flip.expect_code(0);
-            serves = to;
-        }
-        fleet.assert_all_serve(&digests[serves]);
-    }
+    let (coordinator, victim) = (fleet.coordinator(), fleet.host(2));
+    abort_is_refused(&fleet, "nothing-to-abort");
+
+    // PREPARING, as long as a host does not answer: of two who abort one does it.
+    victim.agent.stop();
+    let flip = fleet.flip_while("2", || {
+        fleet.wait_phase("preparing");
+        let mut aborts = at_once(&fleet, &[&["abort"], &["abort"]]);
+        aborts.sort_by_key(|abort| abort.code);
+        let [done, late] = aborts.try_into().ok().expect("two were begun");
+        done.expect_code(0);
+        late.expect_code(17).expect_blocker("nothing-to-abort", "", "");
+    });
+    flip.expect_blocker("aborted-by-operator", "", "");
+    assert_eq!(flip.expect_code(17).text_at("/outcome"), "unchanged");
+    victim.agent.cont();
+    fleet.wait_settled(&first);
+
+    // ARMING, with all hosts armed and the decision not yet durable: there is none.
+    flip_until_coordinator_dies_at(&fleet, "coordinator.decided.before");
+    coordinator.start(&[]);
+    fleet.wait_settled(&first);
+    abort_is_refused(&fleet, "nothing-to-abort");
+    assert_eq!(fleet.last_end()["blockers"][0]["code"], "coordinator-restarted");
+
+    // DECIDED, durably, before any host was told: a host that is silent holds it there.
+    flip_until_coordinator_dies_at(&fleet, "coordinator.decided.persisted");
+    victim.agent.stop();
+    coordinator.start(&[]);
+    fleet.wait_phase("decided");
+    abort_is_refused(&fleet, "decided");
+    victim.agent.cont();
+    fleet.wait_settled(&second);
+
+    // DECIDED, with a host whose guard does not close.
+    victim.guard.stop();
+    let flip = fleet.flip_while("1", || {
+        fleet.wait_phase("decided");
+        abort_is_refused(&fleet, "decided");
+        victim.guard.cont();
+    });
+    flip.expect_code(0);
+    fleet.wait_settled(&first);
+
+    // OPENED, with a host that has not opened yet: the new release is served.
+    fleet.let_die_at(&victim, "agent.open.before-guard");
+    let flip = fleet.flip_while("2", || {
+        victim.agent.wait_until_gone();
+        fleet.wait_phase("opened");
+        abort_is_refused(&fleet, "nothing-to-abort");
+        victim.agent.start(&[]);
+    });
+    // Whoever watches is told once that a host is dark, and need not wait for it.
+    assert!([0, 18].contains(&flip.code), "{flip}");
+    fleet.wait_settled(&second);
     observer.expect_one_release_at_a_time();
 }
 
 #[test]
 fn a_deployment_that_its_coordinator_did_not_survive_is_carried_on() {
-    let (fleet, [first, _]) = serving();
-    let big = tree("6");
+    let (fleet, [first, _]) = Fleet::serving(3);
+    let big = versioned("6");
     for n in 0..24 {
         big.write(&format!("data/{n}"), &format!("{n:03}").repeat(300_000));
     }
@@ -147,7 +173,7 @@ fn a_deployment_that_its_coordinator_did_not_survive_is_carried_on() {
     let before = count();
     let deployed = thread::scope(|scope| {
         let deploy = scope.spawn(|| fleet.json(&["deploy", "6"]));
-        wait_until("blobs arrive", PATIENCE, || (count() > before + 4 || deploy.is_finished()).then_some(()));
+        until("blobs arrive", || count() > before + 4 || deploy.is_finished());
         coordinator.kill();
         deploy.join().unwrap()
     });

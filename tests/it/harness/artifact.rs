@@ -21,6 +21,11 @@ pub(crate) fn artifact(files: &[(&str, &str)]) -> Artifact {
     artifact
 }
 
+/// A small tree of this version, like no other version's.
+pub(crate) fn versioned(version: &str) -> Artifact {
+    artifact(&[("bin/smars", version), ("VERSION", version)])
+}
+
 impl Artifact {
     /// The tree's folder.
     pub(crate) fn path(&self) -> &Path {

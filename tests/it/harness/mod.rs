@@ -1,6 +1,6 @@
 //! A real fleet for tests: the programs of this build, in processes, on a folder of their own.
 //!
-//! A test says what it waits for and by when; the only sleep is in [`wait_until`].
+//! A test says what it waits for and by when; the only sleep is in [`wait_until`]. An [`Observer`] pauses between looks.
 
 mod artifact;
 mod caller;
@@ -11,16 +11,17 @@ pub(crate) mod impostor;
 mod observer;
 mod output;
 mod pki;
+mod rollout;
 mod wait;
 
-pub(crate) use artifact::{Artifact, artifact};
+pub(crate) use artifact::{Artifact, artifact, versioned};
 pub(crate) use caller::{Attached, Caller, refusal_of, signed};
 pub(crate) use daemon::Daemon;
 pub(crate) use fleet::{FLEET, Fleet, Host};
-pub(crate) use observer::Observer;
+pub(crate) use observer::{Observer, Service};
 pub(crate) use output::{Output, run};
 pub(crate) use pki::{issue, long_ago, now, today};
-pub(crate) use wait::{PATIENCE, wait_until};
+pub(crate) use wait::{PATIENCE, until, wait_until};
 
 /// The program with this name, as this test run built it.
 pub(crate) fn program(name: &str) -> &'static str {

@@ -7,7 +7,7 @@ use std::str::FromStr as _;
 use muster_model::{Blocker, Code};
 use serde_json::Value;
 
-use super::program;
+use super::{Host, program};
 
 /// What a command wrote and how it ended.
 pub(crate) struct Output {
@@ -62,6 +62,13 @@ impl Output {
         let listed = self.json().get("blockers").cloned();
         let listed = listed.unwrap_or_else(|| panic!("no blockers: {self}"));
         serde_json::from_value(listed).unwrap_or_else(|error| panic!("no blockers ({error}): {self}"))
+    }
+
+    /// Whether some blocker has this code and names this host.
+    #[track_caller]
+    pub(crate) fn names(&self, host: &Host, code: Code) -> bool {
+        let at = |blocker: &Blocker| blocker.host.as_ref().is_some_and(|named| named.as_str() == host.name());
+        self.blockers().iter().any(|blocker| blocker.code == code && at(blocker))
     }
 
     /// Panics unless some blocker has this code, host and path; an empty text stands for none.
