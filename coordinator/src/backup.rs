@@ -9,33 +9,27 @@ use std::sync::Arc;
 use muster_daemon::unix_time;
 use muster_model::{Digest, Incarnation};
 use muster_proto::v1;
-use muster_store::{BackupSummary, Options};
+use muster_store::{BackupSummary, Options, StoreError};
 use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::Error;
+use crate::config::default_records_between_snapshots;
 use crate::coordinator::Shared;
-use crate::ledger::{Documents, Entry, Ledger};
+use crate::fleet::blocking;
+use crate::ledger::{DOCUMENT_BYTES_MAX, Documents, Entry, Ledger};
 use crate::status::failed;
 
 const LEDGER_NAME: &str = "ledger.backup";
 const DOCUMENTS_FOLDER: &str = "documents/";
 const CHUNK_BYTES: usize = 64 << 10;
-/// The largest document that is restored.
-const DOCUMENT_BYTES_MAX: u64 = 256 << 20;
 
 /// Sends a backup, consistent as of one moment.
 pub(crate) async fn send(shared: Arc<Shared>, events: mpsc::Sender<Result<v1::BackupResponse, Status>>) {
-    let sender = events.clone();
-    let written =
-        tokio::task::spawn_blocking(move || write(&shared, Chunks { sender, buffer: Vec::new() })).await;
-    let status = match written {
-        Ok(Ok(())) => return,
-        Ok(Err(error)) => failed("the backup failed", &error),
-        Err(error) => failed("the backup failed", &error),
-    };
-    // Nobody may be listening any more.
-    let _ = events.send(Err(status)).await;
+    if let Err(error) = written(&shared, events.clone()).await {
+        // Nobody may be listening any more.
+        let _ = events.send(Err(failed("the backup failed", &error))).await;
+    }
 }
 
 /// Builds the state folder `state` of a coordinator from a backup, with a new incarnation.
@@ -72,9 +66,10 @@ pub fn restore(backup: &Path, state: &Path) -> Result<BackupSummary, Error> {
     let dir = state.join("ledger");
     let summary = muster_store::restore(&mut ledger, &dir, Options::coordinator())
         .map_err(|source| Error::Store { dir, source })?;
-    let mut ledger = Ledger::open(state, documents.clone(), Incarnation(unix_time().0))?;
+    let now = Incarnation(unix_time().0);
+    let mut ledger = Ledger::open(state, documents.clone(), now, default_records_between_snapshots())?;
     // It rises whatever the clock says.
-    let incarnation = Incarnation(unix_time().0.max(ledger.state().incarnation.next().0));
+    let incarnation = now.max(ledger.state().incarnation.next());
     // What the database names must be there before a coordinator leads with it.
     for digest in ledger.named_documents() {
         documents.read(digest)?;
@@ -83,24 +78,41 @@ pub fn restore(backup: &Path, state: &Path) -> Result<BackupSummary, Error> {
     Ok(summary)
 }
 
-fn write(shared: &Shared, output: Chunks) -> Result<(), Error> {
+async fn written(
+    shared: &Shared,
+    sender: mpsc::Sender<Result<v1::BackupResponse, Status>>,
+) -> Result<(), Error> {
+    let (ledger, documents) =
+        shared.ledger.run(|ledger| database(ledger)).await.map_err(Error::StoreFailed)?;
+    let store = shared.documents.clone();
+    blocking(move || write(&ledger, &documents, &store, Chunks { sender, buffer: Vec::new() })).await
+}
+
+/// The database as it is between two appends, and the documents that it names.
+pub(crate) fn database(ledger: &Ledger) -> Result<(Vec<u8>, Vec<Digest>), StoreError> {
+    let mut bytes = Vec::new();
+    ledger.backup(&mut bytes)?;
+    Ok((bytes, ledger.named_documents()))
+}
+
+/// Writes the archive.
+pub(crate) fn write(
+    ledger: &[u8],
+    names: &[Digest],
+    documents: &Documents,
+    output: impl Write,
+) -> Result<(), Error> {
     let failed = |source| Error::File { action: "write", path: "the backup".into(), source };
-    let mut ledger = Vec::new();
-    let documents = {
-        let open = shared.ledger();
-        open.backup(&mut ledger).map_err(Error::StoreFailed)?;
-        open.named_documents()
-    };
     let mut archive = tar::Builder::new(output);
-    append(&mut archive, LEDGER_NAME, &ledger).map_err(failed)?;
-    for digest in documents {
-        let bytes = shared.documents.read(digest)?;
+    append(&mut archive, LEDGER_NAME, ledger).map_err(failed)?;
+    for digest in names {
+        let bytes = documents.read(*digest)?;
         append(&mut archive, &format!("{DOCUMENTS_FOLDER}{}", digest.hex()), &bytes).map_err(failed)?;
     }
     archive.into_inner().and_then(|mut output| output.flush()).map_err(failed)
 }
 
-fn append(archive: &mut tar::Builder<Chunks>, name: &str, bytes: &[u8]) -> io::Result<()> {
+fn append(archive: &mut tar::Builder<impl Write>, name: &str, bytes: &[u8]) -> io::Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_size(bytes.len() as u64);
     header.set_mode(0o600);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use muster_artifact::{ArtifactError, BlobReader, BlobStore, Durability};
 use muster_daemon::fault_point;
-use muster_model::{Code, Digest, Refusal};
+use muster_model::Digest;
 use muster_proto::convert::digest;
 use muster_proto::v1;
 use muster_proto::v1::upload_request::Part;
@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::coordinator::Shared;
 use crate::fleet::blocking;
-use crate::status::{chain, failed, malformed, refused};
+use crate::status::{blob_refusal, chain, failed, malformed, refused};
 
 /// Bytes of one chunk; every connection may hold a few of them.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -29,10 +29,6 @@ const CHUNKS_AHEAD: usize = 4;
 const CHUNKS_UNREAD: usize = 1;
 /// Chunks that are read from disk at the same time. More would not be faster, and each takes a thread.
 const READS_MAX: usize = 16;
-/// Uploads that are written at the same time; each takes a thread.
-const UPLOADS_MAX: usize = 32;
-/// How long an upload may send nothing.
-const UPLOAD_PATIENCE: Duration = Duration::from_secs(30);
 /// Digests in one question.
 const DIGESTS_MAX: usize = 10_000;
 
@@ -61,7 +57,7 @@ impl Blobs {
             shared: Arc::clone(shared),
             damaged: Damaged::default(),
             reads: Arc::new(Semaphore::new(READS_MAX)),
-            uploads: Semaphore::new(UPLOADS_MAX),
+            uploads: Semaphore::new(shared.uploads.at_once),
         }
     }
 }
@@ -101,9 +97,9 @@ impl v1::blobs_server::Blobs for Blobs {
         &self,
         request: Request<Streaming<v1::UploadRequest>>,
     ) -> Result<Response<v1::UploadResponse>, Status> {
-        let mut parts = request.into_inner();
+        let (mut parts, idle) = (request.into_inner(), self.shared.uploads.idle);
         let _permit = self.uploads.acquire().await.expect("the semaphore is never closed");
-        let first = next_upload(&mut parts).await?.and_then(|part| part.part);
+        let first = next_upload(&mut parts, idle).await?.and_then(|part| part.part);
         let Some(Part::Header(header)) = first else {
             return Err(Status::invalid_argument("an upload begins with a header"));
         };
@@ -111,7 +107,7 @@ impl v1::blobs_server::Blobs for Blobs {
         let blobs = self.shared.documents.blobs().clone();
         let (chunks, receiver) = mpsc::channel::<Vec<u8>>(CHUNKS_AHEAD);
         let writing = tokio::task::spawn_blocking(move || write_blob(&blobs, name, header.size, receiver));
-        while let Some(part) = next_upload(&mut parts).await? {
+        while let Some(part) = next_upload(&mut parts, idle).await? {
             let Some(Part::Chunk(chunk)) = part.part else {
                 return Err(Status::invalid_argument("a header comes first and once"));
             };
@@ -122,7 +118,10 @@ impl v1::blobs_server::Blobs for Blobs {
         }
         drop(chunks);
         let written = writing.await.map_err(|error| failed("cannot write a blob", &error))?;
-        written.map_err(|error| blob_refused(&error))?;
+        written.map_err(|error| {
+            tracing::error!(%name, error = %chain(&error), "a blob was not kept");
+            blob_refused(&error)
+        })?;
         self.damaged.names().remove(&name);
         Ok(Response::new(v1::UploadResponse {}))
     }
@@ -151,10 +150,13 @@ impl v1::blobs_server::Blobs for Blobs {
 }
 
 /// The next part of an upload, within bounds of time: whoever is silent gives its place to others.
-async fn next_upload(parts: &mut Streaming<v1::UploadRequest>) -> Result<Option<v1::UploadRequest>, Status> {
-    match tokio::time::timeout(UPLOAD_PATIENCE, parts.next()).await {
+async fn next_upload(
+    parts: &mut Streaming<v1::UploadRequest>,
+    idle: Duration,
+) -> Result<Option<v1::UploadRequest>, Status> {
+    match tokio::time::timeout(idle, parts.next()).await {
         Ok(part) => part.transpose(),
-        Err(_) => Err(Status::deadline_exceeded("the upload sent nothing for 30 s")),
+        Err(_) => Err(Status::deadline_exceeded(format!("the upload sent nothing for {idle:?}"))),
     }
 }
 
@@ -233,27 +235,6 @@ fn next_part(mut reader: BlobReader) -> Result<BlobPart, ArtifactError> {
     Ok(BlobPart { chunk, rest: Some(reader) })
 }
 
-/// What is wrong with a blob, as whoever asked needs to hear it.
 fn blob_refused(error: &ArtifactError) -> Status {
-    let Some(code) = blob_code(error) else {
-        return failed("the coordinator's blob store failed", error);
-    };
-    refused(Refusal::of(code, format!("in the coordinator's store: {}", chain(error))))
-}
-
-/// The code of a failure that whoever asked can do something about.
-pub(crate) fn blob_code(error: &ArtifactError) -> Option<Code> {
-    if let ArtifactError::BlobMissing { .. } = error {
-        return Some(Code::BlobMissing);
-    }
-    if let ArtifactError::Damaged { .. }
-    | ArtifactError::WrongContent { .. }
-    | ArtifactError::WrongSize { .. } = error
-    {
-        return Some(Code::BlobDamaged);
-    }
-    if let ArtifactError::NoSpace { .. } = error {
-        return Some(Code::NoSpace);
-    }
-    if let ArtifactError::ReadOnly { .. } = error { Some(Code::ReadOnly) } else { None }
+    refused(blob_refusal(error))
 }

@@ -1,7 +1,9 @@
 //! The coordinator's configuration.
 
 use std::net::SocketAddr;
+use std::num::{NonZeroU16, NonZeroU64};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use muster_daemon::Fragments;
 use muster_mtls::CredentialPaths;
@@ -36,6 +38,24 @@ pub struct CoordinatorConfig {
     /// How long a rollout may take to arm, in milliseconds (default 3,000).
     #[serde(default = "default_arm_ms")]
     pub arm_timeout_ms: u64,
+    /// How many uploads are written at the same time; others wait (default 32).
+    #[serde(default = "default_uploads_max")]
+    pub uploads_max: NonZeroU16,
+    /// How long an upload may send nothing before it loses its place, in milliseconds (default 30,000).
+    #[serde(default = "default_upload_idle_ms")]
+    pub upload_idle_timeout_ms: u64,
+    /// After how many records the database is cut back to a snapshot (default 10,000).
+    #[serde(default = "default_records_between_snapshots")]
+    pub records_between_snapshots: NonZeroU64,
+}
+
+/// What bounds the uploads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct UploadLimits {
+    /// How many are written at the same time; each takes a thread.
+    pub(crate) at_once: usize,
+    /// How long one may send nothing.
+    pub(crate) idle: Duration,
 }
 
 const fn default_long_ms() -> u64 {
@@ -44,6 +64,18 @@ const fn default_long_ms() -> u64 {
 
 const fn default_arm_ms() -> u64 {
     3_000
+}
+
+const fn default_uploads_max() -> NonZeroU16 {
+    NonZeroU16::new(32).expect("it is not zero")
+}
+
+const fn default_upload_idle_ms() -> u64 {
+    30_000
+}
+
+pub(crate) const fn default_records_between_snapshots() -> NonZeroU64 {
+    NonZeroU64::new(10_000).expect("it is not zero")
 }
 
 impl CoordinatorConfig {
@@ -75,11 +107,17 @@ impl CoordinatorConfig {
     /// The limits of a rollout's steps.
     #[must_use]
     pub const fn limits(&self) -> muster_rollout::fleet::Limits {
-        use std::time::Duration;
         muster_rollout::fleet::Limits {
             attest: Duration::from_millis(self.attest_timeout_ms),
             prepare: Duration::from_millis(self.prepare_timeout_ms),
             arm: Duration::from_millis(self.arm_timeout_ms),
+        }
+    }
+
+    pub(crate) fn upload_limits(&self) -> UploadLimits {
+        UploadLimits {
+            at_once: usize::from(self.uploads_max.get()),
+            idle: Duration::from_millis(self.upload_idle_timeout_ms),
         }
     }
 

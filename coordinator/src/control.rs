@@ -19,7 +19,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::coordinator::Shared;
-use crate::fleet::{FleetHandle, HostAnswer, Input, OUTBOX_FRAMES, Outbox, RosterInForce};
+use crate::fleet::{FleetHandle, HostAnswer, Input, OUTBOX_FRAMES, Outbox, RosterInForce, Said};
 use crate::status::{chain, root_cause};
 
 /// Releases that are read of one inventory.
@@ -150,26 +150,29 @@ impl Attachment {
         body: Body,
     ) -> Result<(), convert::ConvertError> {
         let host = self.host.clone();
+        if !handle.is_current(&host, session) {
+            // P9: a session that was refused, or that a newer one has ended, changes nothing.
+            return Ok(());
+        }
         if let Body::Inventory(inventory) = &body {
             let manifests = inventory.manifests.iter().take(INVENTORY_MAX);
             let manifests: Result<BTreeSet<_>, _> =
                 manifests.map(|it| convert::digest("manifests", it)).collect();
             handle.set_inventory(host, manifests?);
-        } else if let Body::DeployProgress(progress) = &body {
-            let request = progress.request;
-            handle.answer(request, HostAnswer { host, body });
-        } else if let Body::CheckEnded(ended) = &body {
-            let request = ended.request;
-            handle.answer(request, HostAnswer { host, body });
-        } else if let Body::DeployEnded(ended) = &body {
-            let (request, deployed) = (ended.request, ended.refusal.is_none());
+            return Ok(());
+        }
+        let mut deployed = None;
+        if let Body::DeployEnded(ended) = &body {
             let manifest = convert::digest("manifest", &ended.manifest)?;
-            handle.answer(request, HostAnswer { host: host.clone(), body });
-            if deployed {
-                let event = Event::Deployed { host, session, manifest };
-                // The coordinator is ending if nobody listens.
-                let _ = handle.tell(Input::Event(Box::new(event))).await;
-            }
+            deployed = ended.refusal.is_none().then_some(manifest);
+        }
+        if let Some((request, said)) = Said::of(body) {
+            handle.answer(request, HostAnswer { host: host.clone(), said });
+        }
+        if let Some(manifest) = deployed {
+            let event = Event::Deployed { host, session, manifest };
+            // The coordinator is ending if nobody listens.
+            let _ = handle.tell(Input::Event(Box::new(event))).await;
         }
         Ok(())
     }

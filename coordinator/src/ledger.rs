@@ -1,25 +1,32 @@
 //! The coordinator's durable state: one chain of records, and what follows from reading it.
 //!
 //! Documents (envelopes, evidence, closing secrets) are blobs; a record names them by digest, and they are durable
-//! before it.
+//! before it. One thread writes ([`LedgerHandle`]); what others read meanwhile is published ([`History`]).
 
-use std::collections::BTreeMap;
+mod documents;
+mod writer;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
 
-use muster_artifact::{ArtifactError, BlobStore, Durability};
+use muster_artifact::ArtifactError;
 use muster_daemon::{crash_point, fault_point};
-use muster_model::{Digest, Durable, Epoch, FleetName, HostName, Incarnation, MAX_MANIFEST_BYTES, Version};
+use muster_model::{Digest, Durable, Epoch, FleetName, HostName, Incarnation, Version};
 use muster_rollout::fleet::{End, FleetRecord, Opening, Record, SessionRecord};
 use muster_store::{AnchorPayload, Opened, Options, RecordKind, SledStore, Store, StoreError};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+pub(crate) use documents::{DOCUMENT_BYTES_MAX, Documents};
+pub(crate) use writer::LedgerHandle;
 
 use crate::Error;
+use crate::status::shorten;
 
-/// The largest document that is read back, in bytes: the evidence of 20,000 hosts.
-const DOCUMENT_BYTES_MAX: u64 = 64 << 20;
-/// After so many records the chain is cut back to a snapshot.
-const RECORDS_BETWEEN_SNAPSHOTS: u64 = 10_000;
+/// What is kept of the reasons why a rollout ended; with them all, a record would not fit into the chain.
+const END_BYTES_MAX: usize = 64 << 10;
 
 /// One record of the chain.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -67,24 +74,37 @@ pub(crate) struct State {
 pub(crate) struct FleetState {
     pub(crate) record: Option<FleetRecord>,
     pub(crate) sessions: BTreeMap<HostName, SessionRecord>,
-    pub(crate) releases: Vec<ReleaseEntry>,
-    pub(crate) last_end: Option<End>,
-    pub(crate) receipts: BTreeMap<Epoch, Digest>,
+    releases: Arc<Vec<ReleaseEntry>>,
+    last_end: Option<Arc<End>>,
+    receipts: Arc<BTreeMap<Epoch, Digest>>,
 }
 
-/// The open database. One writer: all calls come from behind one lock.
+/// What is read of a fleet while it is led. A clone shares everything.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct History {
+    /// In the order in which they became known.
+    pub(crate) releases: Arc<Vec<ReleaseEntry>>,
+    /// How the last rollout ended.
+    pub(crate) last_end: Option<Arc<End>>,
+    /// Documents, by the epoch that the flip began.
+    pub(crate) receipts: Arc<BTreeMap<Epoch, Digest>>,
+}
+
+/// All fleets' histories, as of the last append.
+pub(crate) type Histories = BTreeMap<FleetName, History>;
+
+/// The open database. One writer: it lives in one thread once it is served.
 pub(crate) struct Ledger {
     store: SledStore,
     documents: Documents,
     state: State,
+    /// After so many records the chain is cut back to a snapshot.
+    records_between_snapshots: NonZeroU64,
     since_snapshot: u64,
     /// The document that the chain begins with, once it was cut back.
     snapshot: Option<Digest>,
+    histories: watch::Sender<Histories>,
 }
-
-/// The documents that records name, and all other blobs.
-#[derive(Debug, Clone)]
-pub(crate) struct Documents(Arc<BlobStore>);
 
 /// The name of a snapshot's document: it would not fit into a record of the chain.
 #[derive(Serialize, Deserialize)]
@@ -95,14 +115,26 @@ struct Snapshot {
 
 impl Ledger {
     /// Opens the database below `dir`, or begins one with `incarnation`.
-    pub(crate) fn open(dir: &Path, documents: Documents, incarnation: Incarnation) -> Result<Self, Error> {
+    pub(crate) fn open(
+        dir: &Path,
+        documents: Documents,
+        incarnation: Incarnation,
+        records_between_snapshots: NonZeroU64,
+    ) -> Result<Self, Error> {
         let store_dir = dir.join("ledger");
         let failed = |source| Error::Store { dir: store_dir.clone(), source };
         let Opened { store, recovery } =
             SledStore::open(&store_dir, Options::coordinator()).map_err(failed)?;
         tracing::info!(?recovery, head = store.head().seq, "database opened");
-        let mut ledger =
-            Self { store, documents, state: State::default(), since_snapshot: 0, snapshot: None };
+        let mut ledger = Self {
+            store,
+            documents,
+            state: State::default(),
+            records_between_snapshots,
+            since_snapshot: 0,
+            snapshot: None,
+            histories: watch::Sender::default(),
+        };
         ledger.replay(&store_dir)?;
         if ledger.state.incarnation == Incarnation(0) {
             ledger.append(vec![Entry::Incarnation(incarnation)]).map_err(Error::StoreFailed)?;
@@ -115,17 +147,20 @@ impl Ledger {
         &self.state
     }
 
+    /// What is published of it.
+    pub(crate) fn histories(&self) -> watch::Receiver<Histories> {
+        self.histories.subscribe()
+    }
+
     /// Makes a fleet's records durable, documents first. P7: the proof is what releases the effects.
     pub(crate) fn record(&mut self, fleet: &FleetName, records: &[Record]) -> Result<Durable, StoreError> {
         let mut entries = Vec::with_capacity(records.len());
         for record in records {
             match record {
                 Record::Document(digest, bytes) => {
-                    self.documents.put(*digest, bytes).map_err(|error| StoreError::Io {
-                        action: "write a document to",
-                        path: "blobs".into(),
-                        source: std::io::Error::other(error),
-                    })?;
+                    self.documents
+                        .put(*digest, bytes)
+                        .map_err(|error| document_failed("write a document to", error))?;
                 }
                 Record::Fleet(record) => entries.push(Entry::Fleet(record.clone())),
                 Record::Session(session) => {
@@ -152,18 +187,18 @@ impl Ledger {
                 serde_json::to_vec(entry).expect("entries have string keys and no failing serialisers")
             })
             .collect();
-        fault_point("coordinator.ledger").map_err(|source| StoreError::Io {
-            action: "append to",
-            path: "ledger".into(),
-            source,
-        })?;
+        fault_point("coordinator.ledger")
+            .map_err(|source| StoreError::io("append to", Path::new("ledger"), source))?;
         crash_point("coordinator.ledger.before-append");
         let position = self.store.append(self.store.head(), &bodies, AnchorPayload::Keep)?;
         self.since_snapshot += bodies.len() as u64;
+        let rewritten: BTreeSet<FleetName> =
+            entries.iter().filter_map(|entry| entry.makes_history_of().cloned()).collect();
         for entry in entries {
             self.state.apply(entry);
         }
-        if self.since_snapshot >= RECORDS_BETWEEN_SNAPSHOTS {
+        self.publish(rewritten);
+        if self.since_snapshot >= self.records_between_snapshots.get() {
             return self.compact();
         }
         Ok(position.durable)
@@ -172,6 +207,16 @@ impl Ledger {
     /// The documents beside the chain.
     pub(crate) const fn documents(&self) -> &Documents {
         &self.documents
+    }
+
+    /// Makes a release known, unless its version or its manifest is: then that one is returned, and nothing changes.
+    pub(crate) fn add_release(&mut self, release: ReleaseEntry) -> Result<Option<ReleaseEntry>, StoreError> {
+        let fleet = self.state.fleets.get(&release.fleet).map(FleetState::history).unwrap_or_default();
+        if let Some(known) = fleet.release_like(&release.version, release.manifest) {
+            return Ok(Some(known.clone()));
+        }
+        self.append(vec![Entry::Release(Box::new(release))])?;
+        Ok(None)
     }
 
     /// The documents that the chain names, and that a backup therefore holds.
@@ -187,14 +232,17 @@ impl Ledger {
     fn compact(&mut self) -> Result<Durable, StoreError> {
         let state =
             serde_json::to_vec(&self.state).expect("the state has string keys and no failing serialisers");
+        if state.len() as u64 > DOCUMENT_BYTES_MAX {
+            // It could not be read back. The chain goes on as it is, and only a start takes longer.
+            tracing::error!(bytes = state.len(), "the state is too large for a snapshot; the database grows");
+            self.since_snapshot = 0;
+            return Ok(self.store.position().durable);
+        }
         let digest = Digest::of(&state);
-        self.documents.put(digest, &state).map_err(|error| StoreError::Io {
-            action: "write a snapshot to",
-            path: "blobs".into(),
-            source: std::io::Error::other(error),
-        })?;
+        self.documents.put(digest, &state).map_err(|error| document_failed("write a snapshot to", error))?;
         let body = serde_json::to_vec(&Snapshot { snapshot: digest }).expect("a digest serialises");
         let position = self.store.compact(self.store.head(), &body, AnchorPayload::Keep)?;
+        tracing::info!(head = position.head.seq, "the database was cut back to a snapshot");
         self.since_snapshot = 0;
         self.snapshot = Some(digest);
         Ok(position.durable)
@@ -222,7 +270,61 @@ impl Ledger {
             }
         }
         self.state = state;
+        self.publish(self.state.fleets.keys().cloned().collect());
         Ok(())
+    }
+
+    /// Lets everybody read what has become of these fleets.
+    fn publish(&self, fleets: BTreeSet<FleetName>) {
+        if fleets.is_empty() {
+            return;
+        }
+        let changed: Vec<(FleetName, History)> = fleets
+            .into_iter()
+            .filter_map(|name| self.state.fleets.get(&name).map(FleetState::history).map(|it| (name, it)))
+            .collect();
+        self.histories.send_modify(|histories| histories.extend(changed));
+    }
+}
+
+impl Entry {
+    /// That a rollout ended, with as many of the reasons as a record may have.
+    pub(crate) fn ended(fleet: &FleetName, end: &End) -> Self {
+        let mut kept = end.clone();
+        shorten(&mut kept.blockers, END_BYTES_MAX);
+        Self::Ended { fleet: fleet.clone(), end: Box::new(kept) }
+    }
+
+    /// The fleet whose history this changes.
+    fn makes_history_of(&self) -> Option<&FleetName> {
+        match self {
+            Self::Release(release) => Some(&release.fleet),
+            Self::Ended { fleet, .. } | Self::Receipt { fleet, .. } => Some(fleet),
+            Self::Incarnation(_) | Self::Fleet(_) | Self::Session { .. } => None,
+        }
+    }
+}
+
+impl History {
+    /// The release with this manifest.
+    pub(crate) fn release(&self, manifest: Digest) -> Option<&ReleaseEntry> {
+        self.releases.iter().find(|release| release.manifest == manifest)
+    }
+
+    /// The release that has this version or this manifest.
+    pub(crate) fn release_like(&self, version: &Version, manifest: Digest) -> Option<&ReleaseEntry> {
+        self.releases.iter().find(|release| release.version == *version || release.manifest == manifest)
+    }
+}
+
+impl FleetState {
+    /// What is read while the fleet is led.
+    pub(crate) fn history(&self) -> History {
+        History {
+            releases: Arc::clone(&self.releases),
+            last_end: self.last_end.clone(),
+            receipts: Arc::clone(&self.receipts),
+        }
     }
 }
 
@@ -246,13 +348,15 @@ impl State {
                 self.fleets.entry(fleet).or_default().sessions.insert(session.host.clone(), *session);
             }
             Entry::Release(release) => {
-                self.fleets.entry(release.fleet.clone()).or_default().releases.push(*release);
+                let fleet = self.fleets.entry(release.fleet.clone()).or_default();
+                Arc::make_mut(&mut fleet.releases).push(*release);
             }
             Entry::Ended { fleet, end } => {
-                self.fleets.entry(fleet).or_default().last_end = Some(*end);
+                self.fleets.entry(fleet).or_default().last_end = Some(Arc::new(*end));
             }
             Entry::Receipt { fleet, epoch, receipt } => {
-                self.fleets.entry(fleet).or_default().receipts.insert(epoch, receipt);
+                let fleet = self.fleets.entry(fleet).or_default();
+                Arc::make_mut(&mut fleet.receipts).insert(epoch, receipt);
             }
         }
     }
@@ -274,49 +378,13 @@ impl State {
     }
 }
 
-impl Documents {
-    /// Opens the blob store below `dir`.
-    pub(crate) fn open(dir: &Path) -> Result<Self, Error> {
-        Ok(Self(Arc::new(BlobStore::open(&dir.join("blobs"))?)))
+/// A document that could not be written is as bad as a record that could not; a full disk keeps its name.
+fn document_failed(action: &'static str, error: ArtifactError) -> StoreError {
+    if let ArtifactError::NoSpace { path, source, .. } = error {
+        return StoreError::NoSpace { path, source };
     }
-
-    /// The blobs.
-    pub(crate) fn blobs(&self) -> &BlobStore {
-        &self.0
-    }
-
-    /// Keeps a document under its digest, durably.
-    pub(crate) fn put(&self, digest: Digest, bytes: &[u8]) -> Result<(), ArtifactError> {
-        if self.0.contains(digest, Some(bytes.len() as u64))? {
-            return Ok(());
-        }
-        let mut writer = self.0.writer(digest, bytes.len() as u64, Durability::Each)?;
-        writer.write(bytes)?;
-        writer.finish()
-    }
-
-    /// Reads a document and verifies it.
-    pub(crate) fn read(&self, digest: Digest) -> Result<Vec<u8>, ArtifactError> {
-        self.read_up_to(digest, DOCUMENT_BYTES_MAX)
-    }
-
-    /// Reads a manifest and verifies its digest.
-    pub(crate) fn read_manifest(&self, digest: Digest) -> Result<Vec<u8>, ArtifactError> {
-        self.read_up_to(digest, MAX_MANIFEST_BYTES as u64)
-    }
-
-    fn read_up_to(&self, digest: Digest, max: u64) -> Result<Vec<u8>, ArtifactError> {
-        let mut reader = self.0.reader(digest)?;
-        if reader.size() > max {
-            return Err(ArtifactError::WrongSize { digest, stated: max, found: reader.size() });
-        }
-        let mut bytes = Vec::new();
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            match reader.read(&mut buffer)? {
-                0 => return Ok(bytes),
-                count => bytes.extend_from_slice(&buffer[..count]),
-            }
-        }
-    }
+    StoreError::Io { action, path: "blobs".into(), source: std::io::Error::other(error) }
 }
+
+#[cfg(test)]
+mod tests;

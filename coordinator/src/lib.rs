@@ -17,6 +17,10 @@ mod ledger;
 mod operations;
 mod receipt;
 mod status;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -76,11 +80,14 @@ pub async fn run(
         // "Graceful shutdown waits for open streams": they are told to end, and are not waited for without end.
         tokio::time::sleep(SHUTDOWN_PATIENCE).await;
     };
-    tokio::select! {
-        served = server => Ok(served?),
+    let ended = tokio::select! {
+        served = server => served.map_err(Error::Serve),
         failed = drivers.run() => Err(Error::StoreFailed(failed)),
         () = patience => Ok(()),
-    }
+    };
+    // Streams that have not ended hold on to it: whoever opens the database next must not wait for them.
+    shared.ledger.close().await;
+    ended
 }
 
 /// 32 bytes from the operating system.

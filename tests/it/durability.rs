@@ -1,6 +1,7 @@
 //! What is on disk: journals and databases that were cut, altered, lost or set back, disks that are full, backups.
 
 use std::fs::{self, OpenOptions};
+use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -141,6 +142,32 @@ fn backup_that_is_older_than_its_hosts_does_not_lead() {
     });
     fleet.assert_all_serve(&served);
     assert_ne!(fleet.json(&["flip", "2"]).code, 0);
+}
+
+#[test]
+fn backup_of_a_database_that_was_cut_back_leads() {
+    let fleet = Fleet::up(1);
+    let coordinator = fleet.coordinator();
+    coordinator.kill();
+    let config = fleet.dir().join("coordinator/coordinator.toml");
+    let mut config = OpenOptions::new().append(true).open(config).unwrap();
+    writeln!(config, "records_between_snapshots = 5").unwrap();
+    coordinator.start(&[]);
+    fleet.wait_connected(1);
+    fleet.release(&tree("1"), "1");
+    let digest = fleet.release(&tree("2"), "2");
+    assert!(coordinator.log().contains("cut back to a snapshot"), "{}", coordinator.log());
+    let backup = fleet.scratch().join("state.tar");
+    fleet.json(&["backup", "--out", backup.to_str().unwrap()]).expect_code(0);
+    coordinator.kill();
+    let state = fleet.dir().join("coordinator/state");
+    fs::rename(&state, fleet.scratch().join("before")).unwrap();
+    fleet.json(&["restore", backup.to_str().unwrap(), "--state", state.to_str().unwrap()]).expect_code(0);
+    coordinator.start(&[]);
+    fleet.wait_connected(1);
+    fleet.assert_all_serve(&digest);
+    fleet.push(&tree("1"), "1");
+    fleet.json(&["rollback"]).expect_code(0);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 
-use muster_model::{Code, Digest, FlipMode, Order, Release, Roster, RosterRef, UnixTime};
+use muster_model::{Code, Digest, FlipMode, Order, Refusal, Release, Roster, RosterRef, UnixTime};
 use muster_mtls::Role;
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body;
@@ -197,11 +197,15 @@ fn an_order_holds_once_for_its_fleet_its_roster_and_its_time() {
         (changed(|order| order.mode = FlipMode::Fast), Code::Unsupported),
     ];
     for (order, code) in cases {
-        expect_refusal(caller.flip(signed(&order, &key)), code, "");
+        let envelope = signed(&order, &key);
+        let name = Digest::of(&envelope);
+        expect_refusal(caller.flip(envelope), code, "");
+        assert!(!caller.holds(name), "an order that was refused with {code} is kept");
         assert_untouched(&fleet, &caller, one);
     }
     let envelope = signed(&good(), &key);
     caller.flip(envelope.clone()).unwrap();
+    assert!(caller.holds(Digest::of(&envelope)), "an order that was taken is kept");
     wait_until("it is carried out although nobody watches", PATIENCE, || {
         fleet.hosts().iter().all(|host| host.serves() == Some(two.to_string())).then_some(())
     });
@@ -344,6 +348,107 @@ fn late_messages_and_made_up_ones_change_nothing() {
     fleet.wait_connected(2);
     fleet.json(&["flip", "2.0"]).expect_code(0);
     fleet.assert_all_serve(&two.to_string());
+}
+
+/// Listens until the coordinator refuses something, and says with which code.
+#[track_caller]
+fn refused_with(attached: &mut Attached<'_>) -> String {
+    loop {
+        match attached.hear() {
+            Ok(Some(Told::Refuse(refused))) => return refused.refusal.unwrap().blockers[0].code.clone(),
+            Ok(Some(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_session_that_was_refused_over_a_good_stream_leaves_no_ghost_and_changes_nothing() {
+    let (fleet, _tree, one, two) = deployed(2);
+    fleet.host(2).agent.kill();
+    fleet.wait_connected(1);
+    fleet.json(&["host", "readmit", "host-2"]).expect_code(0);
+    let caller = Caller::connect(&fleet, &fleet.credentials(Role::Agent, "host-2")).unwrap();
+    let operator = Caller::operator(&fleet);
+    let mut attached = as_host_2(&caller, vec![Body::Join(join())]);
+    assert!(matches!(attached.hear(), Ok(Some(Told::Joined(_)))));
+    attached.say(Body::Confirmed(v1::Confirmed {}));
+    attached.say(Body::Inventory(v1::Inventory { manifests: vec![one.as_bytes().to_vec()] }));
+    fleet.wait_connected(2);
+    let held = |fleet: &Fleet| fleet.json(&["status"]).json()["hosts"][1]["deployed"].clone();
+    wait_until("what it holds is shown", PATIENCE, || (held(&fleet).as_array()?.len() == 1).then_some(()));
+
+    // The second has no token: it is refused, and the first is over all the same.
+    attached.say(Body::Join(join()));
+    assert_eq!(refused_with(&mut attached), "duplicate-host");
+    fleet.wait_connected(1);
+    for ghost in [
+        Body::Serving(v1::Serving { epoch: 99, at_boot_ms: 5 }),
+        Body::Inventory(v1::Inventory { manifests: vec![two.as_bytes().to_vec(), one.as_bytes().to_vec()] }),
+        Body::DeployEnded(v1::DeployEnded {
+            manifest: two.as_bytes().to_vec(),
+            ..v1::DeployEnded::default()
+        }),
+        // Its answer says that all before it were read.
+        Body::Join(join()),
+    ] {
+        attached.say(ghost);
+    }
+    assert_eq!(refused_with(&mut attached), "duplicate-host");
+    let blockers = operator.status().blockers;
+    assert!(blockers.iter().all(|it| it.code != "stale-epoch"), "{blockers:?}");
+    assert_eq!(held(&fleet).as_array().map(Vec::len), Some(1));
+    drop(attached);
+    fleet.wait_connected(1);
+    fleet.json(&["flip", "2.0"]).expect_code(11).expect_blocker("duplicate-host", "host-2", "");
+    fleet.assert_all_serve(&one.to_string());
+
+    fleet.json(&["host", "readmit", "host-2"]).expect_code(0);
+    fleet.host(2).agent.start(&[]);
+    fleet.wait_connected(2);
+    fleet.json(&["flip", "2.0"]).expect_code(0);
+    fleet.assert_all_serve(&two.to_string());
+}
+
+/// Listens until the coordinator asks for a check, and says with which number.
+#[track_caller]
+fn asked_to_check(attached: &mut Attached<'_>) -> u64 {
+    loop {
+        match attached.hear() {
+            Ok(Some(Told::Check(check))) => return check.request,
+            Ok(Some(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_host_that_comes_back_over_another_stream_during_a_check_is_asked_again() {
+    let (fleet, _tree, one, _two) = deployed(2);
+    fleet.host(2).agent.kill();
+    fleet.wait_connected(1);
+    fleet.json(&["host", "readmit", "host-2"]).expect_code(0);
+    let caller = Caller::connect(&fleet, &fleet.credentials(Role::Agent, "host-2")).unwrap();
+    let mut before = as_host_2(&caller, vec![Body::Join(join())]);
+    let token = match before.hear() {
+        Ok(Some(Told::Joined(joined))) => joined.next_token,
+        other => panic!("{other:?}"),
+    };
+    before.say(Body::Confirmed(v1::Confirmed {}));
+    fleet.wait_connected(2);
+    let check = std::thread::scope(|scope| {
+        let check = scope.spawn(|| fleet.json(&["check", "--release", "1.0", "--timeout", "20s"]));
+        let request = asked_to_check(&mut before);
+        // A reboot that outruns keepalive: nobody has noticed that the first stream is dead.
+        let again = v1::Join { token: Some(token), ..join() };
+        let mut after = as_host_2(&caller, vec![Body::Join(again)]);
+        assert_eq!(asked_to_check(&mut after), request);
+        let refusal = Some(v1::Refusal::from(Refusal::of(Code::Unmeasurable, "the disk hangs")));
+        after.say(Body::CheckEnded(v1::CheckEnded { request, refusal, ..v1::CheckEnded::default() }));
+        check.join().unwrap()
+    });
+    check.expect_code(10).expect_blocker("unmeasurable", "host-2", "");
+    fleet.assert_all_serve(&one.to_string());
 }
 
 /// The roster in force, and how orders refer to it.

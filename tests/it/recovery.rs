@@ -132,6 +132,20 @@ fn coordinator_killed_after_the_decision_goes_forward() {
 }
 
 #[test]
+fn receipt_that_a_crash_lost_is_made_at_take_over() {
+    let mut scene = Scene::new();
+    // The fleet is settled, durably, and the coordinator dies before it makes the receipt.
+    scene.coordinator_dies_at("coordinator.settled.persisted#2", Then::CarriedOn);
+    let receipt = scene.fleet.scratch().join("receipt.json");
+    let receipt = receipt.to_str().unwrap();
+    scene.fleet.json(&["receipt", "show", "--epoch", "2", "--out", receipt]).expect_code(0);
+    let root = scene.fleet.dir().join("root.json");
+    let verify = ["receipt", "verify", receipt, "--root", root.to_str().unwrap()];
+    let verified = scene.fleet.json(&verify).expect_code(0);
+    assert!(verified.stdout.contains(&scene.digests[1]), "{verified}");
+}
+
+#[test]
 fn agent_killed_before_the_decision_gives_the_rollout_up() {
     let mut scene = Scene::new();
     let observer = Observer::of(&scene.fleet);

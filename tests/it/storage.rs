@@ -6,7 +6,11 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use crate::harness::{Artifact, Daemon, Fleet, Host, Observer, Output, PATIENCE, artifact, run, wait_until};
+use muster_model::{Code, Digest};
+
+use crate::harness::{
+    Artifact, Caller, Daemon, Fleet, Host, Observer, Output, PATIENCE, artifact, refusal_of, run, wait_until,
+};
 
 /// The host that things happen to.
 const VICTIM: usize = 2;
@@ -146,6 +150,24 @@ fn a_coordinators_disk_that_fills_up_is_named_and_an_upload_goes_on_where_it_sto
     fleet.json(&["flip", "9"]).expect_code(0);
     // Before the file system goes away below it.
     coordinator.kill();
+}
+
+#[test]
+fn a_coordinators_disk_that_fails_is_not_called_full() {
+    let fleet = Fleet::up(1);
+    let coordinator = fleet.coordinator();
+    for (fault, code) in
+        [("coordinator.blob.write:ENOSPC", Code::NoSpace), ("coordinator.blob.write:EIO", Code::StoreFailed)]
+    {
+        coordinator.kill();
+        coordinator.start(&[("MUSTER_FAULT_AT", fault)]);
+        fleet.wait_connected(1);
+        let caller = Caller::operator(&fleet);
+        let status = caller.upload(Digest::of(b"bytes"), 5, b"bytes").unwrap_err();
+        let refusal = refusal_of(&status);
+        assert_eq!(refusal.code(), Some(code), "{fault}: {refusal}");
+        assert!(refusal.to_string().contains("the coordinator's store"), "{refusal}");
+    }
 }
 
 #[test]

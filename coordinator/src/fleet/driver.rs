@@ -1,12 +1,11 @@
 //! The task that drives one fleet's state machine. It makes no decisions: it writes what a step says, then does it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use muster_daemon::{boot_time, crash_point};
 use muster_model::{Blocker, BootTime, Digest, Durable, HostName, Refusal, RolloutId, SessionId, ToHost};
 use muster_proto::convert::to_agent;
-use muster_rollout::Write;
 use muster_rollout::fleet::{
     Effect, Event, Fleet, NextRoster, Outcome, Phase, Proposal, Record, Report, Step,
 };
@@ -14,10 +13,10 @@ use muster_store::StoreError;
 use muster_trust::TrustRoot;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use super::handle::{Connected, FleetHandle, Outbox, RosterInForce, View, stamp};
-use crate::ledger::{Entry, Ledger};
+use super::connections::{Connections, Outbox};
+use super::handle::{FleetHandle, RosterInForce, View, stamp};
+use crate::ledger::{Documents, Entry, LedgerHandle};
 use crate::receipt;
-use crate::status::shorten;
 
 /// Inputs that wait for a driver; senders wait when it is full.
 const INBOX_INPUTS: usize = 4096;
@@ -27,9 +26,6 @@ const BATCH_INPUTS: usize = 512;
 /// room for them is taken when the fleet is opened.
 const REPORTS: usize = 4096;
 
-/// What is kept of the reasons why a rollout ended.
-const END_BYTES_MAX: usize = 64 << 10;
-
 /// Something for a fleet's driver.
 #[derive(Debug)]
 pub(crate) enum Input {
@@ -37,6 +33,8 @@ pub(crate) enum Input {
     Event(Box<Event>),
     /// A host asks for a session; its frames go to the outbox once it has one.
     Joining(Box<Event>, HostName, Outbox),
+    /// Would this be taken? Nothing changes, and nothing is written.
+    Rehearse(Box<Proposal>, oneshot::Sender<Result<(), Refusal>>),
     /// An operator's wish, with where to answer.
     Propose(Box<Proposal>, oneshot::Sender<Result<(), Refusal>>),
     /// See [`Fleet::abort`].
@@ -55,16 +53,20 @@ enum Answer {
     Aborted(oneshot::Sender<Result<RolloutId, Refusal>>, Result<RolloutId, Refusal>),
 }
 
+/// Where a driver writes, and what it verifies with.
+pub(crate) struct Place {
+    pub(crate) ledger: LedgerHandle,
+    pub(crate) documents: Documents,
+    pub(crate) root: Arc<TrustRoot>,
+}
+
 struct Driver {
     fleet: Fleet,
-    ledger: Arc<Mutex<Ledger>>,
-    root: Arc<TrustRoot>,
+    place: Place,
     handle: Arc<FleetHandle>,
     inbox: mpsc::Receiver<Input>,
-    connected: watch::Sender<Connected>,
+    connections: Connections,
     roster: watch::Sender<RosterInForce>,
-    /// Sessions that were asked for in this batch and have no JOINED yet.
-    joining: Vec<(HostName, Outbox)>,
     rollout_since: Option<(RolloutId, BootTime)>,
 }
 
@@ -72,12 +74,11 @@ struct Driver {
 pub(crate) fn spawn(
     fleet: Fleet,
     first: Step,
-    ledger: Arc<Mutex<Ledger>>,
-    root: Arc<TrustRoot>,
+    place: Place,
 ) -> (Arc<FleetHandle>, impl Future<Output = Result<(), StoreError>> + Send) {
     let (inbox_in, inbox) = mpsc::channel(INBOX_INPUTS);
     let (reports, _) = broadcast::channel(REPORTS);
-    let (connected, connected_out) = watch::channel(Connected::new());
+    let connections = Connections::new(fleet.record().fleet.clone());
     let record = fleet.record();
     let in_force = RosterInForce { roster: Arc::clone(fleet.roster()), envelope: record.roster_envelope };
     let (roster, roster_out) = watch::channel(in_force);
@@ -85,21 +86,12 @@ pub(crate) fn spawn(
         record.fleet.clone(),
         inbox_in,
         reports,
-        connected_out,
+        connections.watch(),
         roster_out,
         record.leadership,
     ));
-    let driver = Driver {
-        fleet,
-        ledger,
-        root,
-        handle: Arc::clone(&handle),
-        inbox,
-        connected,
-        roster,
-        joining: Vec::new(),
-        rollout_since: None,
-    };
+    let driver =
+        Driver { fleet, place, handle: Arc::clone(&handle), inbox, connections, roster, rollout_since: None };
     (handle, driver.run(first))
 }
 
@@ -147,13 +139,17 @@ impl Driver {
             Input::Event(event) => {
                 if let Event::Left { host, session } = &*event {
                     // Whoever sends outside of rollouts must not take a host for connected that has left.
-                    self.cut_off(host, *session);
+                    self.connections.cut_off(host, *session);
                 }
                 steps.push(self.fleet.handle(*event, now));
             }
             Input::Joining(event, host, outbox) => {
-                self.joining.push((host, outbox));
+                self.connections.ask(host, outbox);
                 steps.push(self.fleet.handle(*event, now));
+            }
+            Input::Rehearse(proposal, reply) => {
+                // Whoever asked may be gone. The copy is of one fleet, once for each order.
+                let _ = reply.send(self.fleet.clone().propose(&proposal, now).map(drop));
             }
             Input::Propose(proposal, reply) => {
                 let result = settle(self.fleet.propose(&proposal, now));
@@ -184,20 +180,33 @@ impl Driver {
 
     /// P7: writes everything the steps want written, in one go, and only then lets their effects out.
     async fn carry_out(&mut self, steps: Vec<Step>, answers: Vec<Answer>) -> Result<(), StoreError> {
-        let records = newest(steps.iter().flat_map(Step::records));
-        let proof = if records.is_empty() { None } else { Some(self.write(records).await?) };
-        self.publish_roster();
-        for step in steps {
-            let effects = match (step, proof) {
-                (Step::Act(effects), _) => effects,
-                (Step::Write(write), Some(proof)) => Write::into_effects(write, proof),
-                (Step::Write(_), None) => unreachable!("a step that writes has records, so there is a proof"),
-            };
-            for effect in effects {
-                self.carry_out_one(effect).await?;
+        let mut steps = steps.into_iter();
+        let mut writes = None;
+        // What comes before the first write speaks of nothing that is not durable.
+        while writes.is_none()
+            && let Some(step) = steps.next()
+        {
+            match step {
+                Step::Act(effects) => self.carry_out_all(effects).await?,
+                Step::Write(write) => writes = Some(write),
             }
         }
-        self.joining.clear();
+        if let Some(write) = writes {
+            let rest = steps.as_slice();
+            let records = newest(write.records().iter().chain(rest.iter().flat_map(Step::records)));
+            let proof = self.write(records).await?;
+            self.publish_roster();
+            self.carry_out_all(write.into_effects(proof)).await?;
+            for step in steps {
+                let effects = match step {
+                    Step::Act(effects) => effects,
+                    Step::Write(write) => write.into_effects(proof),
+                };
+                self.carry_out_all(effects).await?;
+            }
+        }
+        self.connections.forget_asking();
+        self.connections.flush();
         for answer in answers {
             // Whoever asked may be gone; what was asked is done all the same.
             match answer {
@@ -209,76 +218,45 @@ impl Driver {
     }
 
     async fn write(&self, records: Vec<Record>) -> Result<Durable, StoreError> {
-        let (ledger, fleet) = (Arc::clone(&self.ledger), self.handle.name.clone());
+        let fleet = self.handle.name.clone();
         let phase = records.iter().rev().find_map(|record| match record {
             Record::Fleet(record) => Some(phase_name(&record.phase)),
             Record::Document(..) | Record::Session(_) => None,
         });
-        let write = move || {
+        let write = self.place.ledger.run(move |ledger| {
             crash_at(phase, "before");
-            let proof = ledger.lock().unwrap_or_else(PoisonError::into_inner).record(&fleet, &records);
+            let proof = ledger.record(&fleet, &records);
             crash_at(phase, "persisted");
             proof
-        };
-        blocking(write).await
+        });
+        write.await
     }
 
-    async fn carry_out_one(&mut self, effect: Effect) -> Result<(), StoreError> {
-        match effect {
-            Effect::Send { host, session, message } => self.send(&host, session, message),
-            Effect::EndSession { host, session, refusal } => self.end_session(&host, session, refusal),
-            Effect::Report(report) => return self.report(report).await,
+    async fn carry_out_all(&mut self, effects: Vec<Effect>) -> Result<(), StoreError> {
+        for effect in effects {
+            match effect {
+                Effect::Send { host, session, message } => self.send(&host, session, message),
+                Effect::EndSession { host, session, refusal } => self.end_session(&host, session, refusal),
+                Effect::Report(report) => self.report(report).await?,
+            }
         }
         Ok(())
     }
 
     fn send(&mut self, host: &HostName, session: SessionId, message: ToHost) {
         if let ToHost::Joined { .. } = message {
-            let position =
-                self.joining.iter().position(|(name, outbox)| name == host && outbox.session == session);
-            if let Some(position) = position {
-                let (host, outbox) = self.joining.swap_remove(position);
-                self.connected.send_modify(|connected| {
-                    connected.insert(host, outbox);
-                });
-            }
+            self.connections.begin(session);
         }
         let frame = stamp(&self.handle.name, self.fleet.record().leadership, to_agent(message));
-        let connected = self.connected.borrow();
-        let Some(outbox) = connected.get(host).filter(|outbox| outbox.session == session) else { return };
-        if outbox.frames.try_send(frame).is_err() {
-            // Its reader tells the fleet that the host has left.
-            outbox.hang_up.notify_one();
-            tracing::warn!(fleet = %self.handle.name, %host, "the host takes no more messages; its stream ends");
-        }
+        self.connections.send(host, session, frame);
     }
 
     fn end_session(&mut self, host: &HostName, session: SessionId, refusal: Refusal) {
         tracing::warn!(fleet = %self.handle.name, %host, %refusal, "session refused or ended");
-        let position =
-            self.joining.iter().position(|(name, outbox)| name == host && outbox.session == session);
-        let outbox = match position {
-            Some(position) => Some(self.joining.swap_remove(position).1),
-            None => self.connected.borrow().get(host).filter(|outbox| outbox.session == session).cloned(),
-        };
-        if let Some(outbox) = outbox {
-            let body = to_agent(ToHost::Refuse { refusal });
-            let frame = stamp(&self.handle.name, self.fleet.record().leadership, body);
-            // A host that takes no messages learns it from the end of its stream.
-            let _ = outbox.frames.try_send(frame);
-        }
-        self.cut_off(host, session);
-    }
-
-    /// Drops the way to a host; its stream ends when the last sender is gone.
-    fn cut_off(&self, host: &HostName, session: SessionId) {
-        self.connected.send_if_modified(|connected| {
-            let is_current = connected.get(host).is_some_and(|outbox| outbox.session == session);
-            if is_current {
-                connected.remove(host);
-            }
-            is_current
-        });
+        let body = to_agent(ToHost::Refuse { refusal });
+        let frame = stamp(&self.handle.name, self.fleet.record().leadership, body);
+        self.connections.send(host, session, frame);
+        self.connections.cut_off(host, session);
     }
 
     async fn report(&mut self, report: Report) -> Result<(), StoreError> {
@@ -287,19 +265,16 @@ impl Driver {
                 fleet = %self.handle.name, k = %end.k, outcome = ?end.outcome, epoch = %end.epoch,
                 blockers = %Refusal { blockers: end.blockers.clone() }, "rollout ended"
             );
+            // No host waits for what is written about the end.
+            self.connections.flush();
             let fleet = self.handle.name.clone();
-            let mut kept = end.clone();
-            shorten(&mut kept.blockers, END_BYTES_MAX);
-            let mut entries = vec![Entry::Ended { fleet: fleet.clone(), end: Box::new(kept) }];
+            let mut entries = vec![Entry::ended(&fleet, end)];
             if end.outcome == Outcome::Flipped {
-                entries.extend(self.receipt(end.k).await.map(|receipt| Entry::Receipt {
-                    fleet,
-                    epoch: end.epoch,
-                    receipt,
-                }));
+                let receipt = self.receipt(end.k).await;
+                let epoch = end.epoch;
+                entries.extend(receipt.map(|receipt| Entry::Receipt { fleet, epoch, receipt }));
             }
-            let ledger = Arc::clone(&self.ledger);
-            blocking(move || ledger.lock().unwrap_or_else(PoisonError::into_inner).append(entries)).await?;
+            self.place.ledger.run(move |ledger| ledger.append(entries)).await?;
         }
         // Nobody may be watching.
         let _ = self.handle.reports.send(report);
@@ -309,8 +284,8 @@ impl Driver {
     /// Puts the receipt of a completed flip together. A flip without one is still a flip.
     async fn receipt(&self, k: RolloutId) -> Option<Digest> {
         let opening = self.fleet.record().completed.as_ref().filter(|opening| opening.k == k)?.clone();
-        let documents = self.ledger.lock().unwrap_or_else(PoisonError::into_inner).documents().clone();
-        let (fleet, root) = (self.handle.name.clone(), Arc::clone(&self.root));
+        let (documents, root) = (self.place.documents.clone(), Arc::clone(&self.place.root));
+        let fleet = self.handle.name.clone();
         blocking(move || receipt::assemble(&documents, &root, &opening))
             .await
             .inspect_err(|error| tracing::error!(%fleet, %k, %error, "no receipt could be made"))
@@ -323,6 +298,7 @@ impl Driver {
             let changed = in_force.envelope != record.roster_envelope;
             if changed {
                 let roster = Arc::clone(self.fleet.roster());
+                self.handle.forget_strangers(&roster);
                 *in_force = RosterInForce { roster, envelope: record.roster_envelope };
             }
             changed

@@ -10,24 +10,14 @@ use muster_model::{
 };
 use muster_proto::v1;
 use muster_rollout::fleet::{FleetRecord, HostView, NextRoster, Proposal, Report, RolloutView};
-use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use super::answers::{Answers, HostAnswer, Waiting};
+use super::connections::Connected;
 use super::driver::Input;
 
-/// Frames that wait for a host's stream. A host that takes none for so long is cut off.
-pub(crate) const OUTBOX_FRAMES: usize = 256;
-
-/// The way to one host over one session.
-#[derive(Debug, Clone)]
-pub(crate) struct Outbox {
-    pub(crate) session: SessionId,
-    pub(crate) frames: mpsc::Sender<v1::CoordinatorFrame>,
-    /// Ends the host's stream.
-    pub(crate) hang_up: Arc<Notify>,
-}
-
-/// The hosts that have a session at this moment.
-pub(crate) type Connected = BTreeMap<HostName, Outbox>;
+/// The releases that each host has on disk, as it said last.
+pub(crate) type Inventory = BTreeMap<HostName, Arc<BTreeSet<Digest>>>;
 
 /// A fleet, as it is reached from the gRPC edge.
 #[derive(Debug)]
@@ -39,12 +29,11 @@ pub(crate) struct FleetHandle {
     pub(super) roster: watch::Receiver<RosterInForce>,
     /// Fixed for as long as this process leads.
     leadership: Leadership,
-    /// Which releases each host has on disk, as it said last.
-    inventory: Mutex<BTreeMap<HostName, BTreeSet<Digest>>>,
-    /// The newest attestation of each host and release that was given for a check.
-    attested: Mutex<BTreeMap<(HostName, Digest), Attested>>,
+    inventory: Mutex<Inventory>,
+    /// The newest attestation of each host that was given for a check.
+    attested: Mutex<BTreeMap<HostName, Attested>>,
     /// Who waits for answers to deployments and checks.
-    waiting: Mutex<BTreeMap<u64, mpsc::Sender<HostAnswer>>>,
+    waiting: Arc<Waiting>,
 }
 
 /// The roster in force, and its envelope's name.
@@ -60,13 +49,6 @@ pub(crate) struct Attested {
     pub(crate) attestation: Verified<Attestation>,
     pub(crate) envelope: Arc<[u8]>,
     pub(crate) arrived: Instant,
-}
-
-/// What a host said about a deployment or a check.
-#[derive(Debug)]
-pub(crate) struct HostAnswer {
-    pub(crate) host: HostName,
-    pub(crate) body: v1::agent_frame::Body,
 }
 
 /// What is shown of a fleet at one moment.
@@ -99,7 +81,7 @@ impl FleetHandle {
             leadership,
             inventory: Mutex::default(),
             attested: Mutex::default(),
-            waiting: Mutex::default(),
+            waiting: Arc::default(),
         }
     }
 
@@ -111,6 +93,11 @@ impl FleetHandle {
     /// What the fleet looks like now.
     pub(crate) async fn view(&self) -> Result<View, Refusal> {
         self.ask(Input::View).await
+    }
+
+    /// Whether a rollout would be taken at this moment.
+    pub(crate) async fn rehearse(&self, proposal: Proposal) -> Result<(), Refusal> {
+        self.ask(|reply| Input::Rehearse(Box::new(proposal), reply)).await?
     }
 
     /// Proposes a rollout.
@@ -143,6 +130,11 @@ impl FleetHandle {
         self.connected.clone()
     }
 
+    /// Whether this is the host's session. What comes over any other one changes nothing.
+    pub(crate) fn is_current(&self, host: &HostName, session: SessionId) -> bool {
+        self.connected.borrow().get(host).is_some_and(|outbox| outbox.session == session)
+    }
+
     /// The roster in force.
     pub(crate) fn roster(&self) -> RosterInForce {
         self.roster.borrow().clone()
@@ -155,70 +147,45 @@ impl FleetHandle {
 
     /// Takes note of the releases that a host has.
     pub(crate) fn set_inventory(&self, host: HostName, manifests: BTreeSet<Digest>) {
-        lock(&self.inventory).insert(host, manifests);
+        lock(&self.inventory).insert(host, Arc::new(manifests));
     }
 
     /// The releases that each host has, as it said last.
-    pub(crate) fn inventory(&self) -> BTreeMap<HostName, BTreeSet<Digest>> {
+    pub(crate) fn inventory(&self) -> Inventory {
         lock(&self.inventory).clone()
     }
 
     /// Remembers an attestation that was given for a check.
     pub(crate) fn remember(&self, attested: Attested) {
-        let key = (attested.attestation.host.clone(), attested.attestation.compared.manifest);
-        lock(&self.attested).insert(key, attested);
+        lock(&self.attested).insert(attested.attestation.host.clone(), attested);
     }
 
-    /// The newest attestation of `host` for `manifest`.
+    /// The newest attestation of `host`, if it is for `manifest`.
     pub(crate) fn remembered(&self, host: &HostName, manifest: Digest) -> Option<Attested> {
-        lock(&self.attested).get(&(host.clone(), manifest)).cloned()
+        let attested = lock(&self.attested).get(host).cloned();
+        attested.filter(|it| it.attestation.compared.manifest == manifest)
+    }
+
+    /// Forgets what hosts said that are not in the roster.
+    pub(super) fn forget_strangers(&self, roster: &Roster) {
+        lock(&self.inventory).retain(|host, _| roster.position(host).is_some());
+        lock(&self.attested).retain(|host, _| roster.position(host).is_some());
     }
 
     /// Begins to wait for the answers to `request`.
-    pub(crate) fn await_answers(self: &Arc<Self>, request: u64, capacity: usize) -> Answers {
-        let (sender, receiver) = mpsc::channel(capacity);
-        lock(&self.waiting).insert(request, sender);
-        Answers { fleet: Arc::clone(self), request, receiver }
+    pub(crate) fn await_answers(&self, request: u64) -> Answers {
+        self.waiting.begin(request)
     }
 
     /// Passes on what a host said about a request; nobody may be waiting any more.
     pub(crate) fn answer(&self, request: u64, answer: HostAnswer) {
-        let waiting = lock(&self.waiting).get(&request).cloned();
-        let Some(waiting) = waiting else { return };
-        // Half of the room is kept for how it ends.
-        let is_progress = matches!(answer.body, v1::agent_frame::Body::DeployProgress(_));
-        if is_progress && waiting.capacity() < waiting.max_capacity() / 2 {
-            return;
-        }
-        if waiting.try_send(answer).is_err() {
-            tracing::warn!(fleet = %self.name, request, "an answer was dropped: whoever asked is too slow or gone");
-        }
+        self.waiting.answer(request, answer);
     }
 
     async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Refusal> {
         let (reply, answer) = oneshot::channel();
         self.tell(input(reply)).await?;
         answer.await.map_err(|_| ending())
-    }
-}
-
-/// Answers to one request, until it is dropped.
-#[derive(Debug)]
-pub(crate) struct Answers {
-    fleet: Arc<FleetHandle>,
-    request: u64,
-    receiver: mpsc::Receiver<HostAnswer>,
-}
-
-impl Answers {
-    pub(crate) async fn next(&mut self) -> Option<HostAnswer> {
-        self.receiver.recv().await
-    }
-}
-
-impl Drop for Answers {
-    fn drop(&mut self) {
-        lock(&self.fleet.waiting).remove(&self.request);
     }
 }
 

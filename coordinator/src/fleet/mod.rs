@@ -1,11 +1,13 @@
 //! One fleet at run time: the task that drives its state machine, and the handle by which everything else reaches it.
 
+mod answers;
+mod connections;
 mod driver;
 mod handle;
 mod takeover;
 
-pub(crate) use driver::{Input, blocking, spawn};
-pub(crate) use handle::{
-    Answers, Attested, Connected, FleetHandle, HostAnswer, OUTBOX_FRAMES, Outbox, RosterInForce, View, stamp,
-};
-pub(crate) use takeover::{first, inherit};
+pub(crate) use answers::{Answers, HostAnswer, Said};
+pub(crate) use connections::{Connected, OUTBOX_FRAMES, Outbox};
+pub(crate) use driver::{Input, Place, blocking, spawn};
+pub(crate) use handle::{Attested, FleetHandle, RosterInForce, View, stamp};
+pub(crate) use takeover::{first, inherit_all};

@@ -1,24 +1,44 @@
 //! Step 1: what a new leader reads before it leads.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use muster_model::{Commitment, Digest, FleetName, Purpose, Roster, Secrets, UnixTime, Verified};
-use muster_rollout::fleet::{Inheritance, Phase};
+use muster_model::{Commitment, Digest, FleetName, HostName, Purpose, Roster, Secrets, UnixTime, Verified};
+use muster_rollout::fleet::{FleetRecord, Inheritance, Phase, SessionRecord};
 use muster_trust::{TrustRoot, verify_evidence};
 
 use crate::Error;
-use crate::ledger::{Documents, FleetState};
+use crate::ledger::{Documents, Entry, History, Ledger};
+use crate::receipt;
+use crate::status::chain;
 
-/// Reads what `fleet` inherits from its last leader. Every document is verified again: the disk is not trusted.
-pub(crate) fn inherit(
-    fleet: &FleetName,
-    state: &FleetState,
+/// Reads what all fleets inherit from their last leader, and makes up for what it did not come to.
+pub(crate) fn inherit_all(
+    ledger: &mut Ledger,
+    root: &TrustRoot,
+    now: UnixTime,
+) -> Result<Vec<(FleetRecord, Inheritance)>, Error> {
+    let mut inherited = Vec::new();
+    let mut lost = Vec::new();
+    for (name, state) in &ledger.state().fleets {
+        let Some(record) = &state.record else { continue };
+        let inheritance = inherit(record, &state.sessions, ledger.documents(), root, now)?;
+        inherited.push((record.clone(), inheritance));
+        lost.extend(lost_receipt(name, record, &state.history(), ledger.documents(), root));
+    }
+    ledger.append(lost).map_err(Error::StoreFailed)?;
+    Ok(inherited)
+}
+
+/// Reads what a fleet inherits from its last leader. Every document is verified again: the disk is not trusted.
+fn inherit(
+    record: &FleetRecord,
+    sessions: &BTreeMap<HostName, SessionRecord>,
     documents: &Documents,
     root: &TrustRoot,
     now: UnixTime,
-) -> Result<Option<Inheritance>, Error> {
-    let Some(record) = &state.record else { return Ok(None) };
-    let reader = Reader { fleet, documents };
+) -> Result<Inheritance, Error> {
+    let reader = Reader { fleet: &record.fleet, documents };
     let bytes = reader.read("the roster", record.roster_envelope)?;
     let roster = root
         .verify_roster(&bytes, now)
@@ -32,8 +52,33 @@ pub(crate) fn inherit(
         Some(opening) => reader.secrets(opening.secrets)?,
         None => Secrets::default(),
     };
-    let sessions = state.sessions.values().cloned().collect();
-    Ok(Some(Inheritance { roster: Arc::new(roster), sessions, commitments, secrets }))
+    let sessions = sessions.values().cloned().collect();
+    Ok(Inheritance { roster: Arc::new(roster), sessions, commitments, secrets })
+}
+
+/// A flip is settled before its receipt is made; one that the last leader did not come to is made now.
+fn lost_receipt(
+    fleet: &FleetName,
+    record: &FleetRecord,
+    history: &History,
+    documents: &Documents,
+    root: &TrustRoot,
+) -> Option<Entry> {
+    let completed = record.completed.as_ref()?;
+    if record.phase != Phase::Settled || history.receipts.contains_key(&record.epoch) {
+        return None;
+    }
+    let epoch = record.epoch;
+    match receipt::assemble(documents, root, completed) {
+        Ok(receipt) => {
+            tracing::info!(%fleet, %epoch, "made the receipt of the last flip");
+            Some(Entry::Receipt { fleet: fleet.clone(), epoch, receipt })
+        }
+        Err(error) => {
+            tracing::error!(%fleet, %epoch, error = chain(&error), "no receipt of the last flip can be made");
+            None
+        }
+    }
 }
 
 /// What a fleet inherits whose first roster was just applied.

@@ -4,20 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_model::{Blocker, Code, Digest, HostName, Refusal};
+use muster_model::{Blocker, Code, Digest, HostName, Refusal, SessionId};
 use muster_proto::convert;
 use muster_proto::v1;
-use muster_proto::v1::agent_frame::Body;
 use muster_proto::v1::check_event::Event;
 use muster_proto::v1::coordinator_frame::Body as ToAgent;
 use muster_rollout::gate::{self, Answer, Question};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Sender;
 use crate::control::check_attestation;
 use crate::coordinator::Shared;
-use crate::fleet::{Answers, Attested, FleetHandle, HostAnswer};
+use crate::fleet::{Answers, Attested, Connected, FleetHandle, HostAnswer, Said};
 use crate::ledger::ReleaseEntry;
+use crate::status::listed;
 
 /// One check that somebody waits for.
 pub(super) struct Check {
@@ -28,13 +29,17 @@ pub(super) struct Check {
     max_age: Duration,
     answers: Answers,
     deadline: Instant,
+    connected: watch::Receiver<Connected>,
     hosts: BTreeMap<HostName, Known>,
+    /// How many of them were asked and have not answered.
+    asked: usize,
 }
 
 /// What a host has answered.
 enum Known {
     Missing,
-    Asked,
+    /// It was asked over this session; if it comes back over another one it is asked again.
+    Asked(SessionId),
     Attested(Box<Attested>),
     Refused(Vec<Blocker>),
 }
@@ -47,7 +52,7 @@ impl Check {
         timeout: Duration,
         max_age: Duration,
     ) -> Result<Self, Refusal> {
-        let Some(release) = shared.release(&fleet.name, manifest) else {
+        let Some(release) = shared.ledger.history(&fleet.name).release(manifest).cloned() else {
             let detail = format!("{} has no release {manifest}; push it first", fleet.name);
             return Err(Refusal::of(Code::ReleaseUnknown, detail));
         };
@@ -60,8 +65,8 @@ impl Check {
             .map(|member| (member.name.clone(), Known::Missing))
             .collect();
         Ok(Self {
-            // A host answers a check once.
-            answers: fleet.await_answers(request, hosts.len()),
+            answers: fleet.await_answers(request),
+            connected: fleet.connected(),
             challenge: Digest::from_bytes(crate::random()?),
             deadline: Instant::now() + timeout,
             fleet,
@@ -69,40 +74,32 @@ impl Check {
             request,
             max_age,
             hosts,
+            asked: 0,
         })
     }
 
     /// Runs until every host has answered or is lost, time is up, or nobody listens.
     pub(super) async fn run(mut self, events: Sender<v1::CheckEvent>) {
         self.ask();
-        let known: Vec<HostName> = self
-            .hosts
-            .iter()
-            .filter(|(_, known)| !matches!(known, Known::Asked))
-            .map(|(host, _)| host.clone())
-            .collect();
+        let is_known =
+            |(host, known): (&HostName, &Known)| (!matches!(known, Known::Asked(_))).then(|| host.clone());
+        let known: Vec<HostName> = self.hosts.iter().filter_map(is_known).collect();
         for host in known {
             self.show(&host, &events).await;
         }
-        let mut connected = self.fleet.connected();
-        while self.hosts.values().any(|known| matches!(known, Known::Asked)) {
+        while self.asked > 0 {
             tokio::select! {
-                answer = self.answers.next() => {
-                    if let Some(HostAnswer { host, body: Body::CheckEnded(ended) }) = answer {
+                HostAnswer { host, said } = self.answers.next() => {
+                    if let Said::Checked(ended) = said {
                         self.take(&host, ended);
                         self.show(&host, &events).await;
                     }
                 }
-                changed = connected.changed() => {
+                changed = self.connected.changed() => {
                     if changed.is_err() {
                         break;
                     }
-                    let now = connected.borrow_and_update().clone();
-                    for (host, known) in &mut self.hosts {
-                        if matches!(known, Known::Asked) && !now.contains_key(host) {
-                            *known = Known::Missing;
-                        }
-                    }
+                    self.ask_again();
                 }
                 () = tokio::time::sleep_until(self.deadline) => break,
                 () = events.closed() => return,
@@ -115,25 +112,50 @@ impl Check {
 
     /// Asks every connected host of which nothing recent enough is known.
     fn ask(&mut self) {
-        let connected = self.fleet.connected().borrow().clone();
-        let frame = self.fleet.frame(ToAgent::Check(v1::Check {
-            request: self.request,
-            manifest: self.release.manifest.as_bytes().to_vec(),
-            challenge: self.challenge.as_bytes().to_vec(),
-        }));
+        let question = self.question();
+        let connected = self.connected.borrow_and_update();
         for (host, known) in &mut self.hosts {
-            let remembered = self.fleet.remembered(host, self.release.manifest);
             let Some(outbox) = connected.get(host) else { continue };
+            let remembered = self.fleet.remembered(host, self.release.manifest);
             *known = match remembered.filter(|attested| attested.arrived.elapsed() < self.max_age) {
                 Some(attested) => Known::Attested(Box::new(attested)),
-                None if outbox.frames.try_send(frame.clone()).is_ok() => Known::Asked,
+                None if outbox.frames.try_send(question.clone()).is_ok() => {
+                    self.asked += 1;
+                    Known::Asked(outbox.session)
+                }
                 None => Known::Missing,
             };
         }
     }
 
+    /// Asks those again that came back over another session, and gives up those that have left.
+    fn ask_again(&mut self) {
+        let question = self.question();
+        let connected = self.connected.borrow_and_update();
+        for (host, known) in &mut self.hosts {
+            let Known::Asked(session) = known else { continue };
+            match connected.get(host) {
+                Some(outbox) if outbox.session == *session => {}
+                Some(outbox) if outbox.frames.try_send(question.clone()).is_ok() => *session = outbox.session,
+                Some(_) | None => {
+                    self.asked -= 1;
+                    *known = Known::Missing;
+                }
+            }
+        }
+    }
+
+    fn question(&self) -> v1::CoordinatorFrame {
+        self.fleet.frame(ToAgent::Check(v1::Check {
+            request: self.request,
+            manifest: self.release.manifest.as_bytes().to_vec(),
+            challenge: self.challenge.as_bytes().to_vec(),
+        }))
+    }
+
     fn take(&mut self, host: &HostName, ended: v1::CheckEnded) {
-        let Some(known @ Known::Asked) = self.hosts.get_mut(host) else { return };
+        let Some(known @ Known::Asked(_)) = self.hosts.get_mut(host) else { return };
+        self.asked -= 1;
         let refused = |refusal: Refusal| {
             Known::Refused(refusal.blockers.iter().map(|blocker| gate::at_host(blocker, host)).collect())
         };
@@ -168,7 +190,7 @@ impl Check {
                 shown.blockers = blockers.iter().cloned().map(v1::Blocker::from).collect()
             }
             Known::Missing => shown.blockers = vec![gate::missing(host).into()],
-            Known::Asked => return,
+            Known::Asked(_) => return,
         }
         // Nobody may be listening any more.
         let _ = events.send(Ok(v1::CheckEvent { event: Some(Event::Host(shown)) })).await;
@@ -182,7 +204,7 @@ impl Check {
         let blockers = gate::evaluate(&roster, &question, |_, host| match self.hosts.get(host) {
             Some(Known::Attested(attested)) => Answer::Attested(&attested.attestation),
             Some(Known::Refused(blockers)) => Answer::Refused(blockers),
-            Some(Known::Asked) => Answer::Silent,
+            Some(Known::Asked(_)) => Answer::Silent,
             Some(Known::Missing) | None => Answer::Missing,
         });
         let matches = |known: &&Known| matches!(known, Known::Attested(it) if it.attestation.matches());
@@ -192,7 +214,7 @@ impl Check {
             hosts: count(roster.hosts().len()),
             identical: count(self.hosts.values().filter(matches).count()),
             roster_revision: roster.revision().0,
-            blockers: blockers.into_iter().map(v1::Blocker::from).collect(),
+            blockers: listed(blockers),
         }
     }
 }

@@ -1,13 +1,12 @@
 //! Step 4, deployment: a release's bytes onto all N hosts. It has no effect on what is served.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_model::{Blocker, Code, Digest, HostName, Refusal};
+use muster_model::{Blocker, Code, Digest, HostName, Refusal, SessionId};
 use muster_proto::convert;
 use muster_proto::v1;
-use muster_proto::v1::agent_frame::Body;
 use muster_proto::v1::coordinator_frame::Body as ToAgent;
 use muster_proto::v1::deploy_event::Event;
 use muster_proto::v1::deploy_host::State;
@@ -17,13 +16,9 @@ use tokio::time::Instant;
 
 use super::{Sender, blocking};
 use crate::coordinator::Shared;
-use crate::fleet::{Answers, Connected, FleetHandle, HostAnswer};
+use crate::fleet::{Answers, Connected, FleetHandle, HostAnswer, Said};
 use crate::ledger::ReleaseEntry;
-use crate::status::chain;
-
-/// Answers of each host that may wait for an operator that is slow. What is dropped is progress; see
-/// [`FleetHandle::answer`].
-const ANSWERS_AHEAD: usize = 8;
+use crate::status::{blob_refusal, listed};
 
 /// One deployment that an operator waits for.
 pub(super) struct Deployment {
@@ -35,14 +30,15 @@ pub(super) struct Deployment {
     connected: watch::Receiver<Connected>,
     deadline: Instant,
     hosts: BTreeMap<HostName, Standing>,
-    /// The sessions that were told; a host that comes back over another one is told again.
-    told: BTreeSet<(HostName, muster_model::SessionId)>,
+    /// How many of them are still waiting or deploying.
+    unfinished: usize,
 }
 
 /// How far a host is.
 enum Standing {
     Waiting,
-    Deploying,
+    /// It was told over this session; if it comes back over another one it is told again.
+    Deploying(SessionId),
     Deployed,
     Failed(Vec<Blocker>),
 }
@@ -54,21 +50,19 @@ impl Deployment {
         manifest: Digest,
         timeout: Duration,
     ) -> Result<Self, Refusal> {
-        let Some(release) = shared.release(&fleet.name, manifest) else {
+        let Some(release) = shared.ledger.history(&fleet.name).release(manifest).cloned() else {
             let detail = format!("{} has no release {manifest}; push it first", fleet.name);
             return Err(Refusal::of(Code::ReleaseUnknown, detail));
         };
         let (documents, name) = (shared.documents.clone(), release.envelope);
-        let read =
-            move || documents.read(name).map_err(|error| Refusal::of(Code::BlobDamaged, chain(&error)));
-        let envelope = blocking(read).await?;
+        let envelope = blocking(move || documents.read(name).map_err(|error| blob_refusal(&error))).await?;
         let roster = fleet.roster().roster;
         let request = shared.next_request();
         Ok(Self {
-            answers: fleet.await_answers(request, ANSWERS_AHEAD * roster.hosts().len()),
+            answers: fleet.await_answers(request),
             connected: fleet.connected(),
+            unfinished: roster.hosts().len(),
             hosts: roster.hosts().iter().map(|member| (member.name.clone(), Standing::Waiting)).collect(),
-            told: BTreeSet::new(),
             deadline: Instant::now() + timeout,
             fleet,
             release,
@@ -82,19 +76,17 @@ impl Deployment {
         if !self.send(&events, Event::Started(self.started())).await {
             return;
         }
-        let silent: Vec<HostName> = self.hosts.keys().cloned().collect();
-        let present = self.tell_connected();
-        for host in silent.into_iter().filter(|host| !present.contains(host)) {
+        self.tell_connected();
+        let is_waiting = |(host, standing): (&HostName, &Standing)| {
+            matches!(standing, Standing::Waiting).then(|| host.clone())
+        };
+        let absent: Vec<HostName> = self.hosts.iter().filter_map(is_waiting).collect();
+        for host in absent {
             self.show(&events, host, State::Waiting(v1::Waiting {})).await;
         }
-        while self.hosts.values().any(|standing| matches!(standing, Standing::Waiting | Standing::Deploying))
-        {
+        while self.unfinished > 0 {
             tokio::select! {
-                answer = self.answers.next() => {
-                    if let Some(answer) = answer {
-                        self.take(answer, &events).await;
-                    }
-                }
+                answer = self.answers.next() => self.take(answer, &events).await,
                 changed = self.connected.changed() => {
                     if changed.is_err() {
                         break;
@@ -111,36 +103,40 @@ impl Deployment {
     }
 
     /// Tells every host that is connected and was not told over this session.
-    fn tell_connected(&mut self) -> BTreeSet<HostName> {
-        let connected = self.connected.borrow_and_update().clone();
+    fn tell_connected(&mut self) {
         let frame = self.fleet.frame(ToAgent::Deploy(v1::Deploy {
             request: self.request,
             release_envelope: self.envelope.clone(),
             manifest_size: self.release.manifest_bytes,
         }));
-        for (host, outbox) in &connected {
-            let Some(standing @ (Standing::Waiting | Standing::Deploying)) = self.hosts.get_mut(host) else {
-                continue;
+        let connected = self.connected.borrow_and_update();
+        for (host, standing) in &mut self.hosts {
+            let told = match standing {
+                Standing::Waiting => None,
+                Standing::Deploying(session) => Some(*session),
+                Standing::Deployed | Standing::Failed(_) => continue,
             };
-            let session = (host.clone(), outbox.session);
-            if !self.told.contains(&session) && outbox.frames.try_send(frame.clone()).is_ok() {
-                self.told.insert(session);
-                *standing = Standing::Deploying;
+            if let Some(outbox) = connected.get(host).filter(|outbox| told != Some(outbox.session))
+                && outbox.frames.try_send(frame.clone()).is_ok()
+            {
+                *standing = Standing::Deploying(outbox.session);
             }
         }
-        connected.into_keys().collect()
     }
 
     async fn take(&mut self, answer: HostAnswer, events: &Sender<v1::DeployEvent>) {
-        let HostAnswer { host, body } = answer;
+        let HostAnswer { host, said } = answer;
         let Some(standing) = self.hosts.get_mut(&host) else { return };
-        let state = if let Body::DeployProgress(progress) = body {
-            State::Progress(progress)
-        } else if let Body::DeployEnded(ended) = body {
-            *standing = ended_as(&host, &ended);
-            State::Ended(ended)
-        } else {
-            return;
+        let state = match said {
+            Said::Progress(progress) => State::Progress(progress),
+            Said::Deployed(ended) => {
+                if matches!(standing, Standing::Waiting | Standing::Deploying(_)) {
+                    self.unfinished -= 1;
+                }
+                *standing = ended_as(&host, &ended);
+                State::Ended(ended)
+            }
+            Said::Checked(_) => return,
         };
         self.show(events, host, state).await;
     }
@@ -162,10 +158,10 @@ impl Deployment {
             match standing {
                 Standing::Deployed => deployed += 1,
                 Standing::Failed(reasons) => blockers.extend(reasons.iter().cloned()),
-                Standing::Waiting | Standing::Deploying if !connected.contains_key(host) => {
+                Standing::Waiting | Standing::Deploying(_) if !connected.contains_key(host) => {
                     blockers.push(gate::missing(host));
                 }
-                Standing::Waiting | Standing::Deploying => {
+                Standing::Waiting | Standing::Deploying(_) => {
                     blockers.push(Blocker::host(
                         Code::HostSilent,
                         host,
@@ -177,7 +173,7 @@ impl Deployment {
         v1::DeployFinished {
             deployed,
             hosts: u32::try_from(self.hosts.len()).unwrap_or(u32::MAX),
-            blockers: blockers.into_iter().map(v1::Blocker::from).collect(),
+            blockers: listed(blockers),
         }
     }
 

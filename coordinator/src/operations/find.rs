@@ -1,6 +1,5 @@
 //! Which hosts hold certain bytes: which of them still have the vulnerable library?
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use globset::{GlobBuilder, GlobMatcher};
@@ -14,7 +13,7 @@ use super::blocking;
 use crate::coordinator::Shared;
 use crate::fleet::FleetHandle;
 use crate::ledger::{Documents, ReleaseEntry};
-use crate::status::{chain, malformed, refused};
+use crate::status::{blob_refusal, chain, malformed, refused};
 
 /// What is told of at most.
 const FOUND_MAX: usize = 10_000;
@@ -27,7 +26,7 @@ enum Wanted {
 /// What is known of a fleet, for the search.
 struct Holding {
     fleet: String,
-    releases: Vec<ReleaseEntry>,
+    releases: Arc<Vec<ReleaseEntry>>,
     /// The hosts that are connected, with the releases they have and the one they serve.
     hosts: Vec<(HostName, Vec<Digest>, Option<Digest>)>,
 }
@@ -69,35 +68,35 @@ async fn holding(
     unknown: &mut Vec<String>,
 ) -> Result<Holding, Refusal> {
     let view = fleet.view().await?;
-    let mut inventory: BTreeMap<_, _> = fleet.inventory();
+    let mut inventory = fleet.inventory();
     let mut hosts = Vec::new();
     for host in view.hosts {
         match (host.session, inventory.remove(&host.host)) {
             (Some(_), Some(held)) => {
                 let serving =
                     host.serving.filter(|epoch| *epoch == view.record.epoch).and(view.record.serving);
-                hosts.push((host.host, held.into_iter().collect(), serving));
+                hosts.push((host.host, held.iter().copied().collect(), serving));
             }
             (None, _) | (Some(_), None) => unknown.push(host.host.as_str().to_owned()),
         }
     }
-    Ok(Holding { fleet: fleet.name.as_str().to_owned(), releases: shared.releases(&fleet.name), hosts })
+    let releases = shared.ledger.history(&fleet.name).releases;
+    Ok(Holding { fleet: fleet.name.as_str().to_owned(), releases, hosts })
 }
 
 fn search(documents: &Documents, wanted: &Wanted, holdings: &[Holding]) -> Result<Vec<v1::Found>, Refusal> {
     let mut found = Vec::new();
     for holding in holdings {
-        for release in &holding.releases {
+        for release in holding.releases.iter() {
             let holds =
                 |(_, held, _): &&(HostName, Vec<Digest>, Option<Digest>)| held.contains(&release.manifest);
             let hosts: Vec<_> = holding.hosts.iter().filter(holds).collect();
             if hosts.is_empty() {
                 continue;
             }
-            let unreadable = |text: String| Refusal::of(Code::BlobDamaged, text);
-            let bytes =
-                documents.read_manifest(release.manifest).map_err(|error| unreadable(chain(&error)))?;
-            let manifest = Manifest::parse(&bytes).map_err(|error| unreadable(chain(&error)))?;
+            let bytes = documents.read_manifest(release.manifest).map_err(|error| blob_refusal(&error))?;
+            let manifest =
+                Manifest::parse(&bytes).map_err(|error| Refusal::of(Code::BlobDamaged, chain(&error)))?;
             for (path, _, digest) in manifest.files().filter(|(path, _, digest)| wanted.is(path, *digest)) {
                 let names = |serving_only: bool| {
                     let matching = hosts

@@ -8,7 +8,7 @@ use muster_model::{Blocker, Code, Digest, Order, Refusal, RolloutId};
 use muster_proto::v1;
 use muster_proto::v1::flip_event::Event;
 use muster_proto::v1::rollout_progress::Stage as Wire;
-use muster_rollout::fleet::{Outcome, Papers, Phase, Proposal, Report, Stage};
+use muster_rollout::fleet::{End, Outcome, Papers, Phase, Proposal, Report, Stage};
 use muster_trust::verify;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::Instant;
@@ -17,7 +17,7 @@ use super::view::{Names, rollout_end};
 use super::{Sender, blocking};
 use crate::coordinator::Shared;
 use crate::fleet::FleetHandle;
-use crate::status::chain;
+use crate::status::{blob_refusal, chain, listed};
 
 /// One rollout that an operator waits for.
 pub(super) struct Flip {
@@ -45,27 +45,27 @@ impl Flip {
         let fleet = shared.fleet(&name).ok_or_else(|| super::fleet_unknown(&name))?;
         let now = unix_time();
         let order = shared.root.verify_order(&envelope, now).map_err(invalid)?;
-        let Some(release) = shared.release(&name, order.document().to) else {
+        let history = shared.ledger.history(&name);
+        let Some(release) = history.release(order.document().to) else {
             let detail = format!("{name} has no release {}; push it first", order.document().to);
             return Err(Refusal::of(Code::ReleaseUnknown, detail));
         };
-        let documents = shared.documents.clone();
-        let (order_name, release_name) = (order.envelope_digest(), release.envelope);
-        let release_bytes = blocking(move || {
-            documents
-                .put(order_name, &envelope)
-                .map_err(|error| Refusal::of(Code::NoSpace, chain(&error)))?;
-            documents.read(release_name).map_err(|error| Refusal::of(Code::BlobDamaged, chain(&error)))
-        })
-        .await?;
+        let (documents, release_name) = (shared.documents.clone(), release.envelope);
+        let read = move || documents.read(release_name).map_err(|error| blob_refusal(&error));
+        let release_bytes = blocking(read).await?;
         let release = shared.root.verify_release(&release_bytes, &name, now).map_err(invalid)?;
-        let in_force = fleet.roster();
         let (k, to, hosts) = (order.document().counter, order.document().to, order.document().hosts);
-        let papers = Papers { order: order_name, release: release_name, roster: in_force.envelope };
-        let reports = fleet.watch();
-        tracing::info!(fleet = %name, %k, %to, %operator, "flip proposed");
+        let order_name = order.envelope_digest();
+        let papers = Papers { order: order_name, release: release_name, roster: fleet.roster().envelope };
         let proposal =
             Proposal { order: order.into_document(), release: release.into_document(), papers, now };
+        // An order that would be refused is not kept, and one that is taken is durable before a record names it. Whether
+        // it is taken is settled below: the fleet may have changed in between.
+        fleet.rehearse(proposal.clone()).await?;
+        let documents = shared.documents.clone();
+        blocking(move || documents.put(order_name, &envelope).map_err(|error| blob_refusal(&error))).await?;
+        let reports = fleet.watch();
+        tracing::info!(fleet = %name, %k, %to, %operator, "flip proposed");
         fleet.propose(proposal).await?;
         let deadline = Instant::now() + timeout;
         Ok(Self { shared: Arc::clone(shared), fleet, reports, k, to, hosts, deadline })
@@ -101,12 +101,12 @@ impl Flip {
                         k: k.0,
                         stage: Wire::Trouble.into(),
                         hosts: self.hosts,
-                        blockers: blockers.into_iter().map(v1::Blocker::from).collect(),
+                        blockers: listed(blockers),
                         ..v1::RolloutProgress::default()
                     })
                 }
                 Ok(Report::Ended(end)) if end.k == self.k => {
-                    let names = Names(self.shared.releases(&self.fleet.name));
+                    let names = self.names();
                     let _ = events.send(Ok(ended(rollout_end(&end, &names)))).await;
                     return;
                 }
@@ -138,7 +138,7 @@ impl Flip {
                 if let Report::Ended(end) = report
                     && end.k == self.k
                 {
-                    let names = Names(self.shared.releases(&self.fleet.name));
+                    let names = self.names();
                     let _ = events.send(Ok(ended(rollout_end(&end, &names)))).await;
                     return;
                 }
@@ -161,9 +161,9 @@ impl Flip {
             k: self.k.0,
             outcome: v1::rollout_end::Outcome::Pending.into(),
             epoch,
-            blockers: blockers.into_iter().map(v1::Blocker::from).collect(),
+            blockers: listed(blockers),
             dark_window: None,
-            release: Some(Names(self.shared.releases(&self.fleet.name)).of(self.to)),
+            release: Some(self.names().of(self.to)),
         };
         let _ = events.send(Ok(ended(end))).await;
     }
@@ -171,24 +171,26 @@ impl Flip {
     /// Tells the end from the record, if the rollout is over.
     async fn has_ended(&self, events: &Sender<v1::FlipEvent>) -> bool {
         let Ok(view) = self.fleet.view().await else { return true };
-        let is_over = match &view.record.phase {
-            Phase::Settled => true,
-            Phase::Opened(opening) => opening.k != self.k,
-            Phase::Preparing(rollout) => rollout.k != self.k,
-            Phase::Arming(it) | Phase::Decided(it) => it.rollout.k != self.k,
+        // Read after the phase: an end that is older than it is told by the next report.
+        let last = self.shared.ledger.history(&self.fleet.name).last_end;
+        let Some(end) = last.filter(|end| is_last_word(end, self.k, &view.record.phase)) else {
+            return false;
         };
-        let last = self
-            .shared
-            .ledger()
-            .state()
-            .fleets
-            .get(&self.fleet.name)
-            .and_then(|state| state.last_end.clone());
-        let end = last.filter(|end| is_over && end.k == self.k && end.outcome != Outcome::Dark);
-        let Some(end) = end else { return false };
-        let names = Names(self.shared.releases(&self.fleet.name));
-        let _ = events.send(Ok(ended(rollout_end(&end, &names)))).await;
+        let _ = events.send(Ok(ended(rollout_end(&end, &self.names())))).await;
         true
+    }
+
+    fn names(&self) -> Names {
+        Names::of_fleet(&self.shared.ledger.history(&self.fleet.name))
+    }
+}
+
+/// Whether `end` is how rollout `k` stands. "Dark" is told to whoever watches as soon as it is known, whether or not the
+/// watcher was there in time; but hosts may have opened since, and then a better end follows at once.
+fn is_last_word(end: &End, k: RolloutId, phase: &Phase) -> bool {
+    match end.outcome {
+        Outcome::Flipped | Outcome::Unchanged => end.k == k,
+        Outcome::Dark => end.k == k && *phase != Phase::Settled,
     }
 }
 
@@ -207,5 +209,42 @@ const fn wire_stage(stage: Stage) -> Wire {
         Stage::Opened => Wire::Opened,
         Stage::Serving => Wire::Serving,
         Stage::Measured => Wire::Measured,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_model::Epoch;
+    use muster_rollout::fleet::Opening;
+
+    use super::*;
+
+    #[test]
+    fn a_watcher_that_fell_behind_learns_how_its_own_rollout_stands() {
+        let digest = Digest::of(b"document");
+        let papers = Papers { order: digest, release: digest, roster: digest };
+        let opened = Phase::Opened(Opening { k: RolloutId(4), papers, evidence: digest, secrets: digest });
+        let end = |k, outcome| End {
+            k: RolloutId(k),
+            to: digest,
+            outcome,
+            epoch: Epoch(2),
+            blockers: Vec::new(),
+            dark_window: None,
+        };
+        let cases = [
+            (end(4, Outcome::Flipped), Phase::Settled, true),
+            (end(4, Outcome::Unchanged), Phase::Settled, true),
+            // The end that the last rollout had says nothing about this one.
+            (end(3, Outcome::Flipped), Phase::Settled, false),
+            (end(3, Outcome::Dark), opened.clone(), false),
+            // Whoever watched in time was told that some hosts are dark, and went.
+            (end(4, Outcome::Dark), opened, true),
+            // The dark hosts have opened since: that it is flipped is about to be told.
+            (end(4, Outcome::Dark), Phase::Settled, false),
+        ];
+        for (end, phase, is_told) in cases {
+            assert_eq!(is_last_word(&end, RolloutId(4), &phase), is_told, "{end:?} {phase:?}");
+        }
     }
 }

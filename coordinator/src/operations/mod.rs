@@ -19,6 +19,7 @@ use muster_proto::convert;
 use muster_proto::v1;
 use muster_proto::v1::operations_server::{Operations as Service, OperationsServer};
 use tokio::sync::mpsc;
+use tokio::task::JoinError;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -221,7 +222,9 @@ fn fleet_unknown(name: &FleetName) -> Refusal {
 async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
-    let ended =
-        |error| Refusal::of(Code::Unsupported, format!("the request failed inside the coordinator: {error}"));
-    tokio::task::spawn_blocking(call).await.map_err(ended)?
+    tokio::task::spawn_blocking(call).await.map_err(|error| ended_inside(&error))?
+}
+
+fn ended_inside(error: &JoinError) -> Refusal {
+    Refusal::of(Code::Unsupported, format!("the request failed inside the coordinator: {error}"))
 }

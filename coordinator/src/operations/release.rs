@@ -9,11 +9,10 @@ use muster_proto::v1;
 use muster_trust::verify;
 
 use super::blocking;
-use crate::blobs::blob_code;
 use crate::coordinator::Shared;
 use crate::fleet::FleetHandle;
-use crate::ledger::{Documents, Entry, ReleaseEntry};
-use crate::status::chain;
+use crate::ledger::{Documents, ReleaseEntry};
+use crate::status::{blob_refusal, chain};
 
 /// Verifies a release, sees that all its bytes are here, and makes it known.
 pub(super) async fn submit(
@@ -31,27 +30,33 @@ pub(super) async fn submit(
     };
     // Once more with everything that the root says of the role, its expiry included.
     shared.root.verify_release(&envelope, &fleet.name, unix_time()).map_err(invalid)?;
-    let known = shared.releases(&fleet.name);
-    if let Some(known) =
-        known.iter().find(|it| it.version == release.version || it.manifest == release.manifest)
-    {
-        if known.version == release.version && known.manifest == release.manifest {
-            return Ok(submitted(known, true));
-        }
-        let detail =
-            format!("version {} is {} already; a release never changes", known.version, known.manifest);
-        return Err(Refusal::of(Code::ReleaseExists, detail));
+    let history = shared.ledger.history(&fleet.name);
+    if let Some(known) = history.release_like(&release.version, release.manifest) {
+        return known_already(known, &release);
     }
-    let documents = shared.documents.clone();
+    let (documents, stated) = (shared.documents.clone(), release.clone());
     let entry = blocking(move || {
-        let entry = complete(&documents, &release, name)?;
-        documents.put(name, &envelope).map_err(|error| Refusal::of(Code::NoSpace, chain(&error)))?;
+        let entry = complete(&documents, &stated, name)?;
+        documents.put(name, &envelope).map_err(|error| blob_refusal(&error))?;
         Ok(entry)
     })
     .await?;
-    shared.append(vec![Entry::Release(Box::new(entry.clone()))]).await?;
+    let added = entry.clone();
+    // Somebody else may have been faster since: what counts is the order of the chain.
+    if let Some(known) = shared.write(move |ledger| ledger.add_release(added)).await? {
+        return known_already(&known, &release);
+    }
     tracing::info!(fleet = %entry.fleet, version = %entry.version, manifest = %entry.manifest, "release submitted");
     Ok(submitted(&entry, false))
+}
+
+/// Submitting a release again is no change; another one of the same version or manifest is refused.
+fn known_already(known: &ReleaseEntry, release: &Release) -> Result<v1::SubmitReleaseResponse, Refusal> {
+    if known.version == release.version && known.manifest == release.manifest {
+        return Ok(submitted(known, true));
+    }
+    let detail = format!("version {} is {} already; a release never changes", known.version, known.manifest);
+    Err(Refusal::of(Code::ReleaseExists, detail))
 }
 
 /// The releases of a fleet, newest first.
@@ -61,21 +66,25 @@ pub(super) async fn list(
 ) -> Result<v1::ListReleasesResponse, Refusal> {
     let view = fleet.view().await?;
     let inventory = fleet.inventory();
-    let connected = fleet.connected().borrow().clone();
-    let (documents, releases) = (shared.documents.clone(), shared.releases(&fleet.name));
+    let (documents, releases) = (shared.documents.clone(), shared.ledger.history(&fleet.name).releases);
+    let connected: Vec<_> = view
+        .hosts
+        .iter()
+        .filter(|host| host.session.is_some())
+        .filter_map(|host| inventory.get(&host.host).map(|held| (&host.host, held)))
+        .collect();
     let deployed = |manifest: Digest| -> Vec<String> {
-        let has_it =
-            inventory.iter().filter(|(host, held)| connected.contains_key(*host) && held.contains(&manifest));
+        let has_it = connected.iter().filter(|(_, held)| held.contains(&manifest));
         has_it.map(|(host, _)| host.as_str().to_owned()).collect()
     };
     let deployed: Vec<Vec<String>> = releases.iter().map(|release| deployed(release.manifest)).collect();
     let serving = view.record.serving;
     let releases = blocking(move || {
-        let summary = |(release, deployed): (ReleaseEntry, Vec<String>)| {
+        let summary = |(release, deployed): (&ReleaseEntry, Vec<String>)| {
             let envelope = documents.read(release.envelope);
             Ok(v1::ReleaseSummary {
-                release: Some(reference(&release).into()),
-                envelope: envelope.map_err(|error| Refusal::of(Code::BlobDamaged, chain(&error)))?,
+                release: Some(reference(release).into()),
+                envelope: envelope.map_err(|error| blob_refusal(&error))?,
                 manifest_size: release.manifest_bytes,
                 files: release.files,
                 bytes: release.bytes,
@@ -83,7 +92,7 @@ pub(super) async fn list(
                 serving: serving == Some(release.manifest),
             })
         };
-        releases.into_iter().zip(deployed).rev().map(summary).collect::<Result<Vec<_>, Refusal>>()
+        releases.iter().zip(deployed).rev().map(summary).collect::<Result<Vec<_>, Refusal>>()
     });
     Ok(v1::ListReleasesResponse { releases: releases.await? })
 }
@@ -94,8 +103,7 @@ pub(super) async fn receipt(
     fleet: &FleetHandle,
     epoch: Epoch,
 ) -> Result<Vec<u8>, Refusal> {
-    let receipts = shared.ledger().state().fleets.get(&fleet.name).map(|state| state.receipts.clone());
-    let receipts = receipts.unwrap_or_default();
+    let receipts = shared.ledger.history(&fleet.name).receipts;
     let found = if epoch == Epoch(0) { receipts.values().next_back() } else { receipts.get(&epoch) };
     let Some(digest) = found.copied() else {
         let detail = match epoch {
@@ -105,8 +113,7 @@ pub(super) async fn receipt(
         return Err(Refusal::of(Code::ReleaseUnknown, detail));
     };
     let documents = shared.documents.clone();
-    blocking(move || documents.read(digest).map_err(|error| Refusal::of(Code::BlobDamaged, chain(&error))))
-        .await
+    blocking(move || documents.read(digest).map_err(|error| blob_refusal(&error))).await
 }
 
 /// How reports name a release.
@@ -116,7 +123,7 @@ pub(super) fn reference(release: &ReleaseEntry) -> ReleaseRef {
 
 /// Sees that the manifest and every blob that it names are in the store, with the sizes that it states.
 fn complete(documents: &Documents, release: &Release, envelope: Digest) -> Result<ReleaseEntry, Refusal> {
-    let unreadable = |error| Refusal::of(blob_code(&error).unwrap_or(Code::BlobDamaged), chain(&error));
+    let unreadable = |error| blob_refusal(&error);
     let bytes = documents.read_manifest(release.manifest).map_err(unreadable)?;
     let manifest = Manifest::parse(&bytes).map_err(|error| {
         Refusal::of(Code::SignatureInvalid, format!("the manifest is refused: {}", chain(&error)))

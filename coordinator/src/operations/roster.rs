@@ -11,7 +11,7 @@ use muster_rollout::fleet::NextRoster;
 use super::blocking;
 use crate::coordinator::Shared;
 use crate::fleet::FleetHandle;
-use crate::status::chain;
+use crate::status::{blob_refusal, chain};
 
 /// Verifies a roster and makes it the fleet's next one; the first makes the fleet.
 pub(super) async fn apply(
@@ -29,16 +29,14 @@ pub(super) async fn apply(
         hosts: u32::try_from(roster.hosts().len()).unwrap_or(u32::MAX),
     };
     let documents = shared.documents.clone();
-    blocking(move || {
-        let failed = |error| Refusal::of(Code::NoSpace, chain(&error));
-        documents.put(name, &envelope).map_err(failed)
-    })
-    .await?;
+    blocking(move || documents.put(name, &envelope).map_err(|error| blob_refusal(&error))).await?;
     match shared.fleet(roster.fleet()) {
         Some(fleet) => fleet.apply_roster(NextRoster { roster, digest, envelope: name, fenced }).await?,
         None if roster.revision() == RosterRevision(1) => {
             let shared = Arc::clone(shared);
-            blocking(move || shared.found(roster, digest, name)).await?;
+            // To its end, even if whoever asked goes away: a fleet that is durable is led.
+            let found = tokio::spawn(async move { shared.found(roster, digest, name).await });
+            found.await.map_err(|error| super::ended_inside(&error))??;
         }
         None => {
             let detail = format!("a fleet begins with revision 1 of its roster, not {}", roster.revision());
@@ -51,6 +49,5 @@ pub(super) async fn apply(
 /// The envelope of the roster in force.
 pub(super) async fn show(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<Vec<u8>, Refusal> {
     let (documents, envelope) = (shared.documents.clone(), fleet.roster().envelope);
-    blocking(move || documents.read(envelope).map_err(|error| Refusal::of(Code::BlobDamaged, chain(&error))))
-        .await
+    blocking(move || documents.read(envelope).map_err(|error| blob_refusal(&error))).await
 }

@@ -1,21 +1,22 @@
 //! What is shown of a fleet. Every datum carries its age; what is not known is never shown as good.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use muster_model::{Blocker, Code, Digest, Refusal, ServingReport};
+use muster_model::{Blocker, Code, Digest, Refusal, ServingReport, Version};
 use muster_proto::convert::{ReleaseRef, mode_to_wire};
 use muster_proto::v1;
 use muster_rollout::fleet::{DarkWindow, End, HostView, Outcome, Phase};
 
-use super::release::reference;
 use crate::coordinator::Shared;
 use crate::fleet::{FleetHandle, View};
-use crate::ledger::ReleaseEntry;
+use crate::ledger::History;
+use crate::status::listed;
 
 /// A fleet on one line.
 pub(super) async fn summary(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<v1::FleetSummary, Refusal> {
     let view = fleet.view().await?;
-    let names = Names(shared.releases(&fleet.name));
+    let names = Names::of_fleet(&shared.ledger.history(&fleet.name));
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     Ok(v1::FleetSummary {
         fleet: fleet.name.as_str().to_owned(),
@@ -30,15 +31,15 @@ pub(super) async fn summary(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result
 /// Everything about a fleet.
 pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<v1::FleetStatus, Refusal> {
     let view = fleet.view().await?;
-    let names = Names(shared.releases(&fleet.name));
-    let last_end = shared.ledger().state().fleets.get(&fleet.name).and_then(|state| state.last_end.clone());
+    let history = shared.ledger.history(&fleet.name);
+    let names = Names::of_fleet(&history);
     let inventory = fleet.inventory();
     let record = &view.record;
     let hosts: Vec<v1::HostStatus> = view
         .hosts
         .iter()
         .map(|host| {
-            let held = inventory.get(&host.host).into_iter().flatten();
+            let held = inventory.get(&host.host).into_iter().flat_map(|held| held.iter());
             v1::HostStatus {
                 host: host.host.as_str().to_owned(),
                 connected: host.session.is_some(),
@@ -72,14 +73,18 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
         hosts,
         solo: shared.root.root().is_solo(),
         coordinator_version: env!("CARGO_PKG_VERSION").to_owned(),
-        last_end: last_end.map(|end| rollout_end(&end, &names)),
+        last_end: history.last_end.map(|end| rollout_end(&end, &names)),
     })
 }
 
 /// The versions of a fleet's releases.
-pub(super) struct Names(pub(super) Vec<ReleaseEntry>);
+pub(super) struct Names(BTreeMap<Digest, Version>);
 
 impl Names {
+    pub(super) fn of_fleet(history: &History) -> Self {
+        Self(history.releases.iter().map(|release| (release.manifest, release.version.clone())).collect())
+    }
+
     /// How reports name the release with this manifest, whether or not it is known.
     pub(super) fn of(&self, manifest: Digest) -> v1::ReleaseRef {
         self.known(manifest).unwrap_or_else(|| v1::ReleaseRef {
@@ -89,8 +94,8 @@ impl Names {
     }
 
     fn known(&self, manifest: Digest) -> Option<v1::ReleaseRef> {
-        let found = self.0.iter().find(|release| release.manifest == manifest)?;
-        Some(ReleaseRef::into(reference(found)))
+        let version = self.0.get(&manifest)?.clone();
+        Some(ReleaseRef { version, manifest }.into())
     }
 }
 
@@ -106,7 +111,7 @@ pub(super) fn rollout_end(end: &End, names: &Names) -> v1::RolloutEnd {
         k: end.k.0,
         outcome: outcome.into(),
         epoch: end.epoch.0,
-        blockers: end.blockers.iter().cloned().map(v1::Blocker::from).collect(),
+        blockers: listed(end.blockers.clone()),
         dark_window: end.dark_window.map(|DarkWindow { bound_ms, measured_ms, spread_ms }| v1::DarkWindow {
             bound_ms,
             measured_ms,

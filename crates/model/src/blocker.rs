@@ -68,6 +68,8 @@ codes! {
     NoSpace = "no-space",
     /// The host's file system is read-only.
     ReadOnly = "read-only",
+    /// The coordinator could not write its state, for another reason than a full disk.
+    StoreFailed = "store-failed",
     /// A blob that the coordinator holds does not have the content its name states.
     BlobDamaged = "blob-damaged",
     /// A blob that the release needs is not in the coordinator's store.

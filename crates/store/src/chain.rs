@@ -4,8 +4,9 @@ use muster_model::{Digest, Durable};
 
 use crate::{AnchorPayload, MAX_ANCHOR_PAYLOAD_BYTES, StoreError};
 
-/// The longest body of a record, in bytes. A few KB are what the store is fast with.
-pub const MAX_BODY_BYTES: usize = 1 << 20;
+/// The longest body of a record, in bytes: a fleet's record names each of up to 20,000 hosts. A few KB are what the
+/// store is fast with.
+pub const MAX_BODY_BYTES: usize = 4 << 20;
 
 /// The most records that one append takes.
 pub const MAX_BATCH_RECORDS: usize = 1024;

@@ -254,7 +254,8 @@ impl StoreError {
     }
 
     /// An error of the system, with a full disk told apart from the rest.
-    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+    #[must_use]
+    pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
             return Self::NoSpace { path, source };

@@ -1,0 +1,158 @@
+use std::fs::File;
+use std::io::Write as _;
+
+use muster_model::{Blocker, Code, Leadership, RolloutId, Roster, RosterRef, RosterRevision, Term};
+use muster_rollout::fleet::{Offers, Outcome, Phase, RECORD_FORMAT};
+
+use super::*;
+
+fn often() -> NonZeroU64 {
+    NonZeroU64::new(4).unwrap()
+}
+
+fn open(dir: &Path) -> Ledger {
+    Ledger::open(dir, Documents::open(dir).unwrap(), Incarnation(7), often()).unwrap()
+}
+
+fn fleet() -> FleetName {
+    FleetName::new("smars").unwrap()
+}
+
+/// A release whose envelope lies beside the chain.
+fn release(ledger: &Ledger, version: &str) -> ReleaseEntry {
+    let envelope = Digest::of(version.as_bytes());
+    ledger.documents().put(envelope, version.as_bytes()).unwrap();
+    ReleaseEntry {
+        fleet: fleet(),
+        version: Version::new(version).unwrap(),
+        manifest: Digest::of(format!("the manifest of {version}").as_bytes()),
+        envelope,
+        manifest_bytes: 1,
+        files: 1,
+        bytes: 1,
+    }
+}
+
+fn add(ledger: &mut Ledger, versions: std::ops::Range<u32>) {
+    for version in versions {
+        let release = release(ledger, &version.to_string());
+        assert_eq!(ledger.add_release(release).unwrap(), None);
+    }
+}
+
+fn versions(history: &History) -> Vec<&str> {
+    history.releases.iter().map(|release| release.version.as_str()).collect()
+}
+
+/// A backup of the ledger in a file, as the coordinator writes it.
+fn backed_up(ledger: &Ledger, file: &Path) {
+    let mut file = File::create(file).unwrap();
+    let (bytes, names) = crate::backup::database(ledger).unwrap();
+    crate::backup::write(&bytes, &names, ledger.documents(), &mut file).unwrap();
+    file.flush().unwrap();
+}
+
+#[test]
+fn a_backup_of_a_chain_that_was_cut_back_restores() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ledger = open(&folder.path().join("state"));
+    add(&mut ledger, 0..9);
+    assert!(ledger.snapshot.is_some() && ledger.store.first_seq() > 1, "it was not cut back");
+    let backup = folder.path().join("backup.tar");
+    backed_up(&ledger, &backup);
+
+    let restored = folder.path().join("restored");
+    crate::restore(&backup, &restored).unwrap();
+    let again = open(&restored);
+    let history = again.state().fleets[&fleet()].history();
+    assert_eq!(versions(&history), ["0", "1", "2", "3", "4", "5", "6", "7", "8"]);
+    assert!(again.state().incarnation > ledger.state().incarnation);
+}
+
+#[test]
+fn a_chain_that_was_cut_back_reads_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    for turn in 0..4 {
+        let mut ledger = open(folder.path());
+        assert_eq!(ledger.state().incarnation, Incarnation(7));
+        add(&mut ledger, turn * 3..turn * 3 + 3);
+        let histories = ledger.histories();
+        let history = histories.borrow()[&fleet()].clone();
+        assert_eq!(history.releases, ledger.state().fleets[&fleet()].history().releases);
+        assert_eq!(history.releases.len(), (turn as usize + 1) * 3);
+    }
+    let ledger = open(folder.path());
+    assert_eq!(ledger.histories().borrow()[&fleet()].releases.len(), 12, "it is published before any append");
+}
+
+#[test]
+fn a_version_and_a_manifest_are_taken_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ledger = open(folder.path());
+    add(&mut ledger, 1..2);
+    let known = release(&ledger, "1");
+    let same_version = ReleaseEntry { manifest: Digest::of(b"another"), ..known.clone() };
+    let same_manifest = ReleaseEntry { version: Version::new("2").unwrap(), ..known.clone() };
+    for other in [known.clone(), same_version, same_manifest] {
+        assert_eq!(ledger.add_release(other).unwrap(), Some(known.clone()));
+    }
+    assert_eq!(versions(&ledger.state().fleets[&fleet()].history()), ["1"]);
+}
+
+#[test]
+fn an_end_with_more_reasons_than_a_record_takes_is_kept_in_short() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ledger = open(folder.path());
+    let blocker = |number| Blocker::fleet(Code::NotDeployed, format!("{number} {}", "\u{1}".repeat(200)));
+    let end = End {
+        k: RolloutId(1),
+        to: Digest::of(b"release"),
+        outcome: Outcome::Unchanged,
+        epoch: Epoch(0),
+        blockers: (0..20_000).map(blocker).collect(),
+        dark_window: None,
+    };
+    ledger.append(vec![Entry::ended(&fleet(), &end)]).unwrap();
+    let kept = ledger.state().fleets[&fleet()].history().last_end.unwrap();
+    assert_eq!(kept.blockers[0], end.blockers[0]);
+    let last = kept.blockers.last().unwrap();
+    let left_out = end.blockers.len() - (kept.blockers.len() - 1);
+    assert!(last.detail.contains(&left_out.to_string()), "{last}");
+}
+
+#[test]
+fn the_record_of_the_largest_fleet_fits() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ledger = open(folder.path());
+    let roster = RosterRef { digest: Digest::of(b"roster"), revision: RosterRevision(1), hosts: 20_000 };
+    let name = |number| HostName::new(&format!("{number:05}-{}", "x".repeat(57))).unwrap();
+    let record = FleetRecord {
+        format: RECORD_FORMAT,
+        fleet: fleet(),
+        leadership: Leadership { incarnation: Incarnation(7), term: Term(1) },
+        revision: 1,
+        roster,
+        roster_envelope: Digest::of(b"envelope"),
+        last_k: RolloutId(0),
+        epoch: Epoch(0),
+        serving: None,
+        previous: None,
+        phase: Phase::Settled,
+        offers: Offers::Only((0..Roster::HOSTS_MAX).map(name).collect()),
+        completed: None,
+    };
+    ledger.record(&fleet(), &[Record::Fleet(Box::new(record))]).unwrap();
+    drop(ledger);
+    assert!(open(folder.path()).state().fleets[&fleet()].record.is_some());
+}
+
+#[test]
+fn a_full_disk_keeps_its_name_on_the_way_to_the_operator() {
+    let source = || std::io::Error::from_raw_os_error(28);
+    let full = ArtifactError::NoSpace { doing: "write", path: "blobs/x".into(), source: source() };
+    let full = document_failed("write a document to", full);
+    assert_eq!(crate::status::not_stored(&full).code(), Some(Code::NoSpace));
+    let broken = ArtifactError::Io { doing: "write", path: "blobs/x".into(), source: source() };
+    let broken = document_failed("write a document to", broken);
+    assert_eq!(crate::status::not_stored(&broken).code(), Some(Code::StoreFailed));
+}
