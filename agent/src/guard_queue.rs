@@ -168,10 +168,10 @@ async fn carry_out(guard: Arc<dyn Guard>, fleet: FleetName, ask: Ask) -> Answer 
     let asked = tokio::task::spawn_blocking(move || {
         let outcome = match ask {
             Ask::Status => guard.status(&fleet),
-            Ask::Shut => guard.close(&fleet),
+            Ask::Shut => guard.close(&fleet, None),
             Ask::Close { .. } => {
                 crash_point("agent.close.before-guard");
-                guard.close(&fleet)
+                guard.close(&fleet, None)
             }
             Ask::Open(Opened { epoch, digest }) => {
                 crash_point("agent.open.before-guard");
@@ -195,7 +195,7 @@ fn close_delay(attempt: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use muster_guard::DriverKind;
+    use muster_guard::{Armed, Drill, DriverKind, LeaseState};
 
     use super::*;
 
@@ -207,7 +207,17 @@ mod tests {
 
     fn state(open: Option<Opened>, link: LinkState, service: Option<ServiceState>) -> FleetState {
         let driver = if service.is_some() { DriverKind::Supervise } else { DriverKind::Link };
-        FleetState { fleet: FleetName::new("smars").unwrap(), driver, open, link, service, generation: 1 }
+        FleetState {
+            fleet: FleetName::new("smars").unwrap(),
+            driver,
+            open,
+            link,
+            service,
+            lease: LeaseState::Free,
+            halted: None,
+            flipped: None,
+            generation: 1,
+        }
     }
 
     fn opened() -> Option<Opened> {
@@ -249,11 +259,53 @@ mod tests {
             Err(GuardError::UnknownFleet { fleet: fleet.clone() })
         }
 
-        fn close(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+        fn close(&self, fleet: &FleetName, _: Option<Duration>) -> Result<FleetState, GuardError> {
             self.status(fleet)
         }
 
         fn open(&self, fleet: &FleetName, _: Epoch, _: Digest) -> Result<FleetState, GuardError> {
+            self.status(fleet)
+        }
+
+        fn arm(&self, fleet: &FleetName, _: Armed) -> Result<FleetState, GuardError> {
+            self.status(fleet)
+        }
+
+        fn renew(&self, fleet: &FleetName, _: RolloutId, _: BootTime) -> Result<FleetState, GuardError> {
+            self.status(fleet)
+        }
+
+        fn disarm(&self, fleet: &FleetName, _: RolloutId) -> Result<FleetState, GuardError> {
+            self.status(fleet)
+        }
+
+        fn decide(
+            &self,
+            fleet: &FleetName,
+            _: RolloutId,
+            _: BootTime,
+            _: Opened,
+        ) -> Result<FleetState, GuardError> {
+            self.status(fleet)
+        }
+
+        fn quiesce(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+            self.status(fleet)
+        }
+
+        fn unquiesce(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+            self.status(fleet)
+        }
+
+        fn drill(&self, fleet: &FleetName, _: u32) -> Result<Drill, GuardError> {
+            Err(GuardError::UnknownFleet { fleet: fleet.clone() })
+        }
+
+        fn halt(&self, fleet: &FleetName, _: &str) -> Result<FleetState, GuardError> {
+            self.status(fleet)
+        }
+
+        fn resume(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
             self.status(fleet)
         }
     }

@@ -106,7 +106,27 @@ impl GuardWatch {
                 let detail = format!("the service ended by itself: {status}{then}");
                 (fleet, GuardChange::ServiceExited(refusal::at(&self.host, Code::StartFailed, detail)))
             }
-            Event::ServiceRestarted { fleet, .. } => (fleet, GuardChange::ServiceRestarted),
+            Event::ServiceRestarted { fleet, .. } | Event::Flipped { fleet, .. } => {
+                (fleet, GuardChange::ServiceRestarted)
+            }
+            Event::Fenced { fleet, fence } => {
+                let detail = format!("the guard has fenced it: {}", fence.cause);
+                (fleet, GuardChange::ServiceExited(refusal::at(&self.host, Code::StartFailed, detail)))
+            }
+            // A fence that has latched is told when it is complete; these say why it takes long, or what else went wrong.
+            Event::FenceFailing { fleet, attempts, detail, .. } => {
+                return tracing::error!(%fleet, attempts, detail, "the fence is not complete");
+            }
+            Event::FlipFailed { fleet, k, detail } => {
+                return tracing::error!(%fleet, %k, detail, "the flip failed");
+            }
+            Event::HookFailed { fleet, hook, detail } => {
+                return tracing::warn!(%fleet, hook, detail, "a hook failed");
+            }
+            Event::Halted { fleet, halt } => {
+                return tracing::warn!(%fleet, reason = halt.reason, "the fleet was halted");
+            }
+            Event::Resumed { fleet } => return tracing::info!(%fleet, "the halt was lifted"),
         };
         if let Some((_, inbox)) = self.fleets.iter().find(|(name, _)| *name == fleet) {
             // A driver that has ended has ended the agent as well.

@@ -109,7 +109,9 @@ pub(crate) fn of_io(host: &HostName, doing: &str, error: &io::Error) -> Refusal 
 /// Why the guard did not do what it was asked to.
 pub(crate) fn of_guard(host: &HostName, error: &GuardError) -> Refusal {
     let code = match error.code() {
-        Some(RefusalCode::StartFailed) => Code::StartFailed,
+        Some(RefusalCode::StartFailed | RefusalCode::ServiceExited | RefusalCode::Unhealthy) => {
+            Code::StartFailed
+        }
         Some(RefusalCode::NotStopped) => Code::StopFailed,
         Some(RefusalCode::ReleaseMissing) => Code::NotDeployed,
         Some(
@@ -120,6 +122,15 @@ pub(crate) fn of_guard(host: &HostName, error: &GuardError) -> Refusal {
             | RefusalCode::UnknownFleet
             | RefusalCode::NotClosed
             | RefusalCode::LinkObstructed
+            | RefusalCode::HookFailed
+            | RefusalCode::Halted
+            | RefusalCode::Fenced
+            | RefusalCode::NotServing
+            | RefusalCode::Armed
+            | RefusalCode::NotArmed
+            | RefusalCode::Decided
+            | RefusalCode::TooLate
+            | RefusalCode::WrongTime
             | RefusalCode::ShuttingDown
             | RefusalCode::Storage
             | RefusalCode::Setup,

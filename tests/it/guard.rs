@@ -1,20 +1,23 @@
 //! The guard as a process: supervised services, and the ways in which they and the guard can die.
 
+mod deadlines;
+mod hooks;
+
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use muster_guard::{
-    Driver, Event, ExitKind, FleetConfig, FleetState, Guard, GuardClient, GuardConfig, LinkState,
-    RefusalCode, ServiceConfig, ServiceState, StopSignal,
+    Driver, Event, ExitKind, FleetConfig, FleetState, Guard, GuardClient, GuardConfig, HooksConfig,
+    LinkState, RefusalCode, ServiceConfig, ServiceState, StopSignal,
 };
 use muster_model::{Digest, Epoch, FleetName, HostName};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::harness::until;
+
 const EPOCH: Epoch = Epoch(5);
 
 /// Ends only by a signal, and says so.
@@ -50,13 +53,21 @@ impl Host {
     }
 
     fn with(script: &str, adjust: impl FnOnce(&mut ServiceConfig)) -> Self {
+        Self::with_config(script, |config, _| {
+            let Driver::Supervise(service) = &mut config.fleets[0].driver else { panic!("supervised") };
+            adjust(service);
+        })
+    }
+
+    /// `adjust` changes the guard's whole configuration, and is told the folder of the host.
+    fn with_config(script: &str, adjust: impl FnOnce(&mut GuardConfig, &Path)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let tag = format!("tag-{}", folder.path().file_name().unwrap().to_str().unwrap());
         let at = folder.path().join("fleets/smars");
         let release = at.join("releases").join(digest().hex());
         fs::create_dir_all(&release).unwrap();
         fs::write(release.join("run"), script).unwrap();
-        let mut service = ServiceConfig {
+        let service = ServiceConfig {
             command: vec!["sh".to_owned(), "./run".to_owned()],
             env: [("OUT", folder.path().to_str().unwrap()), ("TAG", &tag)]
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -66,20 +77,22 @@ impl Host {
             start_grace_ms: 100,
             restart_delay_ms: 10,
         };
-        adjust(&mut service);
         let fleet = FleetName::new("smars").unwrap();
-        let config = GuardConfig {
+        let mut config = GuardConfig {
             host: HostName::new("host-1").unwrap(),
             state_dir: folder.path().join("state"),
             socket: folder.path().join("run/guard.sock"),
             exec_shim: None,
+            allowed_uids: Vec::new(),
             fleets: vec![FleetConfig {
                 name: fleet.clone(),
                 link: at.join("current"),
                 releases: at.join("releases"),
                 driver: Driver::Supervise(service),
+                hooks: HooksConfig::default(),
             }],
         };
+        adjust(&mut config, folder.path());
         fs::write(folder.path().join("guard.toml"), toml::to_string(&config).unwrap()).unwrap();
         let guard = start_guard(folder.path());
         let client = GuardClient::new(&config.socket);
@@ -174,16 +187,6 @@ fn start_guard(folder: &Path) -> Child {
     guard_command(folder).stderr(log).stdin(Stdio::null()).spawn().unwrap()
 }
 
-/// Waits for what must become true.
-#[track_caller]
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        std::thread::park_timeout(Duration::from_millis(2));
-    }
-}
-
 fn kill(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
@@ -237,12 +240,12 @@ fn a_service_starts_in_its_release_with_a_clean_environment_and_stops_in_order()
     assert_eq!(error.code(), Some(RefusalCode::NotClosed), "{error}");
     assert_eq!(host.main_pid(), pid);
 
-    assert!(host.client.close(&host.fleet).unwrap().is_closed());
+    assert!(host.client.close(&host.fleet, None).unwrap().is_closed());
     assert!(!is_alive(pid) && !host.link_exists());
     assert!(host.path("bye").exists(), "the service was asked before it was killed");
     let log = fs::read_to_string(host.path("state/fleets/smars/service.log")).unwrap();
     assert_eq!(log.lines().next(), Some("hello"));
-    assert!(host.client.close(&host.fleet).unwrap().is_closed());
+    assert!(host.client.close(&host.fleet, None).unwrap().is_closed());
 }
 
 #[test]
@@ -257,7 +260,7 @@ fn a_failed_start_is_told_with_its_last_words_and_leaves_nothing() {
             service.start_grace_ms = 60_000;
         });
         let error = host.client.open(&host.fleet, EPOCH, digest()).unwrap_err();
-        assert_eq!(error.code(), Some(RefusalCode::StartFailed), "{error}");
+        assert_eq!(error.code(), Some(RefusalCode::ServiceExited), "{error}");
         for word in words {
             assert!(error.to_string().contains(word), "{word}: {error}");
         }
@@ -271,7 +274,7 @@ fn closing_leaves_no_descendant_however_it_hides() {
     let host = Host::new(FAMILY);
     let main = host.open_until_up();
     host.await_family();
-    assert!(host.client.close(&host.fleet).unwrap().is_closed());
+    assert!(host.client.close(&host.fleet, None).unwrap().is_closed());
     assert!(host.tagged().is_empty(), "none may be alive once the answer is here");
     assert!(!is_alive(main));
 }
@@ -291,7 +294,10 @@ fn what_a_service_that_ended_has_left_behind_is_killed() {
     assert!(host.tagged().is_empty());
     let state = host.state();
     assert!(matches!(state.service, Some(ServiceState::Restarting { .. })), "{state:?}");
-    assert!(host.client.close(&host.fleet).unwrap().is_closed(), "closing does not wait for the restart");
+    assert!(
+        host.client.close(&host.fleet, None).unwrap().is_closed(),
+        "closing does not wait for the restart"
+    );
 }
 
 #[test]
@@ -340,7 +346,7 @@ fn the_guard_survives_the_death_of_a_keeper() {
     assert!(matches!(event, Event::ServiceExited { status: ExitKind::Unknown, .. }), "{event:?}");
     assert!(!is_alive(main));
     assert!(matches!(watch.next(), Some(Ok(Event::ServiceRestarted { .. }))));
-    assert!(host.client.close(&host.fleet).unwrap().is_closed());
+    assert!(host.client.close(&host.fleet, None).unwrap().is_closed());
 }
 
 #[test]
@@ -375,13 +381,12 @@ fn a_crashed_service_is_started_again_until_it_fails_too_often() {
     kill(second, Signal::SEGV);
     let mut restarts = 1;
     loop {
-        match watch.next().unwrap().unwrap() {
-            Event::ServiceRestarted { .. } => restarts += 1,
-            Event::ServiceExited { restart_boot_ms: Some(_), .. } => {}
-            Event::ServiceExited { restart_boot_ms: None, status, .. } => {
-                assert_eq!(status, ExitKind::Code(4));
-                break;
-            }
+        let event = watch.next().unwrap().unwrap();
+        if matches!(event, Event::ServiceRestarted { .. }) {
+            restarts += 1;
+        } else if let Event::ServiceExited { restart_boot_ms: None, status, .. } = event {
+            assert_eq!(status, ExitKind::Code(4));
+            break;
         }
     }
     assert_eq!(restarts, 5);
@@ -414,7 +419,7 @@ fn a_service_without_its_permit_is_not_started_again() {
     fs::remove_file(host.path("state/fleets/smars/permit.json")).unwrap();
     kill(main, Signal::KILL);
     assert!(matches!(watch.next().unwrap().unwrap(), Event::ServiceExited { restart_boot_ms: None, .. }));
-    assert!(host.client.close(&host.fleet).unwrap().is_closed());
+    assert!(host.client.close(&host.fleet, None).unwrap().is_closed());
 }
 
 #[test]

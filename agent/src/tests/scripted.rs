@@ -13,7 +13,7 @@ use crate::{Agent, AgentError, Coordinator, FleetParts, Parts};
 use futures_util::Stream;
 use muster_artifact::{OutsideLinks, PackOptions, Progress, pack};
 use muster_daemon::{Shutdown, ShutdownTrigger, unix_time};
-use muster_guard::{Driver, FleetConfig, GuardConfig, InProcess};
+use muster_guard::{Driver, FleetConfig, GuardConfig, HooksConfig, InProcess};
 use muster_model::*;
 use muster_mtls::{
     Acceptor, Authority, ClientTls, Credentials, Identity, Limits, PemBundle, Role, ServerTls, TrustDomain,
@@ -117,11 +117,13 @@ impl World {
             state_dir: self.folder.path().to_owned(),
             socket: self.folder.path().join("guard.sock"),
             exec_shim: None,
+            allowed_uids: Vec::new(),
             fleets: vec![FleetConfig {
                 name: fleet(),
                 link: self.fleet_folder().join("current"),
                 releases: self.fleet_folder().join("releases"),
                 driver: Driver::Link,
+                hooks: HooksConfig::default(),
             }],
         };
         let tls = credentials(&self.authority, Role::Agent, host().as_str(), &Usage::Client);

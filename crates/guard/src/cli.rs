@@ -1,22 +1,27 @@
 //! The command line of `muster-guard`.
 //!
-//! `run` is the guard. `keep-service` and `exec-service` are steps between the guard and a supervised command; they are
-//! hidden, as only the guard calls them. Together they see to it that a service does not outlive its guard: the keeper
+//! `run` is the guard. `keep-service` and `exec-service` are steps between the guard and a supervised command or a hook,
+//! `drill-service` is what a drill stops; they are hidden, as only the guard calls them. Together they see to it that a service does not outlive its guard: the keeper
 //! reads the guard's end of a pipe, and kills every descendant of the service when that ends, however the guard ended;
 //! the service itself is killed by the kernel if the keeper dies.
+//!
+//! A guard that may lock any amount of memory (`LimitMEMLOCK=infinity`) keeps its pages, so that a disk that hangs cannot
+//! keep it from running its own code.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use rustix::mm::{MlockAllFlags, mlockall};
+use rustix::process::{Resource, getrlimit};
 
 use crate::config::{GuardConfig, StopSignal};
+use crate::drill;
 use crate::error::GuardError;
+use crate::keeper::{self, Keep};
 use crate::log::log;
 use crate::server;
-use crate::service::keeper::{self, Keep};
 use crate::shutdown::Shutdown;
 
 /// What a shell answers for a command that cannot be run.
@@ -47,9 +52,15 @@ enum Verb {
         #[arg(long)]
         stop_signal: StopSignal,
         #[arg(long)]
-        stop_timeout_ms: u64,
+        cgroup: Option<PathBuf>,
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
+    },
+    /// Be hard to stop (called by a drill).
+    #[command(hide = true)]
+    DrillService {
+        #[arg(long)]
+        children: u32,
     },
     /// Become a service (called by its keeper).
     #[command(hide = true)]
@@ -66,24 +77,40 @@ pub fn main() -> Result<ExitCode, GuardError> {
     match Cli::parse().verb {
         Verb::Run { config } => {
             let settings = GuardConfig::load(&config)?;
+            keep_in_memory();
             let shutdown = Shutdown::on_signals()?;
             server::run(&settings, &shutdown)?;
             Ok(ExitCode::SUCCESS)
         }
-        Verb::KeepService { stop_signal, stop_timeout_ms, command } => {
-            let stop_timeout = Duration::from_millis(stop_timeout_ms);
-            match keeper::keep(Keep { stop_signal, stop_timeout, command }) {
-                Ok(()) => Ok(ExitCode::SUCCESS),
-                Err(error) => {
-                    log!("cannot keep the service: {error}");
-                    Ok(ExitCode::FAILURE)
-                }
-            }
+        Verb::KeepService { stop_signal, cgroup, command } => {
+            Ok(ended("cannot keep the service", keeper::keep(Keep { stop_signal, cgroup, command })))
         }
+        Verb::DrillService { children } => Ok(ended("cannot serve for a drill", drill::serve(children))),
         Verb::ExecService { parent_pid, command } => {
             let error = keeper::exec(parent_pid, &command);
             log!("{error}");
             Ok(ExitCode::from(CANNOT_EXECUTE))
         }
+    }
+}
+
+fn ended(what: &str, result: std::io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log!("{what}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Only without a limit: with one, a later thread could fail for want of memory that may be locked.
+fn keep_in_memory() {
+    if getrlimit(Resource::Memlock).current.is_some() {
+        return;
+    }
+    let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+    if let Err(error) = mlockall(flags) {
+        log!("cannot stay in memory: {error}");
     }
 }

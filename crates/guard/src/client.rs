@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use muster_model::{Digest, Epoch, FleetName};
+use muster_model::{BootTime, Digest, Epoch, FleetName, RolloutId};
 
 use crate::Guard;
-use crate::error::{GuardError, RefusalCode};
+use crate::error::GuardError;
 use crate::frame::{self, FrameError, Patience};
-use crate::protocol::{Event, FleetState, Hello, PROTOCOL, Reply, ReplyFrame, Request, RequestFrame};
+use crate::protocol::{
+    Armed, Drill, Event, FleetState, Hello, Opened, PROTOCOL, Reply, ReplyFrame, Request, RequestFrame,
+};
 use crate::socket;
 
 /// For questions that the guard answers from what it sees.
@@ -60,7 +62,8 @@ impl GuardClient {
         Ok((client, hello))
     }
 
-    /// How long `open` and `close` may take.
+    /// How long an answer may take that waits for a service or a hook: all but `status`, `arm`, `renew`, `disarm` and
+    /// `decide`.
     #[must_use]
     pub fn with_change_patience(mut self, patience: Duration) -> Self {
         self.change_patience = patience;
@@ -69,36 +72,39 @@ impl GuardClient {
 
     /// Who answers on the socket.
     pub fn hello(&self) -> Result<Hello, GuardError> {
-        match self.ask(&Request::Hello {}, ANSWER_PATIENCE)?.1 {
+        match self.ask(&Request::Hello {}, ANSWER_PATIENCE)? {
             Reply::Hello(hello) => Ok(hello),
-            reply @ (Reply::State(_) | Reply::Watching | Reply::Event(_) | Reply::Refused { .. }) => {
-                Err(unexpected(&reply))
-            }
+            reply @ (Reply::State(_)
+            | Reply::Drilled(_)
+            | Reply::Watching
+            | Reply::Event(_)
+            | Reply::Refused { .. }) => Err(unexpected(&reply)),
         }
     }
 
     /// Tells from now on what happens without being asked for.
     pub fn watch(&self) -> Result<Watch, GuardError> {
         let (stream, reply, id) = self.begin(&Request::Watch {}, ANSWER_PATIENCE)?;
-        match reply {
-            Reply::Watching => Ok(Watch { stream, socket: self.socket.clone(), id }),
-            Reply::Hello(_) | Reply::State(_) | Reply::Event(_) | Reply::Refused { .. } => {
-                Err(unexpected(&reply))
-            }
+        if reply == Reply::Watching {
+            Ok(Watch { stream, socket: self.socket.clone(), id })
+        } else {
+            Err(unexpected(&reply))
         }
     }
 
     fn state(&self, request: &Request, patience: Duration) -> Result<FleetState, GuardError> {
-        match self.ask(request, patience)?.1 {
-            Reply::State(state) => Ok(state),
-            reply @ (Reply::Hello(_) | Reply::Watching | Reply::Event(_) | Reply::Refused { .. }) => {
-                Err(unexpected(&reply))
-            }
+        match self.ask(request, patience)? {
+            Reply::State(state) => Ok(*state),
+            reply @ (Reply::Hello(_)
+            | Reply::Drilled(_)
+            | Reply::Watching
+            | Reply::Event(_)
+            | Reply::Refused { .. }) => Err(unexpected(&reply)),
         }
     }
 
-    fn ask(&self, request: &Request, patience: Duration) -> Result<(UnixStream, Reply), GuardError> {
-        self.begin(request, patience).map(|(stream, reply, _)| (stream, reply))
+    fn ask(&self, request: &Request, patience: Duration) -> Result<Reply, GuardError> {
+        self.begin(request, patience).map(|(_, reply, _)| reply)
     }
 
     fn begin(&self, request: &Request, patience: Duration) -> Result<(UnixStream, Reply, u64), GuardError> {
@@ -121,12 +127,65 @@ impl Guard for GuardClient {
         self.state(&Request::Status { fleet: fleet.clone() }, ANSWER_PATIENCE)
     }
 
-    fn close(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
-        self.state(&Request::Close { fleet: fleet.clone() }, self.change_patience)
+    fn close(&self, fleet: &FleetName, drain: Option<Duration>) -> Result<FleetState, GuardError> {
+        let drain_ms = drain.map(|drain| u64::try_from(drain.as_millis()).unwrap_or(u64::MAX));
+        let request = Request::Close { fleet: fleet.clone(), drain_ms };
+        self.state(&request, self.change_patience + drain.unwrap_or_default())
     }
 
     fn open(&self, fleet: &FleetName, epoch: Epoch, digest: Digest) -> Result<FleetState, GuardError> {
         self.state(&Request::Open { fleet: fleet.clone(), epoch, digest }, self.change_patience)
+    }
+
+    fn arm(&self, fleet: &FleetName, arm: Armed) -> Result<FleetState, GuardError> {
+        self.state(&Request::Arm { fleet: fleet.clone(), arm }, ANSWER_PATIENCE)
+    }
+
+    fn renew(&self, fleet: &FleetName, k: RolloutId, deadline: BootTime) -> Result<FleetState, GuardError> {
+        let request = Request::Renew { fleet: fleet.clone(), k, deadline_boot_ms: deadline };
+        self.state(&request, ANSWER_PATIENCE)
+    }
+
+    fn disarm(&self, fleet: &FleetName, k: RolloutId) -> Result<FleetState, GuardError> {
+        self.state(&Request::Disarm { fleet: fleet.clone(), k }, ANSWER_PATIENCE)
+    }
+
+    fn decide(
+        &self,
+        fleet: &FleetName,
+        k: RolloutId,
+        at: BootTime,
+        to: Opened,
+    ) -> Result<FleetState, GuardError> {
+        self.state(&Request::Decide { fleet: fleet.clone(), k, at_boot_ms: at, to }, ANSWER_PATIENCE)
+    }
+
+    fn quiesce(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+        self.state(&Request::Quiesce { fleet: fleet.clone() }, self.change_patience)
+    }
+
+    fn unquiesce(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+        self.state(&Request::Unquiesce { fleet: fleet.clone() }, self.change_patience)
+    }
+
+    fn drill(&self, fleet: &FleetName, runs: u32) -> Result<Drill, GuardError> {
+        match self.ask(&Request::Drill { fleet: fleet.clone(), runs }, self.change_patience)? {
+            Reply::Drilled(drill) => Ok(drill),
+            reply @ (Reply::Hello(_)
+            | Reply::State(_)
+            | Reply::Watching
+            | Reply::Event(_)
+            | Reply::Refused { .. }) => Err(unexpected(&reply)),
+        }
+    }
+
+    fn halt(&self, fleet: &FleetName, reason: &str) -> Result<FleetState, GuardError> {
+        let request = Request::Halt { fleet: fleet.clone(), reason: reason.to_owned() };
+        self.state(&request, self.change_patience)
+    }
+
+    fn resume(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+        self.state(&Request::Resume { fleet: fleet.clone() }, self.change_patience)
     }
 }
 
@@ -144,9 +203,13 @@ impl Iterator for Watch {
         let patience = Patience { idle: None, frame: FRAME_PATIENCE };
         Some(match receive(&self.stream, &self.socket, self.id, patience) {
             Ok(Reply::Event(event)) => Ok(event),
-            Ok(reply @ (Reply::Hello(_) | Reply::State(_) | Reply::Watching | Reply::Refused { .. })) => {
-                Err(unexpected(&reply))
-            }
+            Ok(
+                reply @ (Reply::Hello(_)
+                | Reply::State(_)
+                | Reply::Drilled(_)
+                | Reply::Watching
+                | Reply::Refused { .. }),
+            ) => Err(unexpected(&reply)),
             Err(error) => Err(error),
         })
     }
@@ -170,18 +233,15 @@ fn receive(stream: &UnixStream, socket: &Path, id: u64, patience: Patience) -> R
     })?;
     let gone = || unreachable_at(socket)(io::ErrorKind::UnexpectedEof.into());
     let ReplyFrame { id: answered, reply } = frame.ok_or_else(gone)?;
-    match reply {
-        Reply::Refused { code, detail } if answered == id || answered == 0 => Err(refused(code, detail)),
-        Reply::Hello(_) | Reply::State(_) | Reply::Watching | Reply::Event(_) if answered == id => Ok(reply),
-        Reply::Hello(_) | Reply::State(_) | Reply::Watching | Reply::Event(_) | Reply::Refused { .. } => {
-            let detail = format!("an answer to request {answered} instead of {id}");
-            Err(GuardError::Protocol { detail })
-        }
+    if answered == id || (answered == 0 && matches!(reply, Reply::Refused { .. })) {
+        return match reply {
+            Reply::Refused { code, detail } => Err(GuardError::Refused { code, detail }),
+            Reply::Hello(_) | Reply::State(_) | Reply::Drilled(_) | Reply::Watching | Reply::Event(_) => {
+                Ok(reply)
+            }
+        };
     }
-}
-
-fn refused(code: RefusalCode, detail: String) -> GuardError {
-    GuardError::Refused { code, detail }
+    Err(GuardError::Protocol { detail: format!("an answer to request {answered} instead of {id}") })
 }
 
 fn unexpected(reply: &Reply) -> GuardError {

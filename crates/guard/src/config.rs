@@ -1,5 +1,7 @@
 //! What root's local file says.
 
+mod hooks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -8,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::GuardError;
 use crate::protocol::DriverKind;
+
+pub use hooks::{HealthCheck, HealthConfig, HookConfig, HooksConfig, HttpCheck};
 
 /// The guard's configuration, as written in TOML:
 ///
@@ -40,6 +44,9 @@ pub struct GuardConfig {
     /// The program that runs as `muster-guard keep-service`; by default the guard's own executable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exec_shim: Option<PathBuf>,
+    /// Users that may ask, besides the guard's own and root. The folder of the socket must let them in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_uids: Vec<u32>,
     /// The fleets of this host.
     #[serde(default)]
     pub fleets: Vec<FleetConfig>,
@@ -57,6 +64,9 @@ pub struct FleetConfig {
     pub releases: PathBuf,
     /// How the fleet is served.
     pub driver: Driver,
+    /// What is run around closing, opening and fencing.
+    #[serde(default, skip_serializing_if = "HooksConfig::is_empty")]
+    pub hooks: HooksConfig,
 }
 
 /// How a fleet is served.
@@ -83,7 +93,7 @@ pub struct ServiceConfig {
     /// What asks the service to stop.
     #[serde(default)]
     pub stop_signal: StopSignal,
-    /// How long the service may take to stop before it is killed.
+    /// How long the service may take to stop before it is killed, where a `close` does not say.
     #[serde(default = "default_stop_timeout_ms")]
     pub stop_timeout_ms: u64,
     /// A service that ends within this time after its start did not start.
@@ -116,13 +126,16 @@ pub struct Settings {
     pub(crate) state_dir: PathBuf,
     pub(crate) socket: PathBuf,
     pub(crate) exec_shim: PathBuf,
+    pub(crate) allowed_uids: Vec<u32>,
     pub(crate) fleets: Vec<FleetConfig>,
 }
 
 /// A guard is for one host; more than this is a mistake.
 const FLEETS_MAX: usize = 64;
+const ALLOWED_UIDS_MAX: usize = 16;
 const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
-const STOP_TIMEOUT_MS_MAX: u64 = 10 * 60 * 1000;
+/// The longest drain, configured or asked for.
+pub(crate) const DRAIN_MS_MAX: u64 = 10 * 60 * 1000;
 const START_GRACE_MS_MAX: u64 = 60 * 1000;
 const RESTART_DELAY_MS_MAX: u64 = 30 * 1000;
 
@@ -150,6 +163,12 @@ impl GuardConfig {
         {
             require_plain(key, path)?;
         }
+        if self.allowed_uids.len() > ALLOWED_UIDS_MAX {
+            return Err(wrong(format!(
+                "{} allowed_uids, at most {ALLOWED_UIDS_MAX}",
+                self.allowed_uids.len()
+            )));
+        }
         if self.fleets.len() > FLEETS_MAX {
             return Err(wrong(format!("{} fleets, at most {FLEETS_MAX}", self.fleets.len())));
         }
@@ -168,6 +187,7 @@ impl GuardConfig {
             state_dir: self.state_dir,
             socket: self.socket,
             exec_shim,
+            allowed_uids: self.allowed_uids,
             fleets: self.fleets,
         })
     }
@@ -202,23 +222,17 @@ impl FleetConfig {
                 self.name
             )));
         }
-        match &self.driver {
+        let service = match &self.driver {
             Driver::Link => Ok(()),
-            Driver::Supervise(service) => {
-                service.check().map_err(|e| wrong(format!("fleet {}: {e}", self.name)))
-            }
-        }
+            Driver::Supervise(service) => service.check(),
+        };
+        service.and_then(|()| self.hooks.check()).map_err(|e| wrong(format!("fleet {}: {e}", self.name)))
     }
 }
 
 impl ServiceConfig {
     fn check(&self) -> Result<(), String> {
-        if self.command.first().is_none_or(String::is_empty) {
-            return Err("the command is empty".to_owned());
-        }
-        if self.command.iter().any(|arg| arg.contains('\0')) {
-            return Err("the command has a NUL byte".to_owned());
-        }
+        check_command(&self.command)?;
         for (name, value) in &self.env {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
                 return Err(format!("`{}` is not an environment variable", name.escape_debug()));
@@ -228,7 +242,7 @@ impl ServiceConfig {
             }
         }
         for (key, value, max) in [
-            ("stop_timeout_ms", self.stop_timeout_ms, STOP_TIMEOUT_MS_MAX),
+            ("stop_timeout_ms", self.stop_timeout_ms, DRAIN_MS_MAX),
             ("start_grace_ms", self.start_grace_ms, START_GRACE_MS_MAX),
             ("restart_delay_ms", self.restart_delay_ms, RESTART_DELAY_MS_MAX),
         ] {
@@ -238,6 +252,16 @@ impl ServiceConfig {
         }
         Ok(())
     }
+}
+
+fn check_command(command: &[String]) -> Result<(), String> {
+    if command.first().is_none_or(String::is_empty) {
+        return Err("the command is empty".to_owned());
+    }
+    if command.iter().any(|arg| arg.contains('\0')) {
+        return Err("the command has a NUL byte".to_owned());
+    }
+    Ok(())
 }
 
 fn require_plain(key: &str, path: &Path) -> Result<(), GuardError> {
@@ -284,6 +308,9 @@ mod tests {
         link = "/run/muster/fleets/static/current"
         releases = "/var/lib/muster/fleets/static/releases"
         driver = "link"
+        [fleets.hooks]
+        on_fence = { command = ["/bin/cancel"], timeout_ms = 900 }
+        health = { check = { http = { address = "127.0.0.1:7001", path = "/ok" } }, retries = 3 }
     "#;
 
     fn parse(text: &str) -> Result<Settings, String> {
@@ -317,6 +344,12 @@ mod tests {
             ("host = \"host-1\"", "host = \"host-1\"\nshell = \"sh\"", "unknown field"),
             ("name = \"smars\"", "name = \"../smars\"", "is not a fleet name"),
             ("/fleets/static/releases", "/fleets/static/releases/../x", "releases is not a plain path"),
+            ("timeout_ms = 900", "timeout_ms = 30001", "hook on_fence: timeout_ms is 30001"),
+            ("[\"/bin/cancel\"]", "[]", "hook on_fence: the command is empty"),
+            ("\"/ok\"", "\"/o k\"", "health: `/o k` is not the path of a URL"),
+            ("127.0.0.1:7001\"", "localhost:7001\"", "socket address"),
+            ("retries = 3", "retries = 1001", "retries is 1001"),
+            ("on_fence =", "before_fence =", "unknown field"),
         ] {
             let error = parse(&GOOD.replace(from, to)).expect_err(word);
             assert!(error.contains(word), "{word}: {error}");

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use muster_model::FleetName;
 use serde::{Deserialize, Serialize};
 
+use crate::lease::LeaseRefusal;
+
 /// Why the guard could not do, or would not do, what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum GuardError {
@@ -65,6 +67,55 @@ pub enum GuardError {
         /// The fleet.
         fleet: FleetName,
         /// How it ended, and the last lines it wrote.
+        detail: String,
+    },
+    /// The service ended before its opening was done; the fleet was closed again.
+    #[error("the service of fleet {fleet} ended as soon as it was started: {detail}")]
+    ServiceExited {
+        /// The fleet.
+        fleet: FleetName,
+        /// How it ended, and the last lines it wrote.
+        detail: String,
+    },
+    /// The service did not pass its health check; the fleet was closed again.
+    #[error("the service of fleet {fleet} is not healthy: {detail}")]
+    Unhealthy {
+        /// The fleet.
+        fleet: FleetName,
+        /// Why the last attempt failed.
+        detail: String,
+    },
+    /// A hook failed, or took too long.
+    #[error("the hook {hook} of fleet {fleet} failed: {detail}")]
+    HookFailed {
+        /// The fleet.
+        fleet: FleetName,
+        /// The hook's name in the configuration.
+        hook: String,
+        /// How it ended, and the last lines it wrote.
+        detail: String,
+    },
+    /// The right to serve does not allow it.
+    #[error("fleet {fleet} cannot do that")]
+    Lease {
+        /// The fleet.
+        fleet: FleetName,
+        /// Why.
+        #[source]
+        source: LeaseRefusal,
+    },
+    /// Another request of the same kind is under way.
+    #[error("fleet {fleet} is busy: {with}")]
+    Busy {
+        /// The fleet.
+        fleet: FleetName,
+        /// With what.
+        with: &'static str,
+    },
+    /// The request asks for more than is given.
+    #[error("the request is out of bounds: {detail}")]
+    OutOfBounds {
+        /// What is.
         detail: String,
     },
     /// Processes of the service are still alive.
@@ -136,7 +187,7 @@ pub enum RefusalCode {
     BadRequest,
     /// The protocol's number is not one that this guard speaks.
     UnsupportedProtocol,
-    /// Too many connections.
+    /// Too many connections, or the same is under way already.
     Busy,
     /// The peer is another user.
     ForeignPeer,
@@ -148,8 +199,30 @@ pub enum RefusalCode {
     ReleaseMissing,
     /// The link's place is taken by something else.
     LinkObstructed,
-    /// The service did not come up.
+    /// The service could not be started.
     StartFailed,
+    /// The service ended before its opening was done.
+    ServiceExited,
+    /// The service did not pass its health check.
+    Unhealthy,
+    /// A hook failed.
+    HookFailed,
+    /// The fleet is halted.
+    Halted,
+    /// A fence has latched.
+    Fenced,
+    /// What is to be armed is not what is served.
+    NotServing,
+    /// The fleet is armed, and for another rollout.
+    Armed,
+    /// No deadline runs.
+    NotArmed,
+    /// The deadline has been replaced by a flip.
+    Decided,
+    /// It is too late for that.
+    TooLate,
+    /// The time is too far ahead, or not the one that was armed.
+    WrongTime,
     /// Processes of the service are still alive.
     NotStopped,
     /// The guard is going down.
@@ -167,6 +240,12 @@ impl GuardError {
         move |source| Self::Io { action, path, source }
     }
 
+    /// Names the fleet whose lease refused.
+    pub(crate) fn lease(fleet: &FleetName) -> impl FnOnce(LeaseRefusal) -> Self {
+        let fleet = fleet.clone();
+        move |source| Self::Lease { fleet, source }
+    }
+
     /// The reason for programs; `None` if no guard has answered at all.
     #[must_use]
     pub const fn code(&self) -> Option<RefusalCode> {
@@ -178,6 +257,21 @@ impl GuardError {
             Self::ReleaseMissing { .. } => RefusalCode::ReleaseMissing,
             Self::LinkObstructed { .. } => RefusalCode::LinkObstructed,
             Self::StartFailed { .. } => RefusalCode::StartFailed,
+            Self::ServiceExited { .. } => RefusalCode::ServiceExited,
+            Self::Unhealthy { .. } => RefusalCode::Unhealthy,
+            Self::HookFailed { .. } => RefusalCode::HookFailed,
+            Self::Lease { source, .. } => match source {
+                LeaseRefusal::Halted => RefusalCode::Halted,
+                LeaseRefusal::Fenced => RefusalCode::Fenced,
+                LeaseRefusal::NotServing => RefusalCode::NotServing,
+                LeaseRefusal::Armed(_) => RefusalCode::Armed,
+                LeaseRefusal::NotArmed => RefusalCode::NotArmed,
+                LeaseRefusal::Decided(_) => RefusalCode::Decided,
+                LeaseRefusal::TooLate => RefusalCode::TooLate,
+                LeaseRefusal::WrongTime => RefusalCode::WrongTime,
+            },
+            Self::Busy { .. } => RefusalCode::Busy,
+            Self::OutOfBounds { .. } => RefusalCode::BadRequest,
             Self::NotStopped { .. } => RefusalCode::NotStopped,
             Self::ShuttingDown => RefusalCode::ShuttingDown,
             Self::Corrupt { .. } | Self::Io { .. } => RefusalCode::Storage,
@@ -214,6 +308,17 @@ impl std::fmt::Display for RefusalCode {
             Self::ReleaseMissing => "release-missing",
             Self::LinkObstructed => "link-obstructed",
             Self::StartFailed => "start-failed",
+            Self::ServiceExited => "service-exited",
+            Self::Unhealthy => "unhealthy",
+            Self::HookFailed => "hook-failed",
+            Self::Halted => "halted",
+            Self::Fenced => "fenced",
+            Self::NotServing => "not-serving",
+            Self::Armed => "armed",
+            Self::NotArmed => "not-armed",
+            Self::Decided => "decided",
+            Self::TooLate => "too-late",
+            Self::WrongTime => "wrong-time",
             Self::NotStopped => "not-stopped",
             Self::ShuttingDown => "shutting-down",
             Self::Storage => "storage",

@@ -1,16 +1,35 @@
-//! One fleet on this host: its permit, its link, its service, and the order in which they change.
+//! One fleet on this host: its permit, its link, its service, its lease, and the order in which they change.
+//!
+//! Requests that change what is served go one after the other (`change`) and may take long: a drain, a hook, a health check.
+//! A fence waits for none of them. It latches in the lease first, which is only ever locked for a moment; from then on
+//! every step of a request under way that would serve something finds that it may not ([`Lease::may_serve`]).
+
+mod fence;
+mod flip;
+mod hold;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use muster_model::{BootId, FleetName};
+use muster_model::{BootId, BootTime, FleetName};
 
+use crate::config::DRAIN_MS_MAX;
 use crate::error::GuardError;
+use crate::health::await_health;
+use crate::hooks::{Context, Hook, Hooks};
+use crate::lease::{Found, Lease, LeaseRefusal};
+use crate::ledger::{Ledger, Survives};
 use crate::link::Link;
 use crate::log::log;
-use crate::protocol::{DriverKind, FleetState, LinkState, Opened};
+use crate::protocol::{DriverKind, Event, FleetState, LinkState, Opened};
 use crate::record::{Permit, RecordFile};
 use crate::service::Service;
+use crate::timer::{Timer, boot_time};
+
+/// What a closing under a deadline leaves for killing, so that it ends before the fence would begin.
+const KILL_MARGIN: Duration = Duration::from_millis(250);
 
 pub(crate) struct Fleet {
     pub(crate) name: FleetName,
@@ -19,16 +38,140 @@ pub(crate) struct Fleet {
     pub(crate) permit: RecordFile<Permit>,
     /// `None` for the driver `link`.
     pub(crate) service: Option<Service>,
+    /// How long the service may take to stop where nobody says.
+    pub(crate) stop_timeout: Duration,
     pub(crate) generation: Arc<AtomicU64>,
-    /// Held through every change; reading does not wait for it.
+    pub(crate) hooks: Hooks,
+    pub(crate) ledger: Ledger,
+    pub(crate) timer: Timer,
+    pub(crate) events: crate::fleets::Events,
+    /// Held through every change that was asked for; reading, deadlines and fences do not wait for it.
     pub(crate) change: Mutex<()>,
+    /// Held for moments only, never while anything is waited for.
+    pub(crate) lease: Mutex<Lease>,
+    /// Held through one attempt at a fence, and through the hook that follows it.
+    pub(crate) fencing: Mutex<()>,
+    /// Held through a drill.
+    pub(crate) drilling: Mutex<()>,
+    /// What was opened, for the hooks; the permit is what counts.
+    pub(crate) opened: Mutex<Option<Opened>>,
+    /// The thread that waits for the deadline, once there was one.
+    pub(crate) warden: Mutex<Option<JoinHandle<()>>>,
+    pub(crate) leaving: AtomicBool,
 }
 
 impl Fleet {
-    /// Brings the disk in line with what may be served now: a permit of an earlier boot is void, what is not permitted
-    /// is not linked, and no process of an earlier guard goes on.
-    pub(crate) fn recover(&self) -> Result<(), GuardError> {
+    /// Brings the disk in line with what may be served now: a permit of an earlier boot is void, as is one whose lease has
+    /// latched; what is not permitted is not linked, and no process of an earlier guard goes on. A deadline that still
+    /// runs is taken up again.
+    pub(crate) fn recover(self: &Arc<Self>) -> Result<(), GuardError> {
         let _change = self.lock();
+        let found = match self.ledger.read() {
+            Ok(None) => Found::Nothing,
+            Ok(Some(record)) => Found::Record(Box::new(record)),
+            Err(error @ GuardError::Corrupt { .. }) => {
+                log!("fleet {}: {}; fenced", self.name, error.chain());
+                Found::Unreadable
+            }
+            Err(error) => return Err(error),
+        };
+        let halted = self.ledger.halted()?;
+        *self.lease() = Lease::recovered(found, &self.boot_id, halted, boot_time());
+        if let Some(service) = &self.service {
+            service.recover()?;
+        }
+        self.recover_permit()?;
+        self.change_lease(|lease, now| {
+            if matches!(self.link.read(), Ok(LinkState::Absent)) {
+                lease.fence_dark(now);
+                if !self.hooks.has(Hook::OnFence) {
+                    lease.fence_ended(now);
+                }
+            }
+        });
+        if self.lease().due().is_some() {
+            self.ensure_warden()?;
+        }
+        self.persist(Survives::PowerCut)
+    }
+
+    pub(crate) fn state(&self) -> Result<FleetState, GuardError> {
+        let (hold, halted, flipped) = {
+            let lease = self.lease();
+            (*lease.hold(), lease.halted().cloned(), lease.flipped().copied())
+        };
+        Ok(FleetState {
+            fleet: self.name.clone(),
+            driver: if self.service.is_some() { DriverKind::Supervise } else { DriverKind::Link },
+            open: self.permitted()?,
+            link: self.link.read()?,
+            service: self.service.as_ref().map(Service::state),
+            lease: hold,
+            halted,
+            flipped,
+            generation: self.generation.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Step 10: drains under the running deadline, and lifts it only once nothing is left.
+    pub(crate) fn close(&self, drain: Option<Duration>) -> Result<FleetState, GuardError> {
+        if drain.is_some_and(|drain| drain > Duration::from_millis(DRAIN_MS_MAX)) {
+            let detail = format!("drain_ms is at most {DRAIN_MS_MAX}");
+            return Err(GuardError::OutOfBounds { detail });
+        }
+        let _change = self.lock();
+        let deadline = self.change_lease(Lease::begin_close);
+        let closed = self.close_locked(self.drain_limit(drain, deadline));
+        self.change_lease(|lease, now| match &closed {
+            Ok(()) => lease.end_close(now),
+            Err(_) => lease.fail_close(),
+        });
+        closed?;
+        self.link.unstage()?;
+        self.persist(Survives::PowerCut)?;
+        self.state()
+    }
+
+    pub(crate) fn open(&self, opened: Opened, going_down: &AtomicBool) -> Result<FleetState, GuardError> {
+        let _change = self.lock();
+        // Read under the lock that stopping the services takes as well: either they are stopped after this start, or
+        // this start sees that they will be.
+        if going_down.load(Ordering::SeqCst) {
+            return Err(GuardError::ShuttingDown);
+        }
+        // What follows a fence must not meet what is opened now.
+        self.finish_fence();
+        self.ask_lease(|lease, now| lease.may_open(now, opened))?;
+        let before = self.state()?;
+        self.check_free(&before, opened)?;
+        self.ask_lease(|lease, now| lease.begin_open(now, opened))?;
+        if before.serves(opened.epoch, opened.digest) {
+            return Ok(before);
+        }
+        self.persist(Survives::PowerCut)?;
+        self.open_locked(opened).or_else(|error| {
+            let cut = self.may_serve();
+            self.close_locked(self.stop_timeout)?;
+            cut.map_err(GuardError::lease(&self.name))?;
+            Err(error)
+        })?;
+        let context = self.context();
+        self.run_lenient(Hook::AfterOpen, &context, self.hooks.bound(Hook::AfterOpen));
+        self.state()
+    }
+
+    /// Stops the service and leaves permit and link: what a guard that goes down does. Where a deadline runs, nobody will be
+    /// there when it passes, so that is fenced now.
+    pub(crate) fn go_down(&self) -> Result<(), GuardError> {
+        self.change_lease(Lease::abandon);
+        let fenced = self.darken();
+        self.finish_fence();
+        let _change = self.lock();
+        let stopped = self.service.as_ref().map_or(Ok(()), |service| service.stop(self.stop_timeout, None));
+        fenced.and(stopped)
+    }
+
+    fn recover_permit(&self) -> Result<(), GuardError> {
         let permit = match self.permit.read() {
             Err(error @ GuardError::Corrupt { .. }) => {
                 log!("fleet {}: {}; revoked", self.name, error.chain());
@@ -36,14 +179,13 @@ impl Fleet {
             }
             other => other?.filter(|permit| permit.boot_id == self.boot_id),
         };
-        if permit.is_none() && self.permit.remove()? {
-            log!("fleet {}: the permit is not of this boot; revoked", self.name);
-        }
-        if let Some(service) = &self.service {
-            service.recover()?;
-        }
+        let permit = permit.filter(|_| self.may_serve().is_ok());
+        self.remember(permit.as_ref().map(Permit::opened));
         if permit.is_some() {
             return Ok(());
+        }
+        if self.permit.remove()? {
+            log!("fleet {}: the permit is void; revoked", self.name);
         }
         match self.link.remove() {
             Ok(false) => Ok(()),
@@ -58,48 +200,6 @@ impl Fleet {
             }
             Err(error) => Err(error),
         }
-    }
-
-    pub(crate) fn state(&self) -> Result<FleetState, GuardError> {
-        Ok(FleetState {
-            fleet: self.name.clone(),
-            driver: if self.service.is_some() { DriverKind::Supervise } else { DriverKind::Link },
-            open: self.permitted()?,
-            link: self.link.read()?,
-            service: self.service.as_ref().map(Service::state),
-            generation: self.generation.load(Ordering::Relaxed),
-        })
-    }
-
-    /// Closes in an order that a crash at any point leaves safe: with the permit gone, nothing starts again, and the next
-    /// start of the guard finishes the rest. A step that fails does not keep the next one from being tried.
-    pub(crate) fn close(&self) -> Result<FleetState, GuardError> {
-        let _change = self.lock();
-        self.close_locked()
-    }
-
-    pub(crate) fn open(&self, opened: Opened, going_down: &AtomicBool) -> Result<FleetState, GuardError> {
-        let _change = self.lock();
-        // Read under the lock that stopping the services takes as well: either they are stopped after this start, or
-        // this start sees that they will be.
-        if going_down.load(Ordering::SeqCst) {
-            return Err(GuardError::ShuttingDown);
-        }
-        let before = self.state()?;
-        self.check_free(&before, opened)?;
-        if before.serves(opened.epoch, opened.digest) {
-            return Ok(before);
-        }
-        self.open_locked(opened).or_else(|error| {
-            self.close_locked()?;
-            Err(error)
-        })
-    }
-
-    /// Stops the service and leaves permit and link: what a guard that goes down does.
-    pub(crate) fn stop_service(&self) -> Result<(), GuardError> {
-        let _change = self.lock();
-        self.service.as_ref().map_or(Ok(()), Service::stop)
     }
 
     /// Nothing else is open here. A refusal at this point changes nothing.
@@ -125,27 +225,57 @@ impl Fleet {
         self.link.release(opened.digest).map(|_| ())
     }
 
-    fn open_locked(&self, opened: Opened) -> Result<FleetState, GuardError> {
+    fn open_locked(&self, opened: Opened) -> Result<(), GuardError> {
         let folder = self.link.release(opened.digest)?;
         if let Some(service) = &self.service {
-            service.stop()?;
+            service.stop(self.stop_timeout, None)?;
         }
         let Opened { epoch, digest } = opened;
         self.permit.write(&Permit { boot_id: self.boot_id.clone(), epoch, digest })?;
-        self.link.make(digest)?;
+        self.remember(Some(opened));
+        let may = || self.may_serve();
+        self.link.make(digest, &may)?.map_err(GuardError::lease(&self.name))?;
         self.generation.fetch_add(1, Ordering::Relaxed);
         if let Some(service) = &self.service {
-            service.start(opened, folder)?;
+            service.start(opened, folder, &may)?;
         }
-        self.state()
+        self.check_health()
     }
 
-    fn close_locked(&self) -> Result<FleetState, GuardError> {
+    /// The last step of an opening: what does not work, or does not run any more, is not open.
+    fn check_health(&self) -> Result<(), GuardError> {
+        let alive = || self.service.as_ref().is_none_or(|service| service.state().may_be_alive());
+        let wanted = || self.may_serve().is_ok() && alive();
+        if let Some(health) = &self.hooks.config.health {
+            let healthy = await_health(health, &self.hooks, &self.context(), &wanted);
+            if !alive() {
+                let detail = "it ended before it was healthy".to_owned();
+                return Err(GuardError::ServiceExited { fleet: self.name.clone(), detail });
+            }
+            healthy.map_err(|detail| GuardError::Unhealthy { fleet: self.name.clone(), detail })?;
+        }
+        self.may_serve().map_err(GuardError::lease(&self.name))
+    }
+
+    /// Closes in an order that a crash at any point leaves safe: with the permit gone, nothing starts again, and the next
+    /// start of the guard finishes the rest. A step that fails does not keep the next one from being tried.
+    fn close_locked(&self, limit: Duration) -> Result<(), GuardError> {
+        let end = Instant::now() + limit;
+        let left = || end.saturating_duration_since(Instant::now());
+        let context = self.context();
+        if context.opened.is_some() {
+            self.run_lenient(Hook::BeforeClose, &context, left());
+        }
         let revoked = self.permit.remove();
-        let stopped = self.service.as_ref().map_or(Ok(()), Service::stop);
+        let ask = |pid| {
+            self.run_lenient(Hook::Stop, &Context { pid: Some(pid), ..context.clone() }, left());
+        };
+        let ask: Option<&dyn Fn(i32)> = if self.hooks.has(Hook::Stop) { Some(&ask) } else { None };
+        let stopped = self.service.as_ref().map_or(Ok(()), |service| service.stop(left(), ask));
         let unlinked = self.link.remove();
         let changed = [revoked?, unlinked?].contains(&true);
         stopped?;
+        self.remember(None);
         if changed {
             self.generation.fetch_add(1, Ordering::Relaxed);
         }
@@ -154,19 +284,87 @@ impl Fleet {
             let detail = format!("link {:?}, service {:?}", state.link, state.service);
             return Err(GuardError::NotStopped { fleet: self.name.clone(), detail });
         }
-        Ok(state)
+        Ok(())
     }
 
-    /// What the permit on disk allows in this boot.
+    /// How long a closing may drain, by the configuration.
+    pub(crate) fn drain_max(&self) -> Duration {
+        self.stop_timeout.max(self.hooks.bound(Hook::BeforeClose))
+    }
+
+    fn drain_limit(&self, drain: Option<Duration>, deadline: Option<BootTime>) -> Duration {
+        let asked = drain.unwrap_or_else(|| self.drain_max());
+        within(asked, deadline, boot_time())
+    }
+
+    /// Runs a hook whose failure stops nothing.
+    fn run_lenient(&self, hook: Hook, context: &Context, limit: Duration) {
+        let wanted = || self.may_serve().is_ok();
+        if let Err(error) = self.hooks.run(hook, context, limit, &wanted) {
+            self.tell_failed(hook, &error);
+        }
+    }
+
+    fn tell_failed(&self, hook: Hook, error: &GuardError) {
+        log!("{}", error.chain());
+        let detail = error.to_string();
+        self.emit(Event::HookFailed { fleet: self.name.clone(), hook: hook.to_string(), detail });
+    }
+
+    fn context(&self) -> Context {
+        let opened = *self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = opened.and_then(|opened| self.link.release(opened.digest).ok());
+        Context { opened, folder, k: self.lease().rollout(), pid: None }
+    }
+
+    fn remember(&self, opened: Option<Opened>) {
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = opened;
+    }
+
+    /// What the permit on disk allows in this boot, as far as the lease does.
     fn permitted(&self) -> Result<Option<Opened>, GuardError> {
-        Ok(self.permit.read()?.filter(|permit| permit.boot_id == self.boot_id).map(|permit| permit.opened()))
+        let permit = self.permit.read()?.filter(|permit| permit.boot_id == self.boot_id);
+        Ok(permit.filter(|_| self.may_serve().is_ok()).map(|permit| permit.opened()))
+    }
+
+    fn may_serve(&self) -> Result<(), LeaseRefusal> {
+        self.lease().may_serve()
     }
 
     fn not_closed(&self, found: String) -> GuardError {
         GuardError::NotClosed { fleet: self.name.clone(), found }
     }
 
+    fn emit(&self, event: Event) {
+        (self.events)(event);
+    }
+
     fn lock(&self) -> MutexGuard<'_, ()> {
         self.change.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lease(&self) -> MutexGuard<'_, Lease> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long a closing may drain: what was asked for, and never so long that the deadline would pass.
+fn within(asked: Duration, deadline: Option<BootTime>, now: BootTime) -> Duration {
+    deadline.map_or(asked, |deadline| asked.min(deadline.since(now).saturating_sub(KILL_MARGIN)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_leaves_time_to_kill_before_the_deadline() {
+        let (second, now) = (Duration::from_secs(1), BootTime(5_000));
+        assert_eq!(within(second, None, now), second);
+        assert_eq!(within(second, Some(BootTime(60_000)), now), second);
+        assert_eq!(within(second, Some(BootTime(5_600)), now), Duration::from_millis(350));
+        for passed in [5_250, 5_100, 5_000, 1_000] {
+            assert_eq!(within(second, Some(BootTime(passed)), now), Duration::ZERO);
+        }
     }
 }

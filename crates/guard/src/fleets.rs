@@ -7,64 +7,58 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, SystemTime};
 
-use muster_model::{BootId, Digest, Epoch, FleetName};
+use muster_model::{BootId, BootTime, Digest, Epoch, FleetName, RolloutId, UnixTime};
 
 use crate::Guard;
 use crate::config::{Driver, FleetConfig, Settings};
 use crate::error::GuardError;
 use crate::fleet::Fleet;
+use crate::hooks::{Hook, Hooks};
+use crate::kept::Environment;
+use crate::lease::Lease;
+use crate::ledger::Ledger;
 use crate::link::Link;
 use crate::log::log;
 use crate::process;
-use crate::protocol::{Event, FleetState, Opened};
+use crate::protocol::{Armed, Drill, Event, FleetState, Halt, Opened, REASON_BYTES_MAX};
 use crate::record::RecordFile;
 use crate::service::{Service, ServiceSetup};
 use crate::state_folder::StateFolder;
+use crate::timer::Timer;
 
-/// Where a service's events go.
-pub(crate) type Events = Arc<dyn Fn(Event) + Send + Sync>;
+/// Where events go. Whoever takes them must not wait: it is called by those who hold deadlines.
+pub type Events = Arc<dyn Fn(Event) + Send + Sync>;
 
 /// The fleets of one host, ready to be asked. As long as this value lives, no other guard works on the state folder.
 pub(crate) struct Fleets {
-    fleets: BTreeMap<FleetName, Fleet>,
+    fleets: BTreeMap<FleetName, Arc<Fleet>>,
     boot_id: BootId,
     going_down: AtomicBool,
     _state: StateFolder,
 }
 
-/// The guard without a process and a socket, for fleets of driver `link`: for benchmarks and tests that hold many agents
-/// in one process. Services are left to the real guard, whose death they must not survive.
+/// The guard without a process and a socket, for fleets of driver `link` without hooks: for benchmarks and tests that hold
+/// many agents in one process. It holds deadlines as the real guard does. Services and commands are left to the real guard,
+/// whose death they must not survive.
 pub struct InProcess(Fleets);
 
 impl InProcess {
     /// Takes the state folder and brings it in line, as a starting guard does. The settings' socket is not used.
     pub fn new(settings: &Settings) -> Result<Self, GuardError> {
+        Self::with_events(settings, Arc::new(|_| {}))
+    }
+
+    /// As [`Self::new`]; `events` hears what a watcher of the real guard would hear.
+    pub fn with_events(settings: &Settings, events: Events) -> Result<Self, GuardError> {
         for fleet in &settings.fleets {
-            match &fleet.driver {
-                Driver::Link => {}
-                Driver::Supervise(_) => {
-                    let detail =
-                        format!("fleet {}: a guard without a process supervises nothing", fleet.name);
-                    return Err(GuardError::Config { detail });
-                }
+            if fleet.driver != Driver::Link || !fleet.hooks.is_empty() {
+                let detail = format!("fleet {}: a guard without a process runs no commands", fleet.name);
+                return Err(GuardError::Config { detail });
             }
         }
-        Fleets::open(settings, process::boot_id()?, &(Arc::new(|_| {}) as Events)).map(Self)
-    }
-}
-
-impl Guard for InProcess {
-    fn status(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
-        self.0.status(fleet)
-    }
-
-    fn close(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
-        self.0.close(fleet)
-    }
-
-    fn open(&self, fleet: &FleetName, epoch: Epoch, digest: Digest) -> Result<FleetState, GuardError> {
-        self.0.open(fleet, epoch, digest)
+        Fleets::open(settings, process::boot_id()?, &events).map(Self)
     }
 }
 
@@ -74,7 +68,7 @@ impl Fleets {
         let state = StateFolder::open(&settings.state_dir)?;
         let mut fleets = BTreeMap::new();
         for config in &settings.fleets {
-            let fleet = assemble(settings, config, &state, &boot_id, events)?;
+            let fleet = Arc::new(assemble(settings, config, &state, &boot_id, events)?);
             fleet.recover()?;
             fleets.insert(config.name.clone(), fleet);
         }
@@ -85,12 +79,13 @@ impl Fleets {
         &self.boot_id
     }
 
-    /// Opens nothing any more and stops all services, at the same time; permits and links stay as they are.
+    /// Opens nothing any more and stops all services, at the same time. Permits and links stay as they are, but for fleets
+    /// with a deadline: those are fenced.
     pub(crate) fn shut_down(&self) -> Result<(), GuardError> {
         self.going_down.store(true, Ordering::SeqCst);
         thread::scope(|scope| {
             let stopping: Vec<_> =
-                self.fleets.values().map(|fleet| scope.spawn(|| fleet.stop_service())).collect();
+                self.fleets.values().map(|fleet| scope.spawn(|| fleet.go_down())).collect();
             let stopped: Vec<_> = stopping
                 .into_iter()
                 .map(|thread| thread.join().expect("stopping a service does not panic"))
@@ -104,8 +99,16 @@ impl Fleets {
         })
     }
 
-    fn find(&self, fleet: &FleetName) -> Result<&Fleet, GuardError> {
+    fn find(&self, fleet: &FleetName) -> Result<&Arc<Fleet>, GuardError> {
         self.fleets.get(fleet).ok_or_else(|| GuardError::UnknownFleet { fleet: fleet.clone() })
+    }
+}
+
+impl Drop for Fleets {
+    fn drop(&mut self) {
+        for fleet in self.fleets.values() {
+            fleet.leave();
+        }
     }
 }
 
@@ -114,12 +117,116 @@ impl Guard for Fleets {
         self.find(fleet)?.state()
     }
 
-    fn close(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
-        self.find(fleet)?.close()
+    fn close(&self, fleet: &FleetName, drain: Option<Duration>) -> Result<FleetState, GuardError> {
+        self.find(fleet)?.close(drain)
     }
 
     fn open(&self, fleet: &FleetName, epoch: Epoch, digest: Digest) -> Result<FleetState, GuardError> {
         self.find(fleet)?.open(Opened { epoch, digest }, &self.going_down)
+    }
+
+    fn arm(&self, fleet: &FleetName, arm: Armed) -> Result<FleetState, GuardError> {
+        self.find(fleet)?.arm(arm)
+    }
+
+    fn renew(&self, fleet: &FleetName, k: RolloutId, deadline: BootTime) -> Result<FleetState, GuardError> {
+        self.find(fleet)?.renew(k, deadline)
+    }
+
+    fn disarm(&self, fleet: &FleetName, k: RolloutId) -> Result<FleetState, GuardError> {
+        self.find(fleet)?.disarm(k)
+    }
+
+    fn decide(
+        &self,
+        fleet: &FleetName,
+        k: RolloutId,
+        at: BootTime,
+        to: Opened,
+    ) -> Result<FleetState, GuardError> {
+        self.find(fleet)?.decide(k, at, to)
+    }
+
+    fn quiesce(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+        self.find(fleet)?.run_asked(Hook::Quiesce)
+    }
+
+    fn unquiesce(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+        self.find(fleet)?.run_asked(Hook::Unquiesce)
+    }
+
+    fn drill(&self, fleet: &FleetName, runs: u32) -> Result<Drill, GuardError> {
+        self.find(fleet)?.drill(runs)
+    }
+
+    fn halt(&self, fleet: &FleetName, reason: &str) -> Result<FleetState, GuardError> {
+        if reason.len() > REASON_BYTES_MAX {
+            let detail = format!("a reason of {} bytes, at most {REASON_BYTES_MAX}", reason.len());
+            return Err(GuardError::OutOfBounds { detail });
+        }
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let at_unix_ms = UnixTime(0).after(since);
+        self.find(fleet)?.halt(Halt { at_unix_ms, reason: reason.to_owned() })
+    }
+
+    fn resume(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+        self.find(fleet)?.resume()
+    }
+}
+
+impl Guard for InProcess {
+    fn status(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+        self.0.status(fleet)
+    }
+
+    fn close(&self, fleet: &FleetName, drain: Option<Duration>) -> Result<FleetState, GuardError> {
+        self.0.close(fleet, drain)
+    }
+
+    fn open(&self, fleet: &FleetName, epoch: Epoch, digest: Digest) -> Result<FleetState, GuardError> {
+        self.0.open(fleet, epoch, digest)
+    }
+
+    fn arm(&self, fleet: &FleetName, arm: Armed) -> Result<FleetState, GuardError> {
+        self.0.arm(fleet, arm)
+    }
+
+    fn renew(&self, fleet: &FleetName, k: RolloutId, deadline: BootTime) -> Result<FleetState, GuardError> {
+        self.0.renew(fleet, k, deadline)
+    }
+
+    fn disarm(&self, fleet: &FleetName, k: RolloutId) -> Result<FleetState, GuardError> {
+        self.0.disarm(fleet, k)
+    }
+
+    fn decide(
+        &self,
+        fleet: &FleetName,
+        k: RolloutId,
+        at: BootTime,
+        to: Opened,
+    ) -> Result<FleetState, GuardError> {
+        self.0.decide(fleet, k, at, to)
+    }
+
+    fn quiesce(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+        self.0.quiesce(fleet)
+    }
+
+    fn unquiesce(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+        self.0.unquiesce(fleet)
+    }
+
+    fn drill(&self, fleet: &FleetName, runs: u32) -> Result<Drill, GuardError> {
+        self.0.drill(fleet, runs)
+    }
+
+    fn halt(&self, fleet: &FleetName, reason: &str) -> Result<FleetState, GuardError> {
+        self.0.halt(fleet, reason)
+    }
+
+    fn resume(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+        self.0.resume(fleet)
     }
 }
 
@@ -134,6 +241,11 @@ fn assemble(
     make_link_folder(&config.link)?;
     let permit = RecordFile::new(folder.join("permit.json"));
     let generation = Arc::new(AtomicU64::new(0));
+    let (env, stop_timeout_ms) = match &config.driver {
+        Driver::Link => (Environment::default(), 0),
+        Driver::Supervise(service) => (Environment::of(&service.env), service.stop_timeout_ms),
+    };
+    let timer = Timer::new().map_err(GuardError::io("make", Path::new("a timer")))?;
     let service = match &config.driver {
         Driver::Link => None,
         Driver::Supervise(service) => Some(Service::new(ServiceSetup {
@@ -155,8 +267,27 @@ fn assemble(
         link: Link::new(config.link.clone(), config.releases.clone()),
         permit,
         service,
+        stop_timeout: Duration::from_millis(stop_timeout_ms),
         generation,
+        hooks: Hooks {
+            host: settings.host.clone(),
+            fleet: config.name.clone(),
+            boot_id: boot_id.clone(),
+            exec_shim: settings.exec_shim.clone(),
+            config: config.hooks.clone(),
+            env,
+            log: folder.join("hooks.log"),
+        },
+        ledger: Ledger::new(&folder),
+        timer,
+        events: Arc::clone(events),
         change: Mutex::new(()),
+        lease: Mutex::new(Lease::new()),
+        fencing: Mutex::new(()),
+        drilling: Mutex::new(()),
+        opened: Mutex::new(None),
+        warden: Mutex::new(None),
+        leaving: AtomicBool::new(false),
     })
 }
 

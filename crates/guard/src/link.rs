@@ -3,24 +3,37 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use muster_model::Digest;
 
 use crate::error::GuardError;
+use crate::lease::LeaseRefusal;
 use crate::protocol::LinkState;
 use crate::record::sync_parent;
 
 /// A link and the releases that it may lead to.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Link {
     path: PathBuf,
     releases: PathBuf,
+    /// Held while the link is changed. Whoever makes it asks under this lock whether it may still be made, so that a fence
+    /// that has taken it away does not find it there again.
+    hand: Mutex<()>,
 }
+
+/// Asked before a link is made.
+pub(crate) type May<'a> = &'a dyn Fn() -> Result<(), LeaseRefusal>;
 
 impl Link {
     pub(crate) const fn new(path: PathBuf, releases: PathBuf) -> Self {
-        Self { path, releases }
+        Self { path, releases, hand: Mutex::new(()) }
+    }
+
+    /// Another link beside this one, to which nobody goes.
+    pub(crate) fn scratch(&self) -> Self {
+        Self::new(self.beside("drill"), self.releases.clone())
     }
 
     /// What is at the link's path now.
@@ -51,11 +64,17 @@ impl Link {
 
     /// Makes the link, durably. A link is only ever made where there is none, so the one system call that makes it is
     /// atomic, and fails instead of replacing whatever came into its place meanwhile.
-    pub(crate) fn make(&self, digest: Digest) -> Result<(), GuardError> {
-        match symlink(self.target(digest), &self.path) {
-            Ok(()) => sync_parent(&self.path),
+    pub(crate) fn make(&self, digest: Digest, may: May<'_>) -> Result<Result<(), LeaseRefusal>, GuardError> {
+        let hand = self.hand();
+        if let Err(refusal) = may() {
+            return Ok(Err(refusal));
+        }
+        let made = symlink(self.target(digest), &self.path);
+        drop(hand);
+        match made {
+            Ok(()) => self.sync().map(Ok),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match self.read()? {
-                LinkState::Release(found) if found == digest => sync_parent(&self.path),
+                LinkState::Release(found) if found == digest => self.sync().map(Ok),
                 LinkState::Obstructed => Err(self.obstructed()),
                 LinkState::Release(_) | LinkState::Foreign { .. } | LinkState::Absent => {
                     Err(GuardError::io("make", &self.path)(error))
@@ -65,22 +84,78 @@ impl Link {
         }
     }
 
-    /// Removes the link, durably. `false`: there was none. Anything that is not a symbolic link is left alone.
+    /// Makes the link's successor beside it, durably; [`Self::swap`] then takes one system call and no disk.
+    pub(crate) fn stage(&self, digest: Digest) -> Result<(), GuardError> {
+        let staged = self.beside("next");
+        self.unstage()?;
+        symlink(self.target(digest), &staged).map_err(GuardError::io("make", &staged))?;
+        self.sync()
+    }
+
+    /// Removes a successor that is not wanted any more.
+    pub(crate) fn unstage(&self) -> Result<(), GuardError> {
+        let staged = self.beside("next");
+        match fs::remove_file(&staged) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(GuardError::io("remove", &staged)(error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Puts the successor into the link's place, at once; [`Self::sync`] makes it durable.
+    pub(crate) fn swap(&self, may: May<'_>) -> Result<Result<(), LeaseRefusal>, GuardError> {
+        let _hand = self.hand();
+        if let Err(refusal) = may() {
+            return Ok(Err(refusal));
+        }
+        if self.read()? == LinkState::Obstructed {
+            return Err(self.obstructed());
+        }
+        fs::rename(self.beside("next"), &self.path).map_err(GuardError::io("replace", &self.path)).map(Ok)
+    }
+
+    /// Removes the link, durably. `false`: there was none.
     pub(crate) fn remove(&self) -> Result<bool, GuardError> {
+        let removed = self.take_away()?;
+        if removed {
+            self.sync()?;
+        }
+        Ok(removed)
+    }
+
+    /// Removes the link; [`Self::sync`] makes that durable. Anything that is not a symbolic link is left alone.
+    pub(crate) fn take_away(&self) -> Result<bool, GuardError> {
+        let _hand = self.hand();
         match self.read()? {
             LinkState::Absent => Ok(false),
             LinkState::Obstructed => Err(self.obstructed()),
-            LinkState::Release(_) | LinkState::Foreign { .. } => {
-                fs::remove_file(&self.path).map_err(GuardError::io("remove", &self.path))?;
-                sync_parent(&self.path)?;
-                Ok(true)
-            }
+            LinkState::Release(_) | LinkState::Foreign { .. } => match fs::remove_file(&self.path) {
+                Ok(()) => Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                Err(error) => Err(GuardError::io("remove", &self.path)(error)),
+            },
         }
+    }
+
+    /// Makes what was done to the link durable.
+    pub(crate) fn sync(&self) -> Result<(), GuardError> {
+        sync_parent(&self.path)
     }
 
     /// The error that names what is in the link's place.
     pub(crate) fn obstructed(&self) -> GuardError {
         GuardError::LinkObstructed { path: self.path.clone() }
+    }
+
+    fn hand(&self) -> MutexGuard<'_, ()> {
+        self.hand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A hidden name in the same folder.
+    fn beside(&self, what: &str) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        self.path.parent().unwrap_or(Path::new("/")).join(format!(".{name}.{what}"))
     }
 
     /// A relative target where the releases lie beside the link, so that the state folder can be moved as a whole.
@@ -95,9 +170,11 @@ impl Link {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
+
+    fn free() -> Result<(), LeaseRefusal> {
+        Ok(())
+    }
 
     #[test]
     fn makes_reads_and_removes_only_its_own_kind() {
@@ -110,11 +187,11 @@ mod tests {
         fs::create_dir_all(releases.join(digest.hex())).unwrap();
         assert!(link.release(digest).is_ok());
 
-        link.make(digest).unwrap();
-        link.make(digest).unwrap();
+        link.make(digest, &free).unwrap().unwrap();
+        link.make(digest, &free).unwrap().unwrap();
         assert_eq!(fs::read_link(&path).unwrap(), Path::new("releases").join(digest.hex()));
         assert_eq!(link.read().unwrap(), LinkState::Release(digest));
-        assert!(link.make(Digest::of(b"other")).is_err());
+        assert!(link.make(Digest::of(b"other"), &free).is_err());
         assert!(link.remove().unwrap());
         assert!(!link.remove().unwrap());
 
@@ -124,9 +201,31 @@ mod tests {
 
         fs::create_dir(&path).unwrap();
         assert_eq!(link.read().unwrap(), LinkState::Obstructed);
-        assert!(matches!(link.make(digest), Err(GuardError::LinkObstructed { .. })));
+        assert!(matches!(link.make(digest, &free), Err(GuardError::LinkObstructed { .. })));
         assert!(matches!(link.remove(), Err(GuardError::LinkObstructed { .. })));
         assert!(path.is_dir());
+    }
+
+    #[test]
+    fn a_successor_takes_the_links_place_at_once_and_only_while_it_may() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, releases) = (folder.path().join("current"), folder.path().join("releases"));
+        let link = Link::new(path.clone(), releases);
+        let (old, new) = (Digest::of(b"old"), Digest::of(b"new"));
+        let fenced = || Err(LeaseRefusal::Fenced);
+        assert_eq!(link.make(old, &fenced).unwrap(), Err(LeaseRefusal::Fenced));
+        assert_eq!(link.read().unwrap(), LinkState::Absent);
+        link.make(old, &free).unwrap().unwrap();
+        link.stage(old).unwrap();
+        link.stage(new).unwrap();
+        assert_eq!(link.read().unwrap(), LinkState::Release(old));
+        assert_eq!(link.swap(&fenced).unwrap(), Err(LeaseRefusal::Fenced));
+        assert_eq!(link.read().unwrap(), LinkState::Release(old));
+        link.swap(&free).unwrap().unwrap();
+        assert_eq!(link.read().unwrap(), LinkState::Release(new));
+        assert!(link.swap(&free).is_err(), "there is no successor any more");
+        link.unstage().unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -5,16 +5,28 @@
 //! [`Reply::Event`]s under that id until either side hangs up. The protocol's number is in every request: a guard
 //! refuses a number it does not speak, and an unknown verb or field is refused by name.
 
-use muster_model::{BootId, BootTime, Digest, Epoch, FleetName};
+mod fleet_state;
+mod lease_state;
+
+use muster_model::{BootId, BootTime, Digest, Epoch, FleetName, RolloutId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::RefusalCode;
 
+pub use fleet_state::{DriverKind, ExitKind, FleetState, LinkState, Opened, ServiceState};
+pub use lease_state::{Armed, Decided, Fence, FenceCause, FlipTime, Flipped, Halt, LeaseState};
+
 /// The number of the protocol that this crate speaks.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The largest frame in either direction, without its length.
 pub const MAX_FRAME_BYTES: usize = 64 * 1024;
+
+/// How often one drill may measure.
+pub const DRILL_RUNS_MAX: u32 = 10;
+
+/// The longest reason of a halt.
+pub const REASON_BYTES_MAX: usize = 512;
 
 /// One request. `request` is parsed in a second step, so that a refusal of an unknown verb can carry the id.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,10 +51,14 @@ pub enum Request {
         /// The fleet.
         fleet: FleetName,
     },
-    /// Stop serving, and prove it.
+    /// Stop serving, and prove it. A deadline runs on until nothing is left, and is lifted then.
     Close {
         /// The fleet.
         fleet: FleetName,
+        /// How long the service may take to stop by itself; never longer than the deadline allows. By default what
+        /// the configuration says.
+        #[serde(default)]
+        drain_ms: Option<u64>,
     },
     /// Serve this release.
     Open {
@@ -52,6 +68,69 @@ pub enum Request {
         epoch: Epoch,
         /// The release's manifest digest, the name of its folder.
         digest: Digest,
+    },
+    /// Fence what is served at a deadline. For the same rollout once more it changes nothing.
+    Arm {
+        /// The fleet.
+        fleet: FleetName,
+        /// The deadline, and for what.
+        arm: Armed,
+    },
+    /// Move the deadline back, never forward.
+    Renew {
+        /// The fleet.
+        fleet: FleetName,
+        /// The rollout it is armed for.
+        k: RolloutId,
+        /// The deadline from now on, unless it is later already.
+        deadline_boot_ms: BootTime,
+    },
+    /// Lift the deadline. A fence that has latched stays.
+    Disarm {
+        /// The fleet.
+        fleet: FleetName,
+        /// The rollout it is armed for.
+        k: RolloutId,
+    },
+    /// Fast mode: flip at `T` instead of fencing at the deadline.
+    Decide {
+        /// The fleet.
+        fleet: FleetName,
+        /// The rollout it is armed for.
+        k: RolloutId,
+        /// `T`, as it was armed.
+        at_boot_ms: BootTime,
+        /// What is served from then on.
+        to: Opened,
+    },
+    /// Run the hook `quiesce`, if there is one.
+    Quiesce {
+        /// The fleet.
+        fleet: FleetName,
+    },
+    /// Run the hook `unquiesce`, if there is one.
+    Unquiesce {
+        /// The fleet.
+        fleet: FleetName,
+    },
+    /// Measure how long a fence takes here, on a scratch service or link.
+    Drill {
+        /// The fleet.
+        fleet: FleetName,
+        /// How often, from 1 to [`DRILL_RUNS_MAX`].
+        runs: u32,
+    },
+    /// Fence now, and open nothing until `resume`.
+    Halt {
+        /// The fleet.
+        fleet: FleetName,
+        /// Why, for people.
+        reason: String,
+    },
+    /// Lift the halt. Nothing is served by that.
+    Resume {
+        /// The fleet.
+        fleet: FleetName,
     },
     /// Tell me what happens, from now on.
     Watch {},
@@ -72,8 +151,10 @@ pub struct ReplyFrame {
 pub enum Reply {
     /// To `hello`.
     Hello(Hello),
-    /// To `status`, `close` and `open`: the fleet after the request was carried out.
-    State(FleetState),
+    /// To every other request about a fleet: the fleet after the request was carried out.
+    State(Box<FleetState>),
+    /// To `drill`.
+    Drilled(Drill),
     /// To `watch`: events follow.
     Watching,
     /// After `watch`.
@@ -87,6 +168,34 @@ pub enum Reply {
     },
 }
 
+/// What a drill measured: the fence as it would be, on a scratch service that ignores SIGTERM and has a child in a session
+/// of its own (driver `supervise`), and on a scratch link beside the real one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drill {
+    /// How the fleet is served.
+    pub driver: DriverKind,
+    /// How the processes were killed; `None` where there are none.
+    pub kill: Option<KillScope>,
+    /// How often it was measured.
+    pub runs: u32,
+    /// The longest time until nothing was left, rounded up.
+    pub fence_ms: u64,
+    /// How much longer the hook `on_fence` may take; zero without one.
+    pub on_fence_ms_max: u64,
+    /// How long a gentle stop may take, by the configuration.
+    pub drain_ms_max: u64,
+}
+
+/// By what the processes of a service are found and killed; the surer one comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KillScope {
+    /// By the control group of their own: all at once, and nothing escapes.
+    Cgroup,
+    /// By their keeper, whose descendants they are, by session, process group and mark.
+    Keeper,
+}
+
 /// Who answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -98,102 +207,6 @@ pub struct Hello {
     pub boot_id: BootId,
     /// The guard's version.
     pub version: String,
-}
-
-/// What a fleet serves on this host, as found when it was asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FleetState {
-    /// The fleet.
-    pub fleet: FleetName,
-    /// How the fleet is served.
-    pub driver: DriverKind,
-    /// The permit: what may be served. `None`: nothing.
-    pub open: Option<Opened>,
-    /// What the link says.
-    pub link: LinkState,
-    /// What the service does; `None` where the guard has no service to start (driver `link`).
-    pub service: Option<ServiceState>,
-    /// Rises with every change that this guard process made to the link or the service.
-    pub generation: u64,
-}
-
-/// What a fleet was opened with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Opened {
-    /// The number of what the fleet serves.
-    pub epoch: Epoch,
-    /// The release's manifest digest.
-    pub digest: Digest,
-}
-
-/// How a fleet is served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DriverKind {
-    /// There is only the link.
-    Link,
-    /// The guard runs the command itself.
-    Supervise,
-}
-
-/// What is at the link's path.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LinkState {
-    /// Nothing.
-    Absent,
-    /// The link to a release of this fleet.
-    Release(Digest),
-    /// A symbolic link that the guard did not make.
-    Foreign {
-        /// Where it leads.
-        target: String,
-    },
-    /// Something that is not a symbolic link.
-    Obstructed,
-}
-
-/// What a supervised service does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ServiceState {
-    /// Not started by this guard process, or stopped by it.
-    Stopped,
-    /// Started, and not yet through its start grace.
-    Starting,
-    /// Alive.
-    Running {
-        /// The service's main process, its session and its process group.
-        pid: u32,
-        /// When it was started.
-        started_boot_ms: BootTime,
-    },
-    /// Ended by itself, and about to be started again.
-    Restarting {
-        /// How it ended.
-        status: ExitKind,
-        /// When it will be started again.
-        at_boot_ms: BootTime,
-    },
-    /// Ended by itself; it is not started again until it is opened again.
-    Exited {
-        /// How it ended.
-        status: ExitKind,
-        /// When that was noticed.
-        at_boot_ms: BootTime,
-    },
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ExitKind {
-    /// It exited with this code.
-    Code(i32),
-    /// This signal killed it.
-    Signal(i32),
-    /// It is gone, and nobody saw how.
-    Unknown,
 }
 
 /// What happens on a host without being asked for.
@@ -216,52 +229,59 @@ pub enum Event {
         /// Its new main process.
         pid: u32,
     },
-}
-
-impl FleetState {
-    /// Nothing is permitted, linked or running.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.open.is_none()
-            && self.link == LinkState::Absent
-            && self.service.is_none_or(|s| !s.may_be_alive())
-    }
-
-    /// This release is permitted under this epoch, linked, and (where there is a service) running.
-    #[must_use]
-    pub fn serves(&self, epoch: Epoch, digest: Digest) -> bool {
-        self.open == Some(Opened { epoch, digest })
-            && self.link == LinkState::Release(digest)
-            && self.service.is_none_or(|s| matches!(s, ServiceState::Running { .. }))
-    }
-}
-
-impl ServiceState {
-    /// A process of the service runs, or may run at any moment.
-    #[must_use]
-    pub const fn may_be_alive(self) -> bool {
-        match self {
-            Self::Starting | Self::Running { .. } | Self::Restarting { .. } => true,
-            Self::Stopped | Self::Exited { .. } => false,
-        }
-    }
-}
-
-impl std::fmt::Display for ExitKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Code(code) => write!(f, "exit code {code}"),
-            Self::Signal(signal) => write!(f, "killed by signal {signal}"),
-            Self::Unknown => f.write_str("gone for an unknown reason"),
-        }
-    }
-}
-
-impl std::fmt::Display for DriverKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Link => "link",
-            Self::Supervise => "supervise",
-        })
-    }
+    /// A fence is complete: nothing is left of the service and the link.
+    Fenced {
+        /// The fleet.
+        fleet: FleetName,
+        /// Why and when.
+        fence: Fence,
+    },
+    /// An alarm: a fence is not complete yet. It is tried again until it is.
+    FenceFailing {
+        /// The fleet.
+        fleet: FleetName,
+        /// Why and when it began.
+        fence: Fence,
+        /// How often it was tried.
+        attempts: u32,
+        /// What is in the way.
+        detail: String,
+    },
+    /// A flip at a fixed time was carried out.
+    Flipped {
+        /// The fleet.
+        fleet: FleetName,
+        /// What and when.
+        flip: Flipped,
+    },
+    /// A flip at a fixed time was begun and could not be carried out; the fleet is fenced.
+    FlipFailed {
+        /// The fleet.
+        fleet: FleetName,
+        /// The rollout.
+        k: RolloutId,
+        /// Why.
+        detail: String,
+    },
+    /// A hook failed whose failure stops nothing.
+    HookFailed {
+        /// The fleet.
+        fleet: FleetName,
+        /// The hook's name in the configuration.
+        hook: String,
+        /// How.
+        detail: String,
+    },
+    /// Somebody halted the fleet.
+    Halted {
+        /// The fleet.
+        fleet: FleetName,
+        /// When and why.
+        halt: Halt,
+    },
+    /// The halt was lifted.
+    Resumed {
+        /// The fleet.
+        fleet: FleetName,
+    },
 }

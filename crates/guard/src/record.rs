@@ -41,6 +41,9 @@ pub(crate) struct RunRecord {
     pub(crate) keeper: ProcessKey,
     /// The service's main process: its session and process group bear its number. `None` until it is known.
     pub(crate) main: Option<ProcessKey>,
+    /// The control group of the run's own, where there is one.
+    #[serde(default)]
+    pub(crate) cgroup: Option<PathBuf>,
 }
 
 /// One process of one boot; its number alone may come back.
@@ -57,6 +60,13 @@ pub(crate) struct ProcessKey {
 pub(crate) struct RecordFile<T> {
     path: PathBuf,
     record: PhantomData<fn() -> T>,
+}
+
+/// What a record has to survive.
+#[derive(Debug, Clone, Copy)]
+enum Sync {
+    PowerCut,
+    Process,
 }
 
 const RECORD_BYTES_MAX: u64 = 16 * 1024;
@@ -82,11 +92,20 @@ impl<T: Serialize + DeserializeOwned> RecordFile<T> {
 
     /// Replaces the record; on return it survives a power cut.
     pub(crate) fn write(&self, record: &T) -> Result<(), GuardError> {
+        self.replace(record, Sync::PowerCut)?;
+        sync_parent(&self.path)
+    }
+
+    /// Replaces the record; on return it survives the guard, but perhaps not the boot.
+    pub(crate) fn write_for_this_boot(&self, record: &T) -> Result<(), GuardError> {
+        self.replace(record, Sync::Process)
+    }
+
+    fn replace(&self, record: &T, sync: Sync) -> Result<(), GuardError> {
         let next = self.path.with_extension("next");
         let bytes = serde_json::to_vec(record).expect("a record of plain fields is always JSON");
-        write_file(&next, &bytes).map_err(GuardError::io("write", &next))?;
-        fs::rename(&next, &self.path).map_err(GuardError::io("replace", &self.path))?;
-        sync_parent(&self.path)
+        write_file(&next, &bytes, sync).map_err(GuardError::io("write", &next))?;
+        fs::rename(&next, &self.path).map_err(GuardError::io("replace", &self.path))
     }
 
     /// Removes the record; on return it stays away after a power cut. `false`: there was none.
@@ -105,10 +124,13 @@ pub(crate) fn sync_parent(path: &Path) -> Result<(), GuardError> {
     File::open(folder).and_then(|file| file.sync_all()).map_err(GuardError::io("sync", folder))
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_file(path: &Path, bytes: &[u8], sync: Sync) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
-    file.sync_all()
+    match sync {
+        Sync::PowerCut => file.sync_all(),
+        Sync::Process => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -124,6 +146,9 @@ mod tests {
         for pid in [1, 2] {
             let record = ProcessKey { pid, start_ticks: 7 };
             file.write(&record).unwrap();
+            assert_eq!(file.read().unwrap(), Some(record));
+            let record = ProcessKey { pid: pid + 2, ..record };
+            file.write_for_this_boot(&record).unwrap();
             assert_eq!(file.read().unwrap(), Some(record));
         }
         for bad in ["", "{", "{\"pid\":1}", "{\"pid\":1,\"start_ticks\":2,\"x\":3}"] {

@@ -3,7 +3,6 @@
 mod connections;
 mod watchers;
 
-use std::fmt::Arguments;
 use std::fs;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -23,7 +22,7 @@ use crate::log::log;
 use crate::process;
 use crate::protocol::{FleetState, Hello, PROTOCOL, Reply, ReplyFrame, Request, RequestFrame};
 use crate::shutdown::{Shutdown, ShutdownTrigger};
-use crate::socket;
+use crate::socket::{self, Access};
 use connections::{Connection, Connections};
 use watchers::Watchers;
 
@@ -85,6 +84,7 @@ struct Desk {
     fleets: Fleets,
     watchers: Arc<Watchers>,
     own_uid: u32,
+    allowed_uids: Vec<u32>,
 }
 
 enum Woken {
@@ -99,9 +99,11 @@ impl Server {
         let publisher = Arc::clone(&watchers);
         let events: Events = Arc::new(move |event| publisher.publish(&event));
         let fleets = Fleets::open(settings, process::boot_id()?, &events)?;
-        let listener = socket::bind(&settings.socket)?;
+        let allowed_uids = settings.allowed_uids.clone();
+        let access = if allowed_uids.is_empty() { Access::Owner } else { Access::ByPeer };
+        let listener = socket::bind(&settings.socket, access)?;
         let own_uid = rustix::process::geteuid().as_raw();
-        let desk = Arc::new(Desk { fleets, watchers, own_uid });
+        let desk = Arc::new(Desk { fleets, watchers, own_uid, allowed_uids });
         Ok(Self { listener, socket: settings.socket.clone(), desk, connections: Connections::default() })
     }
 
@@ -149,12 +151,15 @@ impl Server {
         {
             return;
         }
-        if let Err(detail) = check_peer(&stream, self.desk.own_uid) {
-            log!("refused a connection: {detail}");
-            refuse(&stream, 0, RefusalCode::ForeignPeer, detail);
-            return;
-        }
-        let Some(connection) = self.connections.admit(stream.try_clone().ok()) else {
+        let peer = match check_peer(&stream, self.desk.own_uid, &self.desk.allowed_uids) {
+            Ok(pid) => pid,
+            Err(detail) => {
+                log!("refused a connection: {detail}");
+                refuse(&stream, 0, RefusalCode::ForeignPeer, detail);
+                return;
+            }
+        };
+        let Some(connection) = self.connections.admit(stream.try_clone().ok(), peer) else {
             refuse(&stream, 0, RefusalCode::Busy, "too many connections".to_owned());
             return;
         };
@@ -195,16 +200,53 @@ impl Desk {
     }
 
     fn answer(&self, request: &Request) -> Reply {
-        let state = match request {
+        let fleets = &self.fleets;
+        let (what, state) = match request {
             Request::Hello {} => return Reply::Hello(self.hello()),
             Request::Watch {} => return Reply::Watching,
-            Request::Status { fleet } => self.fleets.status(fleet),
-            Request::Close { fleet } => told(format_args!("close {fleet}"), self.fleets.close(fleet)),
-            Request::Open { fleet, epoch, digest } => {
-                let opened = self.fleets.open(fleet, *epoch, *digest);
-                told(format_args!("open {fleet}, epoch {epoch}, {digest}"), opened)
+            Request::Status { fleet } => return reply_of(fleets.status(fleet)),
+            // Asked every few seconds while armed: only a refusal is worth a line.
+            Request::Renew { fleet, k, deadline_boot_ms } => {
+                let renewed = fleets.renew(fleet, *k, *deadline_boot_ms);
+                if let Err(error) = &renewed {
+                    log!("renew {fleet}, rollout {k}: {}", error.chain());
+                }
+                return reply_of(renewed);
             }
+            Request::Drill { fleet, runs } => {
+                return match fleets.drill(fleet, *runs) {
+                    Ok(drill) => Reply::Drilled(drill),
+                    Err(error) => refusal_of(&error),
+                };
+            }
+            Request::Close { fleet, drain_ms } => {
+                (format!("close {fleet}"), fleets.close(fleet, drain_ms.map(Duration::from_millis)))
+            }
+            Request::Open { fleet, epoch, digest } => {
+                (format!("open {fleet}, epoch {epoch}, {digest}"), fleets.open(fleet, *epoch, *digest))
+            }
+            Request::Arm { fleet, arm } => {
+                (format!("arm {fleet}, rollout {}", arm.k), fleets.arm(fleet, *arm))
+            }
+            Request::Disarm { fleet, k } => {
+                (format!("disarm {fleet}, rollout {k}"), fleets.disarm(fleet, *k))
+            }
+            Request::Decide { fleet, k, at_boot_ms, to } => {
+                let decided = fleets.decide(fleet, *k, *at_boot_ms, *to);
+                (format!("decide {fleet}, rollout {k}, {}", to.digest), decided)
+            }
+            Request::Quiesce { fleet } => (format!("quiesce {fleet}"), fleets.quiesce(fleet)),
+            Request::Unquiesce { fleet } => (format!("unquiesce {fleet}"), fleets.unquiesce(fleet)),
+            Request::Halt { fleet, reason } => {
+                (format!("halt {fleet} ({reason})"), fleets.halt(fleet, reason))
+            }
+            Request::Resume { fleet } => (format!("resume {fleet}"), fleets.resume(fleet)),
         };
+        // Every change that was asked for leaves a line in the log.
+        match &state {
+            Ok(_) => log!("{what}: done"),
+            Err(error) => log!("{what}: {}", error.chain()),
+        }
         reply_of(state)
     }
 
@@ -249,23 +291,16 @@ fn parse(frame: RequestFrame) -> Result<Request, (RefusalCode, String)> {
     serde_json::from_value(frame.request).map_err(|e| (RefusalCode::BadRequest, bounded(e.to_string())))
 }
 
-/// Every change that was asked for leaves a line in the log.
-fn told(what: Arguments<'_>, result: Result<FleetState, GuardError>) -> Result<FleetState, GuardError> {
-    match &result {
-        Ok(_) => log!("{what}: done"),
-        Err(error) => log!("{what}: {}", error.chain()),
-    }
-    result
-}
-
 fn reply_of(state: Result<FleetState, GuardError>) -> Reply {
     match state {
-        Ok(state) => Reply::State(state),
-        Err(error) => {
-            let code = error.code().unwrap_or(RefusalCode::Setup);
-            Reply::Refused { code, detail: bounded(error.chain()) }
-        }
+        Ok(state) => Reply::State(Box::new(state)),
+        Err(error) => refusal_of(&error),
     }
+}
+
+fn refusal_of(error: &GuardError) -> Reply {
+    let code = error.code().unwrap_or(RefusalCode::Setup);
+    Reply::Refused { code, detail: bounded(error.chain()) }
 }
 
 fn refuse(stream: &UnixStream, id: u64, code: RefusalCode, detail: String) {
@@ -282,16 +317,20 @@ fn bounded(mut detail: String) -> String {
     detail
 }
 
-/// The kernel says who connected.
-fn check_peer(stream: &UnixStream, own_uid: u32) -> Result<(), String> {
+/// The kernel says who connected; answers its process.
+fn check_peer(stream: &UnixStream, own_uid: u32, allowed_uids: &[u32]) -> Result<i32, String> {
     let peer = rustix::net::sockopt::socket_peercred(stream).map_err(|e| format!("unknown peer: {e}"))?;
     let uid = peer.uid.as_raw();
-    if may_ask(uid, own_uid) { Ok(()) } else { Err(format!("user {uid} may not ask this guard")) }
+    if may_ask(uid, own_uid, allowed_uids) {
+        Ok(peer.pid.as_raw_pid())
+    } else {
+        Err(format!("user {uid} may not ask this guard"))
+    }
 }
 
-/// The guard's own user, and root, who could do all of it without asking.
-const fn may_ask(peer_uid: u32, own_uid: u32) -> bool {
-    peer_uid == own_uid || peer_uid == 0
+/// The guard's own user, root, who could do all of it without asking, and whom the configuration names.
+fn may_ask(peer_uid: u32, own_uid: u32, allowed_uids: &[u32]) -> bool {
+    peer_uid == own_uid || peer_uid == 0 || allowed_uids.contains(&peer_uid)
 }
 
 #[cfg(test)]

@@ -1,15 +1,16 @@
 //! A supervised service: at most one run of one command, watched by a thread for as long as it is wanted.
 //!
-//! The guard does not start the command itself. It starts a *keeper* (`muster-guard keep-service`, see [`keeper`]), which
+//! The guard does not start the command itself. It starts a *keeper* (`muster-guard keep-service`, see [`crate::keeper`]), which
 //! starts the command and outlives it until every descendant is gone. What the two say to each other goes over the
 //! keeper's stdin and stdout; the service's output goes through a pipe to the guard, which keeps it in a bounded log.
 //!
 //! A service that fails while it is wanted is started again after a delay that doubles with every failure (1 s to
 //! 30 s by default), at most [`RESTARTS_PER_MINUTE_MAX`] times in a minute, and only while its permit stands. One that exits
 //! with code 0 is taken to be done, and is not started again.
+//!
+//! There are two ways to stop. [`Service::stop`] asks, waits and then kills. [`Service::kill`] is the fence: it takes
+//! effect whatever else is under way, waits for nobody and reads no disk.
 
-pub(crate) mod keeper;
-mod output;
 mod restarts;
 mod run;
 
@@ -23,12 +24,16 @@ use std::time::{Duration, Instant};
 
 use muster_model::{BootId, BootTime, FleetName, HostName};
 
+use crate::cgroup::Cgroup;
 use crate::config::ServiceConfig;
 use crate::error::GuardError;
+use crate::keeper::{self, Asking};
+use crate::lease::LeaseRefusal;
 use crate::log::log;
 use crate::process;
 use crate::protocol::{Event, ExitKind, Opened, ServiceState};
 use crate::record::{Permit, ProcessKey, RecordFile, RunRecord};
+use crate::timer::boot_time;
 use restarts::Restarts;
 
 /// A service that fails more often than this is left alone.
@@ -81,6 +86,16 @@ struct Status {
     control: Option<ChildStdin>,
     /// The last of what the service wrote.
     output_tail: String,
+    run: Run,
+}
+
+/// The processes of the run that is under way, as far as they are known.
+#[derive(Debug, Clone)]
+enum Run {
+    None,
+    /// The keeper is being made.
+    Beginning,
+    Known(RunRecord),
 }
 
 /// What the watching thread is to do about a run that ended.
@@ -115,6 +130,7 @@ impl Service {
             phase: Phase::Stopped,
             control: None,
             output_tail: String::new(),
+            run: Run::None,
         };
         Self { shared: Arc::new(Shared { setup, status: Mutex::new(status), changed: Condvar::new() }) }
     }
@@ -126,7 +142,7 @@ impl Service {
             Phase::Stopped => ServiceState::Stopped,
             Phase::Starting => ServiceState::Starting,
             Phase::Running { main, started, .. } => match process::alive(main) {
-                None => ServiceState::Exited { status: ExitKind::Unknown, at_boot_ms: process::boot_time() },
+                None => ServiceState::Exited { status: ExitKind::Unknown, at_boot_ms: boot_time() },
                 Some(_) if status.intent == Intent::Try => ServiceState::Starting,
                 Some(_) => ServiceState::Running { pid: main.pid.unsigned_abs(), started_boot_ms: started },
             },
@@ -135,10 +151,20 @@ impl Service {
         }
     }
 
-    /// Starts the command in `folder` and waits until it has lived through its grace. On an error nothing of it is left.
-    pub(crate) fn start(&self, opened: Opened, folder: PathBuf) -> Result<(), GuardError> {
+    /// Starts the command in `folder`, waits until it has lived through its grace, and tells when it was started. On an
+    /// error nothing of it is left.
+    ///
+    /// `may` is asked under the lock that [`Self::kill`] takes as well: a fence that has latched is seen here, or it
+    /// sees what is started here.
+    pub(crate) fn start(
+        &self,
+        opened: Opened,
+        folder: PathBuf,
+        may: &dyn Fn() -> Result<(), LeaseRefusal>,
+    ) -> Result<BootTime, GuardError> {
         self.shared.sweep()?;
         let mut status = self.shared.lock();
+        may().map_err(GuardError::lease(&self.shared.setup.fleet))?;
         if status.watcher == Watcher::Present {
             return Err(self.shared.not_stopped("an earlier run has not ended".to_owned()));
         }
@@ -158,24 +184,33 @@ impl Service {
             return Err(self.shared.start_failed(&error));
         }
         self.shared.await_start().or_else(|error| {
-            self.stop()?;
+            self.stop(Duration::ZERO, None)?;
             Err(error)
         })
     }
 
-    /// Stops the service and answers once nothing of it is left. Stopping what is stopped only looks again.
-    pub(crate) fn stop(&self) -> Result<(), GuardError> {
+    /// Stops the service and answers once nothing of it is left; it has `limit` to stop by itself. `ask` asks it instead of
+    /// the stop signal, and is told its main process. Stopping what is stopped only looks again.
+    pub(crate) fn stop(&self, limit: Duration, ask: Option<&dyn Fn(i32)>) -> Result<(), GuardError> {
+        let deadline = Instant::now() + limit + KILL_PATIENCE;
         let mut status = self.shared.lock();
         status.intent = Intent::Stop;
-        status.ask_to_stop();
+        let asked = match (ask, status.phase) {
+            (Some(ask), Phase::Running { main, .. }) => Some((ask, main.pid)),
+            (Some(_) | None, _) => None,
+        };
+        status.ask_to_stop(asked.map_or(Asking::Keeper, |_| Asking::Hook), limit);
         self.shared.changed.notify_all();
-        let patience = Duration::from_millis(self.shared.setup.config.stop_timeout_ms) + KILL_PATIENCE;
-        status = self.shared.await_end(status, patience);
-        if status.watcher == Watcher::Present {
-            // The keeper hangs, or cannot kill. Without it the kernel kills the main process, and the sweep the rest.
-            status.control = None;
+        if let Some((ask, pid)) = asked {
             drop(status);
-            self.shared.sweep()?;
+            ask(pid);
+            status = self.shared.lock();
+        }
+        status = self.shared.await_end(status, deadline.saturating_duration_since(Instant::now()));
+        if status.watcher == Watcher::Present {
+            // The keeper hangs, or cannot kill.
+            drop(status);
+            self.kill(KILL_PATIENCE)?;
             status = self.shared.await_end(self.shared.lock(), KILL_PATIENCE);
         }
         if status.watcher == Watcher::Present {
@@ -186,9 +221,69 @@ impl Service {
         self.shared.sweep()
     }
 
+    /// Kills the service at once, and answers once no process of it is left. It is not started again.
+    pub(crate) fn kill(&self, patience: Duration) -> Result<(), GuardError> {
+        let deadline = Instant::now() + patience;
+        let mut status = self.shared.lock();
+        status.intent = Intent::Stop;
+        // The keeper kills as well, and knows all its descendants.
+        status.control = None;
+        self.shared.changed.notify_all();
+        let beginning = |status: &mut Status| matches!(status.run, Run::Beginning);
+        status = self
+            .shared
+            .changed
+            .wait_timeout_while(status, patience, beginning)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0;
+        let run = match &status.run {
+            Run::None => return Ok(()),
+            Run::Beginning => {
+                return Err(self.shared.not_stopped("its process is still being made".to_owned()));
+            }
+            Run::Known(run) => run.clone(),
+        };
+        drop(status);
+        let left = deadline.saturating_duration_since(Instant::now());
+        process::kill_run(&run, left).map_err(|left| self.shared.not_stopped(left))
+    }
+
+    /// Gives the watching thread its time to notice that the service is gone, so that the state shows it.
+    pub(crate) fn settle(&self, patience: Duration) {
+        let mut status = self.shared.await_end(self.shared.lock(), patience);
+        if status.watcher == Watcher::Absent && status.intent == Intent::Stop {
+            status.phase = Phase::Stopped;
+        }
+    }
+
+    /// How many processes the run has now, and whether they are in a control group of their own.
+    pub(crate) fn family(&self) -> (usize, bool) {
+        let run = self.shared.lock().run.clone();
+        match run {
+            Run::None | Run::Beginning => (0, false),
+            Run::Known(run) => {
+                let grouped = run.cgroup.clone().map(Cgroup::at).is_some_and(|group| group.is_populated());
+                (process::members(&run).map_or(0, |members| members.len()), grouped)
+            }
+        }
+    }
+
     /// Kills what an earlier guard process has left behind.
     pub(crate) fn recover(&self) -> Result<(), GuardError> {
-        self.shared.sweep()
+        let shared = &self.shared;
+        match shared.setup.run_record.read() {
+            Ok(Some(record)) if record.boot_id == shared.setup.boot_id => {
+                shared.lock().run = Run::Known(record);
+            }
+            Ok(Some(_) | None) => {}
+            // Written as a whole, so this is not ours; there is nothing in it by which to find a process.
+            Err(GuardError::Corrupt { path, .. }) => {
+                log!("fleet {}: dropping {}, which is no record", shared.setup.fleet, path.display());
+            }
+            Err(error) => return Err(error),
+        }
+        shared.sweep()?;
+        shared.setup.run_record.remove().map(|_| ())
     }
 }
 
@@ -204,7 +299,7 @@ impl Shared {
     }
 
     /// Waits until the first run has lived through its grace, and makes it one to be kept.
-    fn await_start(&self) -> Result<(), GuardError> {
+    fn await_start(&self) -> Result<BootTime, GuardError> {
         let grace = Duration::from_millis(self.setup.config.start_grace_ms);
         let patience_end = Instant::now() + START_PATIENCE + grace;
         let mut status = self.lock();
@@ -217,37 +312,40 @@ impl Shared {
                 }
             };
             if status.watcher == Watcher::Absent {
-                return Err(self.start_failed(&status.ending()));
+                return Err(status.early_end(&self.setup.fleet));
             }
-            if let Phase::Running { .. } = status.phase
+            // A kill may have come, and the end of the processes not yet be noticed: it is not kept then.
+            if let Phase::Running { started, .. } = status.phase
                 && ready <= now
+                && status.intent == Intent::Try
             {
                 status.intent = Intent::Keep;
-                return Ok(());
+                return Ok(started);
             }
             if patience_end <= now {
                 return Err(self.start_failed(&"its keeper does not answer"));
             }
-            let left = ready.min(patience_end) - now;
+            let left = match status.intent {
+                Intent::Try => ready.min(patience_end) - now,
+                Intent::Keep | Intent::Stop => patience_end - now,
+            };
             status = self.changed.wait_timeout(status, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// Kills whatever is left of the recorded run, and forgets the run once nothing is.
+    /// Kills whatever is left of the run, and forgets the run once nothing is.
     fn sweep(&self) -> Result<(), GuardError> {
-        let record = match self.setup.run_record.read() {
-            Ok(Some(record)) => record,
-            Ok(None) => return Ok(()),
-            Err(GuardError::Corrupt { path, .. }) => {
-                // Written as a whole, so this is not ours; there is nothing in it by which to find a process.
-                log!("fleet {}: dropping {}, which is no record", self.setup.fleet, path.display());
-                return self.setup.run_record.remove().map(|_| ());
-            }
-            Err(error) => return Err(error),
+        let run = self.lock().run.clone();
+        let record = match run {
+            Run::None => return Ok(()),
+            Run::Beginning => return Err(self.not_stopped("its process is still being made".to_owned())),
+            Run::Known(record) => record,
         };
-        if record.boot_id == self.setup.boot_id {
-            process::kill_run(&record, KILL_PATIENCE).map_err(|left| self.not_stopped(left))?;
+        process::kill_run(&record, KILL_PATIENCE).map_err(|left| self.not_stopped(left))?;
+        if let Some(group) = record.cgroup.map(Cgroup::at) {
+            group.remove();
         }
+        self.lock().run = Run::None;
         self.setup.run_record.remove().map(|_| ())
     }
 
@@ -277,20 +375,28 @@ impl Shared {
 
 impl Status {
     /// A keeper that is gone cannot be asked, and need not be.
-    fn ask_to_stop(&mut self) {
+    fn ask_to_stop(&mut self, asking: Asking, limit: Duration) {
         if let Some(control) = &mut self.control {
-            let _ = keeper::ask_to_stop(control);
+            let _ = keeper::ask_to_stop(control, asking, limit);
         }
     }
 
-    fn ending(&self) -> String {
-        let status = match self.phase {
-            Phase::Exited { status, .. } | Phase::Waiting { status, .. } => status.to_string(),
-            Phase::Stopped | Phase::Starting | Phase::Running { .. } => "it could not be run".to_owned(),
+    /// The error for a service that has ended before it had started.
+    fn early_end(&self, fleet: &FleetName) -> GuardError {
+        let told = |how: &str| match self.output_tail.trim() {
+            "" => how.to_owned(),
+            tail => format!("{how}; it wrote: {tail}"),
         };
-        match self.output_tail.trim() {
-            "" => status,
-            tail => format!("{status}; it wrote: {tail}"),
+        let fleet = fleet.clone();
+        match self.phase {
+            Phase::Exited { status: ExitKind::Unknown, .. }
+            | Phase::Stopped
+            | Phase::Starting
+            | Phase::Waiting { .. }
+            | Phase::Running { .. } => GuardError::StartFailed { fleet, detail: told("it could not be run") },
+            Phase::Exited { status: status @ (ExitKind::Code(_) | ExitKind::Signal(_)), .. } => {
+                GuardError::ServiceExited { fleet, detail: told(&status.to_string()) }
+            }
         }
     }
 }
@@ -319,7 +425,7 @@ fn watch(shared: &Arc<Shared>, launch: &Launch) {
             return end_watch(shared, status);
         };
         log!("fleet {fleet}: the service ended ({status}) and is started again in {} ms", delay.as_millis());
-        let until = process::boot_time().after(delay);
+        let until = boot_time().after(delay);
         shared.set_phase(Phase::Waiting { status, until });
         shared.emit(Event::ServiceExited { fleet, status, restart_boot_ms: Some(until) });
         if !still_wanted_after(shared, delay) || !shared.permitted(launch) {
@@ -340,7 +446,7 @@ fn still_wanted_after(shared: &Shared, delay: Duration) -> bool {
 fn end_watch(shared: &Shared, ended: ExitKind) {
     let mut status = shared.lock();
     status.watcher = Watcher::Absent;
-    status.phase = Phase::Exited { status: ended, at: process::boot_time() };
+    status.phase = Phase::Exited { status: ended, at: boot_time() };
     drop(status);
     shared.setup.generation.fetch_add(1, Ordering::Relaxed);
     shared.changed.notify_all();

@@ -21,9 +21,18 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Binds `path`, for this user alone. The caller holds the lock of the state folder, so a socket on which nobody listens
+/// Who can reach the socket at all; whoever reaches it is asked who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// The guard's own user, and root.
+    Owner,
+    /// Whoever the folder lets in.
+    ByPeer,
+}
+
+/// Binds `path`. The caller holds the lock of the state folder, so a socket on which nobody listens
 /// is left from a guard that is gone; one on which somebody listens belongs to a guard of another state folder.
-pub(crate) fn bind(path: &Path) -> Result<UnixListener, GuardError> {
+pub(crate) fn bind(path: &Path, access: Access) -> Result<UnixListener, GuardError> {
     make_private(path.parent().expect("the configuration's paths are absolute and have a name"))?;
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -39,7 +48,11 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener, GuardError> {
     }
     let (short, _folder) = shorten(path).map_err(GuardError::io("open the folder of", path))?;
     let listener = UnixListener::bind(short).map_err(GuardError::io("listen on", path))?;
-    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(GuardError::io("protect", path))?;
+    let mode = match access {
+        Access::Owner => 0o600,
+        Access::ByPeer => 0o666,
+    };
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(GuardError::io("protect", path))?;
     listener.set_nonblocking(true).map_err(GuardError::io("listen on", path))?;
     Ok(listener)
 }
@@ -75,15 +88,15 @@ mod tests {
     fn binds_long_paths_and_replaces_only_dead_sockets() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x".repeat(120)).join("guard.sock");
-        let listener = bind(&path).unwrap();
+        let listener = bind(&path, Access::Owner).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert!(connect(&path, PROBE_PATIENCE).is_ok());
-        assert!(matches!(bind(&path), Err(GuardError::SocketInUse { .. })));
+        assert!(matches!(bind(&path, Access::Owner), Err(GuardError::SocketInUse { .. })));
         drop(listener);
-        drop(bind(&path).unwrap());
+        drop(bind(&path, Access::Owner).unwrap());
         fs::remove_file(&path).unwrap();
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(bind(&path), Err(GuardError::SocketInUse { .. })));
+        assert!(matches!(bind(&path, Access::Owner), Err(GuardError::SocketInUse { .. })));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 }

@@ -8,7 +8,7 @@ use muster_model::HostName;
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::GuardConfig;
+use crate::config::{GuardConfig, HooksConfig};
 use crate::protocol::{DriverKind, LinkState};
 
 struct Bench {
@@ -34,11 +34,13 @@ impl Bench {
             state_dir: folder.path().to_owned(),
             socket: folder.path().join("guard.sock"),
             exec_shim: None,
+            allowed_uids: Vec::new(),
             fleets: vec![FleetConfig {
                 name: fleet.clone(),
                 link: at.join("current"),
                 releases: at.join("releases"),
                 driver: Driver::Link,
+                hooks: HooksConfig::default(),
             }],
         };
         Self { folder, settings: config.validate().unwrap(), fleet }
@@ -69,7 +71,7 @@ fn two() -> Digest {
 fn opens_closes_and_does_neither_twice() {
     let bench = Bench::new();
     let guard = bench.guard();
-    let closed = guard.close(&bench.fleet).unwrap();
+    let closed = guard.close(&bench.fleet, None).unwrap();
     assert!(closed.is_closed());
     assert_eq!((closed.driver, closed.generation), (DriverKind::Link, 0));
 
@@ -84,9 +86,9 @@ fn opens_closes_and_does_neither_twice() {
         assert!(matches!(error, GuardError::NotClosed { .. }), "{error}");
         assert_eq!(guard.status(&bench.fleet).unwrap(), open);
     }
-    let closed = guard.close(&bench.fleet).unwrap();
+    let closed = guard.close(&bench.fleet, None).unwrap();
     assert!(closed.is_closed() && closed.generation > open.generation);
-    assert_eq!(guard.close(&bench.fleet).unwrap(), closed);
+    assert_eq!(guard.close(&bench.fleet, None).unwrap(), closed);
     assert!(guard.open(&bench.fleet, Epoch(4), two()).unwrap().serves(Epoch(4), two()));
 }
 
@@ -109,7 +111,7 @@ fn whatever_takes_the_links_place_is_named_and_kept() {
     fs::create_dir(bench.path("current")).unwrap();
     fs::write(bench.path("current/precious"), "x").unwrap();
     assert!(matches!(guard.open(&bench.fleet, EPOCH, one()), Err(GuardError::LinkObstructed { .. })));
-    assert!(matches!(guard.close(&bench.fleet), Err(GuardError::LinkObstructed { .. })));
+    assert!(matches!(guard.close(&bench.fleet, None), Err(GuardError::LinkObstructed { .. })));
     assert!(bench.path("current/precious").exists());
     assert!(!bench.path("permit.json").exists());
 
@@ -120,7 +122,7 @@ fn whatever_takes_the_links_place_is_named_and_kept() {
     fs::remove_file(bench.path("current")).unwrap();
     symlink("/usr", bench.path("current")).unwrap();
     assert!(matches!(guard.open(&bench.fleet, EPOCH, one()), Err(GuardError::NotClosed { .. })));
-    assert!(guard.close(&bench.fleet).unwrap().is_closed());
+    assert!(guard.close(&bench.fleet, None).unwrap().is_closed());
 }
 
 #[test]
@@ -177,7 +179,7 @@ fn a_permit_spoilt_while_open_permits_nothing_and_can_be_closed() {
     guard.open(&bench.fleet, EPOCH, one()).unwrap();
     fs::write(bench.path("permit.json"), "x").unwrap();
     assert!(matches!(guard.status(&bench.fleet), Err(GuardError::Corrupt { .. })));
-    assert!(guard.close(&bench.fleet).unwrap().is_closed());
+    assert!(guard.close(&bench.fleet, None).unwrap().is_closed());
 }
 
 #[test]
@@ -196,6 +198,8 @@ fn going_down_opens_nothing() {
     guard.open(&bench.fleet, EPOCH, one()).unwrap();
     guard.shut_down().unwrap();
     assert!(guard.status(&bench.fleet).unwrap().serves(EPOCH, one()));
-    guard.close(&bench.fleet).unwrap();
+    guard.close(&bench.fleet, None).unwrap();
     assert!(matches!(guard.open(&bench.fleet, EPOCH, one()), Err(GuardError::ShuttingDown)));
 }
+
+mod deadlines;

@@ -6,8 +6,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// One agent needs two or three.
-pub(super) const CONNECTIONS_MAX: usize = 16;
+/// All peers together.
+const CONNECTIONS_MAX: usize = 32;
+
+/// One process. An agent needs a few; one that hangs with all of its own does not keep a `halt` out.
+pub(super) const CONNECTIONS_OF_ONE_MAX: usize = 16;
 
 #[derive(Default)]
 pub(super) struct Connections(Arc<Inner>);
@@ -27,27 +30,28 @@ struct Inner {
 #[derive(Default)]
 struct Open {
     last: u64,
-    streams: BTreeMap<u64, UnixStream>,
+    streams: BTreeMap<u64, (i32, UnixStream)>,
 }
 
 impl Connections {
-    /// A place for this stream, or `None` if all are taken.
-    pub(super) fn admit(&self, stream: Option<UnixStream>) -> Option<Connection> {
+    /// A place for this stream of the process `peer`, or `None` if all are taken.
+    pub(super) fn admit(&self, stream: Option<UnixStream>, peer: i32) -> Option<Connection> {
         let stream = stream?;
         let mut open = self.0.lock();
-        if open.streams.len() >= CONNECTIONS_MAX {
+        let of_peer = open.streams.values().filter(|(pid, _)| *pid == peer).count();
+        if open.streams.len() >= CONNECTIONS_MAX || of_peer >= CONNECTIONS_OF_ONE_MAX {
             return None;
         }
         open.last += 1;
         let number = open.last;
-        open.streams.insert(number, stream);
+        open.streams.insert(number, (peer, stream));
         Some(Connection { number, connections: Arc::clone(&self.0) })
     }
 
     /// Lets every connection finish what it is doing, and waits for that, but not for ever.
     pub(super) fn finish(&self, patience: Duration) {
         let open = self.0.lock();
-        for stream in open.streams.values() {
+        for (_, stream) in open.streams.values() {
             // Ends waiting for a next request; an answer on its way still gets out.
             let _ = stream.shutdown(Shutdown::Read);
         }

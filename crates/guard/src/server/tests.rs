@@ -9,10 +9,10 @@ use muster_model::{Digest, Epoch, FleetName, HostName};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::connections::CONNECTIONS_MAX;
+use super::connections::CONNECTIONS_OF_ONE_MAX;
 use super::*;
 use crate::client::GuardClient;
-use crate::config::{Driver, FleetConfig, GuardConfig};
+use crate::config::{Driver, FleetConfig, GuardConfig, HooksConfig};
 use crate::protocol::MAX_FRAME_BYTES;
 
 struct Bench {
@@ -28,11 +28,13 @@ fn settings(folder: &Path) -> Settings {
         state_dir: folder.to_owned(),
         socket: folder.join("guard.sock"),
         exec_shim: None,
+        allowed_uids: Vec::new(),
         fleets: vec![FleetConfig {
             name: FleetName::new("smars").unwrap(),
             link: at.join("current"),
             releases: at.join("releases"),
             driver: Driver::Link,
+            hooks: HooksConfig::default(),
         }],
     };
     config.validate().unwrap()
@@ -89,7 +91,7 @@ fn every_call_goes_over_the_socket() {
     assert_eq!(error.code(), Some(RefusalCode::NotClosed), "{error}");
     let error = client.status(&FleetName::new("other").unwrap()).unwrap_err();
     assert_eq!(error.code(), Some(RefusalCode::UnknownFleet), "{error}");
-    assert!(client.close(&bench.fleet).unwrap().is_closed());
+    assert!(client.close(&bench.fleet, None).unwrap().is_closed());
 
     let mut watch = client.watch().unwrap();
     bench.guard.stop().unwrap();
@@ -173,7 +175,7 @@ fn several_requests_on_one_connection_are_answered_in_order() {
 #[test]
 fn one_connection_too_many_is_told_so_and_places_come_back() {
     let bench = Bench::new();
-    let watches: Vec<_> = (0..CONNECTIONS_MAX).map(|_| bench.client().watch().unwrap()).collect();
+    let watches: Vec<_> = (0..CONNECTIONS_OF_ONE_MAX).map(|_| bench.client().watch().unwrap()).collect();
     assert_eq!(bench.client().hello().unwrap_err().code(), Some(RefusalCode::Busy));
     drop(watches);
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
@@ -199,8 +201,9 @@ fn only_the_own_user_and_root_may_ask() {
     for (peer, own, may) in
         [(1000, 1000, true), (0, 1000, true), (1001, 1000, false), (1000, 0, false), (0, 0, true)]
     {
-        assert_eq!(may_ask(peer, own), may, "{peer} asks {own}");
+        assert_eq!(may_ask(peer, own, &[]), may, "{peer} asks {own}");
     }
+    assert!(may_ask(1001, 1000, &[7, 1001]) && !may_ask(1002, 1000, &[7, 1001]));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What a service writes: a bounded log, and its last lines.
+//! What a service or a hook writes: a bounded log, and its last lines.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -15,7 +15,7 @@ const TAIL_LINES_MAX: usize = 20;
 
 /// Copies everything to the log until the service's last process has closed its end, and gives back the last lines. A
 /// log that cannot be written loses lines; it never stops the service.
-pub(super) fn collect(mut from: impl Read, path: &Path) -> String {
+pub(crate) fn collect(mut from: impl Read, path: &Path) -> String {
     let mut log = Log::open(path);
     let mut tail = VecDeque::with_capacity(TAIL_BYTES_MAX);
     let mut buffer = [0; 8 * 1024];

@@ -3,8 +3,9 @@
 //! `keep-service` starts the command and stays until every process that descends from it is gone. It is the command's
 //! *child subreaper*: a descendant whose parent dies becomes the keeper's child, whatever session or group it moved
 //! to. So "no child left" means "no descendant left", as seen by the kernel and not by a search. Its stdin comes
-//! from the guard: `stop` asks the service to stop and kills what is left after the time-out; the end of stdin means
-//! that the guard is gone, however it went, and kills everything at once.
+//! from the guard: `stop MS` asks the service to stop, `wait MS` says that somebody else has asked it, and either kills what
+//! is left after that time; the end of stdin means that the guard wants it gone now or is gone itself, however it went,
+//! and kills everything at once.
 //!
 //! `exec-service` is the command before it becomes the command: it opens a session of its own, asks the kernel to kill
 //! it when the keeper dies, and executes. (The kernel drops that request when a set-user-id program is executed; the
@@ -14,6 +15,7 @@
 use std::ffi::OsString;
 use std::io::{self, BufRead, Write};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -25,7 +27,9 @@ use rustix::process::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Cgroup;
 use crate::config::StopSignal;
+use crate::log::log;
 use crate::process;
 use crate::protocol::ExitKind;
 use crate::record::ProcessKey;
@@ -33,7 +37,8 @@ use crate::record::ProcessKey;
 /// The name under which the hidden verbs show in a list of processes.
 pub(crate) const PROGRAM: &str = "muster-guard";
 
-const STOP_LINE: &str = "stop";
+const STOP_WORD: &str = "stop";
+const WAIT_WORD: &str = "wait";
 
 /// Between two rounds of killing: a process may fork while it is being killed.
 const KILL_INTERVAL: Duration = Duration::from_millis(20);
@@ -52,20 +57,33 @@ pub(crate) enum Report {
 #[derive(Debug)]
 pub(crate) struct Keep {
     pub(crate) stop_signal: StopSignal,
-    pub(crate) stop_timeout: Duration,
+    /// The control group that is made for this run.
+    pub(crate) cgroup: Option<PathBuf>,
     pub(crate) command: Vec<OsString>,
 }
 
+/// Who has asked the service to stop, or is to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asking {
+    /// The keeper, by the stop signal.
+    Keeper,
+    /// A hook.
+    Hook,
+}
+
 enum Order {
-    Stop,
+    Stop(Asking, Duration),
     GuardGone,
     MainEnded,
 }
 
-/// Tells a keeper to stop its service.
-pub(crate) fn ask_to_stop(mut control: impl Write) -> io::Result<()> {
-    control.write_all(STOP_LINE.as_bytes())?;
-    control.write_all(b"\n")?;
+/// Tells a keeper to stop its service within `limit`.
+pub(crate) fn ask_to_stop(mut control: impl Write, asking: Asking, limit: Duration) -> io::Result<()> {
+    let word = match asking {
+        Asking::Keeper => STOP_WORD,
+        Asking::Hook => WAIT_WORD,
+    };
+    control.write_all(format!("{word} {}\n", limit.as_millis()).as_bytes())?;
     control.flush()
 }
 
@@ -73,6 +91,11 @@ pub(crate) fn ask_to_stop(mut control: impl Write) -> io::Result<()> {
 pub(crate) fn keep(plan: Keep) -> io::Result<()> {
     // A session of its own keeps the keeper out of reach of a terminal's Ctrl-C.
     setsid()?;
+    let group = plan.cgroup.clone().map(Cgroup::at);
+    if let Some(Err(error)) = group.as_ref().map(Cgroup::join) {
+        // What does not run in a group of its own is found by its keeper.
+        log!("cannot join the control group: {error}");
+    }
     set_child_subreaper(Some(getpid()))?;
     let main = start(&plan.command)?;
     report(&Report::Started { main });
@@ -81,6 +104,10 @@ pub(crate) fn keep(plan: Keep) -> io::Result<()> {
     thread::Builder::new().spawn(move || listen(&listener))?;
     thread::Builder::new().spawn(move || stop(&plan, &received))?;
     let status = reap(main.pid, &orders)?;
+    if let Some(group) = group {
+        // The guard does the same, unless it is gone.
+        group.leave();
+    }
     report(&Report::Ended { status });
     Ok(())
 }
@@ -146,9 +173,14 @@ fn reap(main: i32, orders: &Sender<Order>) -> io::Result<ExitKind> {
 
 fn listen(orders: &Sender<Order>) {
     for line in io::stdin().lock().lines().map_while(Result::ok) {
-        if line == STOP_LINE {
-            let _ = orders.send(Order::Stop);
-        }
+        let Some((word, limit)) = line.split_once(' ') else { continue };
+        let asking = match word {
+            STOP_WORD => Asking::Keeper,
+            WAIT_WORD => Asking::Hook,
+            _ => continue,
+        };
+        let limit = limit.parse().map_or(Duration::ZERO, Duration::from_millis);
+        let _ = orders.send(Order::Stop(asking, limit));
     }
     let _ = orders.send(Order::GuardGone);
 }
@@ -156,9 +188,11 @@ fn listen(orders: &Sender<Order>) {
 /// Waits for the first reason to stop, then does so; ends with the process.
 fn stop(plan: &Keep, orders: &Receiver<Order>) {
     match orders.recv() {
-        Ok(Order::Stop) => {
-            signal_all(plan.stop_signal.signal());
-            wait_out(orders, plan.stop_timeout);
+        Ok(Order::Stop(asking, limit)) => {
+            if asking == Asking::Keeper {
+                signal_all(plan.stop_signal.signal());
+            }
+            wait_out(orders, limit);
         }
         Ok(Order::GuardGone | Order::MainEnded) | Err(_) => {}
     }
@@ -173,7 +207,7 @@ fn wait_out(orders: &Receiver<Order>, patience: Duration) {
     let deadline = Instant::now() + patience;
     loop {
         match orders.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Order::Stop | Order::MainEnded) => {}
+            Ok(Order::Stop(..) | Order::MainEnded) => {}
             Ok(Order::GuardGone) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
         }
     }

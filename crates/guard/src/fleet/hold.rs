@@ -1,0 +1,120 @@
+//! What is asked of the lease: deadlines set, moved and lifted, and what must be durable before it is answered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_model::{BootTime, RolloutId};
+
+use super::Fleet;
+use crate::error::GuardError;
+use crate::hooks::Hook;
+use crate::lease::{Change, Lease, LeaseRefusal};
+use crate::ledger::Survives;
+use crate::log::log;
+use crate::protocol::{Armed, FleetState, LeaseState, Opened};
+use crate::timer::boot_time;
+
+impl Fleet {
+    /// Step 7. The deadline runs from before it is durable: a disk that hangs costs the service, not the promise.
+    pub(crate) fn arm(self: &Arc<Self>, ask: Armed) -> Result<FleetState, GuardError> {
+        let _change = self.lock();
+        self.ensure_warden()?;
+        let state = self.state()?;
+        let serving = state.open.filter(|open| state.serves(open.epoch, open.digest));
+        self.change_durably(|lease, now| lease.arm(now, serving, ask))?;
+        self.state()
+    }
+
+    /// Step 8. A deadline that is lost with the machine need not survive it, so no disk is waited for.
+    pub(crate) fn renew(&self, k: RolloutId, deadline: BootTime) -> Result<FleetState, GuardError> {
+        self.ask_lease(|lease, now| lease.renew(now, k, deadline))?;
+        if let Err(error) = self.persist(Survives::Process) {
+            // A guard that is started again finds an earlier deadline: it fences too early, never too late.
+            log!("{}", error.chain());
+        }
+        self.state()
+    }
+
+    /// Step 9. A fence that has latched stays; the answer shows it.
+    pub(crate) fn disarm(&self, k: RolloutId) -> Result<FleetState, GuardError> {
+        self.ask_lease(|lease, now| lease.disarm(now, k))?;
+        self.persist(Survives::PowerCut)?;
+        self.state()
+    }
+
+    /// Step 14. All that can fail is done before: the release is there, and the link's successor is made.
+    pub(crate) fn decide(&self, k: RolloutId, at: BootTime, to: Opened) -> Result<FleetState, GuardError> {
+        let _change = self.lock();
+        self.link.release(to.digest)?;
+        if !matches!(self.lease().hold(), LeaseState::Decided(_)) {
+            self.link.stage(to.digest)?;
+        }
+        self.change_durably(|lease, now| lease.decide(now, k, at, to)).inspect_err(|_| {
+            if !matches!(self.lease().hold(), LeaseState::Decided(_)) {
+                // It leads nowhere anyone goes, and the next one replaces it.
+                let _ = self.link.unstage();
+            }
+        })?;
+        self.state()
+    }
+
+    /// Runs a hook whose failure is told to the one who asked.
+    pub(crate) fn run_asked(&self, hook: Hook) -> Result<FleetState, GuardError> {
+        let context = self.context();
+        self.hooks.run(hook, &context, self.hooks.bound(hook), &|| self.may_serve().is_ok())?;
+        self.state()
+    }
+
+    /// Asks the lease, and sets the timer to what follows from its answer.
+    pub(super) fn ask_lease<T>(
+        &self,
+        ask: impl FnOnce(&mut Lease, BootTime) -> Result<T, LeaseRefusal>,
+    ) -> Result<T, GuardError> {
+        self.change_lease(ask).map_err(GuardError::lease(&self.name))
+    }
+
+    /// The timer is set under the lease's lock, so that it is always set to the lease's last word.
+    pub(super) fn change_lease<T>(&self, change: impl FnOnce(&mut Lease, BootTime) -> T) -> T {
+        let mut lease = self.lease();
+        let result = change(&mut lease, boot_time());
+        self.timer.set(lease.due());
+        result
+    }
+
+    /// A change that must be durable before it is answered, and is taken back if it cannot be.
+    fn change_durably(
+        &self,
+        ask: impl FnOnce(&mut Lease, BootTime) -> Result<Change, LeaseRefusal>,
+    ) -> Result<(), GuardError> {
+        let (before, change, made) = self.change_lease(|lease, now| {
+            let before = *lease.hold();
+            (before, ask(lease, now), *lease.hold())
+        });
+        let change = change.map_err(GuardError::lease(&self.name))?;
+        self.persist(Survives::PowerCut).inspect_err(|_| {
+            if change == Change::Made {
+                self.change_lease(|lease, now| lease.undo(now, &made, before));
+            }
+        })
+    }
+
+    /// Writes the lease as it is now, if that is not what was written last.
+    pub(super) fn persist(&self, survives: Survives) -> Result<(), GuardError> {
+        self.ledger.write(|| self.lease().record(&self.boot_id), survives)
+    }
+
+    /// Waits a moment for requests that are about to end.
+    pub(super) fn try_lock(&self, patience: Duration) -> Option<std::sync::MutexGuard<'_, ()>> {
+        let deadline = std::time::Instant::now() + patience;
+        loop {
+            match self.change.try_lock() {
+                Ok(change) => return Some(change),
+                Err(std::sync::TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(std::sync::TryLockError::WouldBlock) if std::time::Instant::now() >= deadline => {
+                    return None;
+                }
+                Err(std::sync::TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+}
