@@ -62,6 +62,16 @@ pub enum BootGate {
     None,
 }
 
+/// Whether a host's clock goes on whatever happens to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClockState {
+    /// As far as the host can tell.
+    Steady,
+    /// It stands still while the host is paused, and nothing tells the host of it.
+    Pausable,
+}
+
 /// What a digest of a file was computed by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -85,6 +95,16 @@ pub struct HostFacts {
     pub scope: Scope,
     /// Whether the link vanishes at a reboot.
     pub boot_gate: BootGate,
+    /// How far the clock that holds its deadlines can be trusted.
+    pub clock: ClockState,
+    /// How far its time of day may be off, in milliseconds, as its time daemon says; nothing if none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_error_ms: Option<u64>,
+    /// `F`: how long its last drill took to fence, in milliseconds; nothing if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence_ms: Option<u64>,
+    /// How long its service may take to stop gently, in milliseconds.
+    pub drain_ms: u64,
     /// How the bytes were measured.
     pub assurance: Assurance,
     /// The agent's version.

@@ -76,8 +76,26 @@ codes! {
     BlobMissing = "blob-missing",
     /// The host's guard does not answer or refused.
     GuardFailed = "guard-failed",
+    /// The host was not heard in time while it was armed, and has stopped serving by itself.
+    LeaseExpired = "lease-expired",
+    /// Fencing takes longer on this host than the fleet's timing allows, or was never tried.
+    FenceTooSlow = "fence-too-slow",
+    /// The service may take longer to stop than the lease lasts.
+    DrainTooLong = "drain-too-long",
+    /// The host's answers take so long that it could not renew its lease.
+    RenewalsSlow = "renewals-slow",
+    /// The host's clock may stand still while the host is paused, and the fleet's policy does not accept that.
+    ClockMayPause = "clock-may-pause",
+    /// The host's time of day may be off by more than a flip in fast mode allows.
+    ClockUncertain = "clock-uncertain",
+    /// The fleet or the host was halted, and serves nothing until an order resumes it.
+    Halted = "halted",
+    /// A hook of the host's failed or took too long.
+    HookFailed = "hook-failed",
     /// The service did not start, or ended at once.
     StartFailed = "start-failed",
+    /// The service runs, but its health check does not pass.
+    Unhealthy = "unhealthy",
     /// The service or link did not stop.
     StopFailed = "stop-failed",
     /// No such fleet.

@@ -1,7 +1,9 @@
 //! Closing secrets: how a host learns that all the others have stopped serving.
 //!
 //! Each attestation commits to a fresh secret; a host reveals it only once it is durably closed. So whoever knows all
-//! N secrets knows that N hosts are closed, and a coordinator cannot open one host while another still serves.
+//! N secrets knows that N hosts are closed, and a coordinator cannot open one host while another still serves. Of a host
+//! that fell silent only its commitment can be shown: the signed order says of how many hosts a lapsed lease, which rests
+//! on the coordinator's clock, may stand for the secret.
 
 use std::fmt;
 use std::sync::Arc;
@@ -48,47 +50,103 @@ impl Closing {
         Self(MerkleTree::new(commitments.into_iter().map(|c| &c.0.as_bytes()[..])).root())
     }
 
-    /// Whether `secrets`, in the order of the roster, are those that all N hosts committed to.
+    /// Whether `secrets`, in the order of the roster, are those that all N hosts committed to, but for at most
+    /// `max_lapsed` hosts of which only the commitment is shown.
     #[must_use]
-    pub fn is_proven_by(&self, secrets: &Secrets) -> bool {
-        let commitments: Vec<Commitment> = secrets.iter().map(|secret| secret.commitment()).collect();
-        Self::of_commitments(&commitments) == *self
+    pub fn is_proven_by(&self, secrets: &Secrets, max_lapsed: u32) -> bool {
+        let commitments: Vec<Commitment> = secrets.iter().map(|closure| closure.commitment()).collect();
+        secrets.lapsed() <= max_lapsed as usize && Self::of_commitments(&commitments) == *self
     }
 }
 
-/// The closing secrets of all N hosts in the order of the roster, shared by all the messages that carry them: N messages
+/// Why a host counts as closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Closure {
+    /// It said so itself: this is its closing secret.
+    Revealed(Secret),
+    /// It was silent for so long that its lease has lapsed: this is what it had committed to.
+    Lapsed(Commitment),
+}
+
+impl Closure {
+    /// What the host committed to.
+    #[must_use]
+    pub fn commitment(&self) -> Commitment {
+        match self {
+            Self::Revealed(secret) => secret.commitment(),
+            Self::Lapsed(commitment) => *commitment,
+        }
+    }
+
+    /// The secret, if it was revealed.
+    #[must_use]
+    pub const fn secret(&self) -> Option<Secret> {
+        match self {
+            Self::Revealed(secret) => Some(*secret),
+            Self::Lapsed(_) => None,
+        }
+    }
+}
+
+/// Why all N hosts count as closed, in the order of the roster, shared by all the messages that carry it: N messages
 /// with N secrets each would not fit into memory.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct Secrets(Arc<[u8]>);
 
+/// A byte that says what follows, and 32 bytes.
+const CLOSURE_BYTES: usize = 33;
+const REVEALED: u8 = 1;
+const LAPSED: u8 = 0;
+
 impl Secrets {
-    /// Reads 32 bytes for each secret, one after the other; nothing if the length is not a multiple.
+    /// Reads 33 bytes for each host, one after the other: 1 and its secret, or 0 and its commitment. Nothing if it is
+    /// anything else.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        bytes.len().is_multiple_of(32).then(|| Self(bytes.into()))
+        let (closures, rest) = bytes.as_chunks::<CLOSURE_BYTES>();
+        let is_known = closures.iter().all(|closure| matches!(closure[0], REVEALED | LAPSED));
+        (rest.is_empty() && is_known).then(|| Self(bytes.into()))
     }
 
-    /// The bytes: 32 for each secret.
+    /// The bytes, as [`Self::from_bytes`] reads them.
     #[must_use]
     pub const fn as_bytes(&self) -> &Arc<[u8]> {
         &self.0
     }
 
-    /// The secrets, in the order of the roster.
-    pub fn iter(&self) -> impl Iterator<Item = Secret> + '_ {
-        self.0.as_chunks::<32>().0.iter().copied().map(Secret::from_bytes)
+    /// What is known of each host, in the order of the roster.
+    pub fn iter(&self) -> impl Iterator<Item = Closure> + '_ {
+        self.0.as_chunks::<CLOSURE_BYTES>().0.iter().map(|[kind, bytes @ ..]| match *kind {
+            REVEALED => Closure::Revealed(Secret::from_bytes(*bytes)),
+            _ => Closure::Lapsed(Commitment(Digest::from_bytes(*bytes))),
+        })
+    }
+
+    /// How many hosts count as closed only because their lease has lapsed.
+    #[must_use]
+    pub fn lapsed(&self) -> usize {
+        self.0.as_chunks::<CLOSURE_BYTES>().0.iter().filter(|closure| closure[0] == LAPSED).count()
     }
 }
 
-impl FromIterator<Secret> for Secrets {
-    fn from_iter<I: IntoIterator<Item = Secret>>(secrets: I) -> Self {
-        Self(secrets.into_iter().flat_map(|secret| *secret.as_bytes()).collect())
+impl FromIterator<Closure> for Secrets {
+    fn from_iter<I: IntoIterator<Item = Closure>>(closures: I) -> Self {
+        let mut bytes = Vec::new();
+        for closure in closures {
+            let (kind, value) = match closure {
+                Closure::Revealed(secret) => (REVEALED, *secret.as_bytes()),
+                Closure::Lapsed(commitment) => (LAPSED, *commitment.0.as_bytes()),
+            };
+            bytes.push(kind);
+            bytes.extend_from_slice(&value);
+        }
+        Self(bytes.into())
     }
 }
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Secrets({})", self.0.len() / 32)
+        write!(f, "Secrets({}, {} lapsed)", self.0.len() / CLOSURE_BYTES, self.lapsed())
     }
 }
 
@@ -96,11 +154,17 @@ impl fmt::Debug for Secrets {
 mod tests {
     use super::*;
 
+    fn secrets() -> [Secret; 3] {
+        [1, 2, 3].map(|byte| Secret::from_bytes([byte; 32]))
+    }
+
     #[test]
     fn only_all_secrets_in_roster_order_prove_a_closing() {
-        let secrets = [1, 2, 3].map(|byte| Secret::from_bytes([byte; 32]));
+        let secrets = secrets();
         let closing = Closing::of_commitments(&secrets.map(|s| s.commitment()));
-        let proven = |secrets: &[Secret]| closing.is_proven_by(&secrets.iter().copied().collect());
+        let proven = |secrets: &[Secret]| {
+            closing.is_proven_by(&secrets.iter().copied().map(Closure::Revealed).collect(), 3)
+        };
         assert!(proven(&secrets));
         assert!(!proven(&secrets[..2]));
         assert!(!proven(&[secrets[1], secrets[0], secrets[2]]));
@@ -110,11 +174,34 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_bytes_one_after_the_other() {
-        let secrets: Secrets = [1, 2].map(|byte| Secret::from_bytes([byte; 32])).into_iter().collect();
+    fn a_commitment_stands_for_a_secret_only_as_often_as_is_allowed() {
+        let secrets = secrets();
+        let closing = Closing::of_commitments(&secrets.map(|s| s.commitment()));
+        let lapsed = |positions: &[usize]| -> Secrets {
+            let closure = |(at, secret): (usize, &Secret)| match positions.contains(&at) {
+                true => Closure::Lapsed(secret.commitment()),
+                false => Closure::Revealed(*secret),
+            };
+            secrets.iter().enumerate().map(closure).collect()
+        };
+        assert!(closing.is_proven_by(&lapsed(&[]), 0));
+        assert!(!closing.is_proven_by(&lapsed(&[1]), 0));
+        assert!(closing.is_proven_by(&lapsed(&[1]), 1));
+        assert!(!closing.is_proven_by(&lapsed(&[0, 1]), 1));
+        let wrong = Closure::Lapsed(Commitment(Digest::of(b"another")));
+        let closures = [Closure::Revealed(secrets[0]), wrong, Closure::Revealed(secrets[2])];
+        assert!(!closing.is_proven_by(&closures.into_iter().collect(), 3));
+    }
+
+    #[test]
+    fn closures_are_bytes_one_after_the_other() {
+        let [first, second, _] = secrets();
+        let closures = [Closure::Revealed(first), Closure::Lapsed(second.commitment())];
+        let secrets: Secrets = closures.into_iter().collect();
         assert_eq!(Secrets::from_bytes(secrets.as_bytes()).as_ref(), Some(&secrets));
-        assert_eq!(secrets.iter().nth(1), Some(Secret::from_bytes([2; 32])));
-        assert_eq!(Secrets::from_bytes(&[0; 33]), None);
-        assert_eq!(format!("{secrets:?}"), "Secrets(2)");
+        assert_eq!(secrets.iter().collect::<Vec<_>>(), closures);
+        assert_eq!(Secrets::from_bytes(&[0; 34]), None);
+        assert_eq!(Secrets::from_bytes(&[2; 33]), None);
+        assert_eq!(format!("{secrets:?}"), "Secrets(2, 1 lapsed)");
     }
 }

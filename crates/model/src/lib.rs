@@ -23,12 +23,13 @@ mod release;
 mod root;
 mod roster;
 mod time;
+mod timing;
 
-pub use attestation::{Assurance, Attestation, BootGate, Comparable, HostFacts, Purpose, Scope};
+pub use attestation::{Assurance, Attestation, BootGate, ClockState, Comparable, HostFacts, Purpose, Scope};
 pub use blocker::{Blocker, Code, Refusal, UnknownCode};
 pub use digest::{Digest, DigestError};
 pub use document::{Document, DocumentError, DocumentKind, MAX_DOCUMENT_BYTES};
-pub use evidence::{Closing, Commitment, Secret, Secrets};
+pub use evidence::{Closing, Closure, Commitment, Secret, Secrets};
 pub use ids::{BootId, Epoch, Incarnation, Nonce, RolloutId, RosterRevision, SessionId, Term, Token};
 pub use key::{KeyId, PublicKey, PublicKeyError};
 pub use manifest::{
@@ -41,12 +42,13 @@ pub use message::{
     Documents, FromHost, HostMode, JoinReport, JournalHead, Leadership, ServingReport, Standing, ToHost,
 };
 pub use name::{FleetName, HostName, IdentityName, NameError, Version};
-pub use order::{Flip, FlipMode, OnFailure, Order, RosterRef};
+pub use order::{Flip, FlipMode, OnFailure, Order, OrderKind, RosterRef};
 pub use path::{
     EntryPath, HostPath, LinkTarget, MAX_COMPONENT_BYTES, MAX_DEPTH, MAX_PATH_BYTES, PathError, escape,
 };
 pub use proof::{Durable, Verified};
 pub use release::{FlagDeclaration, FlagKind, Release};
 pub use root::{RoleKeys, Root, SigningRole};
-pub use roster::{BootGatePolicy, Member, Policy, Roster};
+pub use roster::{BootGatePolicy, ClockPolicy, Member, Policy, Roster};
 pub use time::{BootTime, UnixTime};
+pub use timing::Timing;

@@ -5,7 +5,7 @@
 
 use crate::{
     BootId, BootTime, Digest, Epoch, Incarnation, MerkleProof, Nonce, Refusal, RolloutId, RosterRevision,
-    Secret, Secrets, Term, Token,
+    Secret, Secrets, Term, Token, UnixTime,
 };
 
 /// What every message to a host carries beside its body.
@@ -48,8 +48,25 @@ pub enum FromHost {
         /// The rollout.
         k: RolloutId,
     },
+    /// Step 7: the answer to [`ToHost::Probe`].
+    Probed {
+        /// The rollout.
+        k: RolloutId,
+    },
     /// Step 7: the host has armed.
     Armed {
+        /// The rollout.
+        k: RolloutId,
+    },
+    /// Step 8: the host asks for its lease to be renewed.
+    Renew {
+        /// The rollout.
+        k: RolloutId,
+        /// Counts this host's requests for the rollout.
+        n: u64,
+    },
+    /// Step 14: the guard will flip at the instant that was fixed, whatever happens to the agent.
+    Set {
         /// The rollout.
         k: RolloutId,
     },
@@ -130,9 +147,33 @@ pub enum ToHost {
         /// What to verify.
         documents: Documents,
     },
+    /// Step 7: answer at once, so that it shows how long renewals would take.
+    Probe {
+        /// The rollout.
+        k: RolloutId,
+    },
     /// Step 7: promise to stop serving.
     Arm {
         /// The rollout.
+        k: RolloutId,
+        /// Step 14: when to flip, in fast mode.
+        instant: Option<UnixTime>,
+    },
+    /// Step 8: the lease is renewed, from when the request was sent.
+    Grant {
+        /// The rollout.
+        k: RolloutId,
+        /// Which request this answers.
+        n: u64,
+    },
+    /// Step 14: flip at the instant that ARM fixed.
+    Set {
+        /// The rollout.
+        k: RolloutId,
+    },
+    /// Stop serving at once, until an order with a higher number resumes the fleet.
+    Halt {
+        /// The fleet's last rollout when it was halted.
         k: RolloutId,
     },
     /// Step 10: stop serving.
@@ -148,7 +189,7 @@ pub enum ToHost {
         epoch: Epoch,
         /// The manifest to serve.
         release: Digest,
-        /// All N closing secrets, in the order of the roster.
+        /// Why all N hosts count as closed, in the order of the roster. Empty in fast mode.
         secrets: Secrets,
     },
     /// Step 9: the rollout was given up.
@@ -229,6 +270,8 @@ pub struct Standing {
     pub roster_revision: RosterRevision,
     /// Whether the journal was lost and taken from its anchor.
     pub history_lost: bool,
+    /// The last rollout when the host was halted, if it is.
+    pub halted: Option<RolloutId>,
 }
 
 /// A host's mode, without what only the host needs to know.

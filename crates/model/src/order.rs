@@ -27,6 +27,16 @@ pub enum OnFailure {
     Rollback,
 }
 
+/// What an order is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OrderKind {
+    /// Another release than the one that is served.
+    Flip,
+    /// The release that was served when the fleet was halted.
+    Resume,
+}
+
 /// The statement of one flip, signed by the operators. Its counter is the rollout's number `k`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,6 +44,8 @@ pub struct Order {
     format: String,
     /// The fleet.
     pub fleet: FleetName,
+    /// What it is for.
+    pub kind: OrderKind,
     /// The rollout's number; one more than the fleet's last.
     pub counter: RolloutId,
     /// The manifest that is served now; none before the first flip.
@@ -69,6 +81,8 @@ pub struct Flip {
     pub mode: FlipMode,
     /// What to do when hosts fail to start.
     pub on_failure: OnFailure,
+    /// How many hosts may be opened over on the strength of a lapsed lease.
+    pub max_lapsed: u32,
 }
 
 /// The roster an order is bound to.
@@ -84,10 +98,14 @@ pub struct RosterRef {
 }
 
 impl Order {
+    /// How many hosts may lapse unless the operator says otherwise: a host that dies at the worst moment does not keep
+    /// the others dark, and a coordinator that lies about its clock gains one host, which the receipt names.
+    pub const MAX_LAPSED_DEFAULT: u32 = 1;
+
     /// The longest time an order may be valid for.
     pub const VALIDITY_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
 
-    /// Makes an order and checks it.
+    /// Makes an order and checks it. One that leads to what is served already resumes a fleet that was halted.
     pub fn new(
         fleet: FleetName,
         counter: RolloutId,
@@ -95,9 +113,11 @@ impl Order {
         flip: Flip,
         validity: std::ops::Range<UnixTime>,
     ) -> Result<Self, DocumentError> {
+        let kind = if flip.from == Some(flip.to) { OrderKind::Resume } else { OrderKind::Flip };
         let order = Self {
             format: FORMAT.to_owned(),
             fleet,
+            kind,
             counter,
             from: flip.from,
             to: flip.to,
@@ -106,7 +126,7 @@ impl Order {
             hosts: roster.hosts,
             mode: flip.mode,
             on_failure: flip.on_failure,
-            max_lapsed: 0,
+            max_lapsed: flip.max_lapsed,
             not_before_unix_ms: validity.start,
             expires_unix_ms: validity.end,
         };
@@ -125,8 +145,14 @@ impl Order {
         if self.max_lapsed >= self.hosts {
             return invalid(format!("max_lapsed is {} of {} hosts", self.max_lapsed, self.hosts));
         }
-        if self.from == Some(self.to) {
-            return invalid(format!("it goes from {} to itself", self.to));
+        match self.kind {
+            OrderKind::Flip if self.from == Some(self.to) => {
+                return invalid(format!("it goes from {} to itself", self.to));
+            }
+            OrderKind::Resume if self.from != Some(self.to) => {
+                return invalid(format!("it resumes {}, which is not what was served", self.to));
+            }
+            OrderKind::Flip | OrderKind::Resume => {}
         }
         let validity_ms = self.expires_unix_ms.0.saturating_sub(self.not_before_unix_ms.0);
         if validity_ms == 0 || validity_ms > Self::VALIDITY_MS_MAX {
@@ -166,6 +192,7 @@ mod tests {
                 to: digest(to),
                 mode: FlipMode::Strict,
                 on_failure: OnFailure::Hold,
+                max_lapsed: 0,
             },
             UnixTime(validity.start)..UnixTime(validity.end),
         )
@@ -175,7 +202,16 @@ mod tests {
     fn an_order_is_bound_to_hosts_time_and_a_change() {
         let good = order(1, 2, 8, 0..1000).expect("valid");
         assert_eq!(Order::parse(&good.to_bytes()), Ok(good));
-        assert!(order(1, 1, 8, 0..1000).is_err(), "no change");
+        assert_eq!(order(1, 1, 8, 0..1000).map(|order| order.kind), Ok(OrderKind::Resume));
+        let mut unlike = order(1, 2, 8, 0..1000).expect("valid");
+        unlike.kind = OrderKind::Resume;
+        assert!(Order::parse(&unlike.to_bytes()).is_err(), "a change that says it is none");
+        let mut same = order(1, 1, 8, 0..1000).expect("valid");
+        same.kind = OrderKind::Flip;
+        assert!(Order::parse(&same.to_bytes()).is_err(), "no change");
+        let mut all = order(1, 2, 8, 0..1000).expect("valid");
+        all.max_lapsed = 8;
+        assert!(Order::parse(&all.to_bytes()).is_err(), "nobody would have to close");
         assert!(order(1, 2, 0, 0..1000).is_err(), "no hosts");
         assert!(order(1, 2, 8, 5..5).is_err(), "never valid");
         assert!(order(1, 2, 8, 0..Order::VALIDITY_MS_MAX + 1).is_err(), "valid for ever");

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::document::{check_format, parse_json, to_json};
-use crate::{Document, DocumentError, DocumentKind, FleetName, HostName, PublicKey, RosterRevision};
+use crate::{Document, DocumentError, DocumentKind, FleetName, HostName, PublicKey, RosterRevision, Timing};
 
 const FORMAT: &str = "muster.roster/1";
 
@@ -24,6 +24,23 @@ pub struct Policy {
     /// Whether the link must vanish at a reboot.
     #[serde(default)]
     pub boot_gate: BootGatePolicy,
+    /// How far a host's clock must be trusted.
+    #[serde(default)]
+    pub clock: ClockPolicy,
+    /// How long hosts may serve without hearing from the coordinator while they are armed, and what follows from that.
+    #[serde(default)]
+    pub timing: Timing,
+}
+
+/// Whether hosts are accepted whose clock may stop with them, such as virtual machines that can be paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClockPolicy {
+    /// Every host's clock must go on whatever happens to the host.
+    #[default]
+    Steady,
+    /// A clock that may stand still is accepted: whoever pauses such a host while it is armed must fence it first.
+    Any,
 }
 
 /// Whether hosts are accepted whose link outlives a reboot, so that something could serve before it was admitted.
@@ -102,6 +119,7 @@ impl Roster {
     }
 
     fn check(&self) -> Result<(), DocumentError> {
+        self.policy.timing.check()?;
         let invalid = |reason: String| Err(DocumentError::Invalid { kind: "roster", reason });
         if self.revision.0 == 0 {
             return invalid("revisions begin at 1".to_owned());

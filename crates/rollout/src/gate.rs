@@ -1,8 +1,8 @@
 //! The gate: whether N hosts attest one and the same release, now.
 
 use muster_model::{
-    Attestation, Blocker, BootGate, BootGatePolicy, Code, Comparable, Digest, HostName, Purpose, RolloutId,
-    Roster,
+    Attestation, Blocker, BootGate, BootGatePolicy, ClockPolicy, ClockState, Code, Comparable, Digest,
+    FlipMode, HostFacts, HostName, Policy, Purpose, RolloutId, Roster,
 };
 
 /// What the hosts were asked.
@@ -14,6 +14,8 @@ pub struct Question {
     pub challenge: Option<Digest>,
     /// The rollout the answers are for, unless it is a check.
     pub rollout: Option<RolloutId>,
+    /// How the fleet is to flip.
+    pub mode: FlipMode,
 }
 
 /// What is known of one host's answer.
@@ -109,7 +111,38 @@ fn judge(
             ..Blocker::host(Code::Mismatch, host, "it measured another tree than the release's")
         });
     }
-    match (roster.policy().boot_gate, it.facts.boot_gate) {
+    blockers.extend(unfit(host, &it.facts, roster.policy(), question.mode));
+}
+
+/// Why a host cannot take part in a flip whatever its bytes are: what it says of itself does not meet the fleet's policy.
+#[must_use]
+pub fn unfit(host: &HostName, facts: &HostFacts, policy: Policy, mode: FlipMode) -> Vec<Blocker> {
+    let mut blockers = Vec::new();
+    let timing = policy.timing;
+    let ms = |value: Option<u64>| Some(value.map_or("unknown".to_owned(), |ms| format!("{ms} ms")));
+    let mut limit = |code, expected: u64, measured: Option<u64>, detail: &str| {
+        blockers.push(Blocker {
+            expected: Some(format!("at most {expected} ms")),
+            measured: ms(measured),
+            ..Blocker::host(code, host, detail)
+        });
+    };
+    if facts.fence_ms.is_none_or(|fence_ms| fence_ms > timing.fence_ms) {
+        let detail = "it may not stop its service in the time that the fleet's policy allows for a fence";
+        limit(Code::FenceTooSlow, timing.fence_ms, facts.fence_ms, detail);
+    }
+    if facts.drain_ms > timing.drain_ms_max() {
+        let detail = "its service may take longer to stop than its lease would last";
+        limit(Code::DrainTooLong, timing.drain_ms_max(), Some(facts.drain_ms), detail);
+    }
+    match mode {
+        FlipMode::Fast if facts.clock_error_ms.is_none_or(|error| error > timing.clock_error_ms) => {
+            let detail = "its time of day may be off by more than a flip in fast mode allows";
+            limit(Code::ClockUncertain, timing.clock_error_ms, facts.clock_error_ms, detail);
+        }
+        FlipMode::Fast | FlipMode::Strict => {}
+    }
+    match (policy.boot_gate, facts.boot_gate) {
         (BootGatePolicy::Required, BootGate::None) => blockers.push(Blocker::host(
             Code::BootGate,
             host,
@@ -117,6 +150,15 @@ fn judge(
         )),
         (BootGatePolicy::Optional, _) | (BootGatePolicy::Required, BootGate::Volatile) => {}
     }
+    match (policy.clock, facts.clock) {
+        (ClockPolicy::Steady, ClockState::Pausable) => blockers.push(Blocker::host(
+            Code::ClockMayPause,
+            host,
+            "its clock stands still while it is paused, so that it could serve beyond its lease",
+        )),
+        (ClockPolicy::Any, _) | (ClockPolicy::Steady, ClockState::Steady) => {}
+    }
+    blockers
 }
 
 fn compare(
@@ -150,13 +192,12 @@ fn compare(
 #[cfg(test)]
 mod tests {
     use muster_model::{
-        Assurance, BootId, Epoch, FleetName, HostFacts, Member, Policy, PublicKey, RosterRevision, Scope,
-        UnixTime,
+        Assurance, BootId, Epoch, FleetName, Member, PublicKey, RosterRevision, Scope, Timing, UnixTime,
     };
 
     use super::*;
 
-    fn roster(boot_gate: BootGatePolicy) -> Roster {
+    fn roster(policy: Policy) -> Roster {
         let hosts = (1..=3)
             .map(|n| Member {
                 name: HostName::new(&format!("host-{n}")).expect("a name"),
@@ -164,7 +205,7 @@ mod tests {
             })
             .collect();
         let fleet = FleetName::new("smars").expect("a name");
-        Roster::new(fleet, RosterRevision(1), Policy { boot_gate }, hosts).expect("a roster")
+        Roster::new(fleet, RosterRevision(1), policy, hosts).expect("a roster")
     }
 
     fn attestations(roster: &Roster) -> Vec<Attestation> {
@@ -176,6 +217,10 @@ mod tests {
             boot_id: BootId::new("01234567-89ab-cdef-0123-456789abcdef").expect("a boot id"),
             scope: Scope::Link,
             boot_gate: BootGate::Volatile,
+            clock: ClockState::Steady,
+            clock_error_ms: Some(1),
+            fence_ms: Some(40),
+            drain_ms: 0,
             assurance: Assurance::Sha256,
             agent_version: "0.1.0".to_owned(),
             agent_config: Digest::of(b"config"),
@@ -195,11 +240,12 @@ mod tests {
         roster.hosts().iter().map(of_host).collect()
     }
 
-    fn codes(roster: &Roster, answers: &[Option<Attestation>]) -> Vec<(Code, String)> {
+    fn codes(roster: &Roster, mode: FlipMode, answers: &[Option<Attestation>]) -> Vec<(Code, String)> {
         let question = Question {
             manifest: Digest::of(b"release"),
             challenge: Some(Digest::of(b"challenge")),
             rollout: None,
+            mode,
         };
         let answer_of =
             |index: usize, _: &HostName| answers[index].as_ref().map_or(Answer::Missing, Answer::Attested);
@@ -210,10 +256,14 @@ mod tests {
     }
 
     fn with(change: impl FnOnce(&mut Vec<Option<Attestation>>)) -> Vec<(Code, String)> {
-        let roster = roster(BootGatePolicy::Required);
+        with_mode(FlipMode::Strict, change)
+    }
+
+    fn with_mode(mode: FlipMode, change: impl FnOnce(&mut Vec<Option<Attestation>>)) -> Vec<(Code, String)> {
+        let roster = roster(Policy::default());
         let mut answers: Vec<_> = attestations(&roster).into_iter().map(Some).collect();
         change(&mut answers);
-        codes(&roster, &answers)
+        codes(&roster, mode, &answers)
     }
 
     #[test]
@@ -238,10 +288,35 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_may_accept_a_link_that_outlives_a_reboot() {
-        let roster = roster(BootGatePolicy::Optional);
+    fn a_host_that_could_serve_beyond_its_lease_is_a_reason() {
+        let timing = Timing::default();
+        let facts =
+            |change: fn(&mut HostFacts)| with(|it| change(&mut it[0].as_mut().expect("present").facts));
+        let first = |code| vec![(code, "host-1".to_owned())];
+        assert_eq!(facts(|it| it.fence_ms = None), first(Code::FenceTooSlow));
+        assert_eq!(facts(|it| it.fence_ms = Some(Timing::default().fence_ms + 1)), first(Code::FenceTooSlow));
+        assert_eq!(facts(|it| it.fence_ms = Some(Timing::default().fence_ms)), []);
+        assert_eq!(facts(|it| it.drain_ms = Timing::default().drain_ms_max() + 1), first(Code::DrainTooLong));
+        assert_eq!(facts(|it| it.clock = ClockState::Pausable), first(Code::ClockMayPause));
+        for (mode, error, expected) in [
+            (FlipMode::Strict, None, vec![]),
+            (FlipMode::Fast, Some(timing.clock_error_ms), vec![]),
+            (FlipMode::Fast, Some(timing.clock_error_ms + 1), first(Code::ClockUncertain)),
+            (FlipMode::Fast, None, first(Code::ClockUncertain)),
+        ] {
+            let found = with_mode(mode, |it| it[0].as_mut().expect("present").facts.clock_error_ms = error);
+            assert_eq!(found, expected, "{mode:?} {error:?}");
+        }
+    }
+
+    #[test]
+    fn a_policy_may_accept_a_link_that_outlives_a_reboot_and_a_clock_that_may_pause() {
+        let policy =
+            Policy { boot_gate: BootGatePolicy::Optional, clock: ClockPolicy::Any, ..Policy::default() };
+        let roster = roster(policy);
         let mut answers: Vec<_> = attestations(&roster).into_iter().map(Some).collect();
-        answers[0].as_mut().expect("present").facts.boot_gate = BootGate::None;
-        assert_eq!(codes(&roster, &answers), []);
+        let facts = &mut answers[0].as_mut().expect("present").facts;
+        (facts.boot_gate, facts.clock) = (BootGate::None, ClockState::Pausable);
+        assert_eq!(codes(&roster, FlipMode::Strict, &answers), []);
     }
 }

@@ -64,6 +64,14 @@ pub enum Event {
         /// The manifest.
         manifest: Digest,
     },
+    /// The store confirms that this leader still leads: the read that [`Effect::ConfirmLead`] asked for, begun after it
+    /// was asked for.
+    LeadConfirmed {
+        /// Which read.
+        read: u64,
+    },
+    /// The decision is durable: the wait for silent hosts begins now, as [`Effect::BeginWait`] asked for.
+    WaitBegun,
     /// The deadline of [`super::Fleet::next_deadline`] has passed.
     DeadlineReached,
 }
@@ -77,6 +85,8 @@ pub struct Proposal {
     pub release: Verified<Release>,
     /// The envelopes' digests.
     pub papers: Papers,
+    /// The order to roll back, which was verified as well, where the order has the fleet roll back by itself.
+    pub contingency: Option<Papers>,
     /// Now, for the validity of both.
     pub now: UnixTime,
 }
@@ -115,6 +125,15 @@ pub enum Effect {
         /// Why.
         refusal: Refusal,
     },
+    /// Ask the store, with a read that begins now, whether this leader still leads. A leader that does not must stop.
+    ConfirmLead {
+        /// Which read.
+        read: u64,
+    },
+    /// Answer at once with [`Event::WaitBegun`]: what was written before is durable by now.
+    BeginWait,
+    /// Step 15: propose the order to roll back.
+    RollBack(Papers),
     /// Tell whoever watches.
     Report(Report),
 }
@@ -153,6 +172,8 @@ pub enum Stage {
     Attested,
     /// Verified and sealed.
     Prepared,
+    /// Answers fast enough to be armed.
+    Probed,
     /// Armed.
     Armed,
     /// Decided, durably.
@@ -201,15 +222,17 @@ pub enum Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DarkWindow {
-    /// From the first CLOSE sent to the last host known to serve, on the coordinator's clock: an upper bound.
+    /// From the first CLOSE sent to the last host known to serve, on the coordinator's clock: an upper bound. 0 in fast
+    /// mode, where hosts do not wait for each other.
     pub bound_ms: u64,
     /// From the first host that closed to the last that opened, if all share one clock.
     pub measured_ms: Option<u64>,
-    /// From the first host that served to the last, on the same clocks as above.
+    /// From the first host that served to the last, on the same clocks as above: in fast mode, the skew.
     pub spread_ms: u64,
 }
 
-/// How long the steps of a rollout may take before it is given up. None of them limits anything after DECIDED.
+/// How long the steps of a rollout may take before it is given up. None of them limits anything after DECIDED; what does
+/// is the signed roster's [`muster_model::Timing`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Steps 4 to 6: nonces and attestations.
@@ -218,6 +241,8 @@ pub struct Limits {
     pub prepare: Duration,
     /// Step 7: arming.
     pub arm: Duration,
+    /// Step 14: how long before the instant the hosts of a flip in fast mode are armed.
+    pub fast_lead: Duration,
 }
 
 impl Default for Limits {
@@ -226,6 +251,7 @@ impl Default for Limits {
             attest: Duration::from_secs(600),
             prepare: Duration::from_secs(600),
             arm: Duration::from_secs(3),
+            fast_lead: Duration::from_secs(2),
         }
     }
 }

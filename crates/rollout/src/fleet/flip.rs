@@ -1,13 +1,17 @@
-//! Steps 10 to 13: from the decision to a settled fleet. Nothing here can be given up, and nothing opens early.
+//! Steps 10 to 14: from the decision to a settled fleet. Nothing here can be given up, and nothing opens early.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use muster_model::{
-    Blocker, BootId, BootTime, Code, Commitment, Digest, Epoch, HostMode, RolloutId, Secret, Secrets, ToHost,
+    Blocker, BootTime, Closure, Code, Commitment, Digest, Epoch, FlipMode, HostMode, HostName, RolloutId,
+    Secret, Secrets, ToHost,
 };
 
+use super::figures::Figures;
 use super::record::{Armament, Offers, Opening, Phase};
 use super::rollout::{Progress, reached};
+use super::wait::Wait;
 use super::{DarkWindow, Effect, End, Fleet, Out, Outcome, Report, Stage};
 use crate::gate;
 
@@ -16,33 +20,34 @@ use crate::gate;
 pub(super) struct Closing {
     commitments: Arc<[Commitment]>,
     secrets: Vec<Option<Secret>>,
-    first_close: BootTime,
-    clock: HostClock,
+    figures: Figures,
+    pub(super) wait: Wait,
+}
+
+/// What is known of the hosts of a decided rollout in fast mode.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Switching {
+    switches: Vec<Option<Switched>>,
+    figures: Figures,
+    pub(super) wait: Wait,
+}
+
+/// What a host did at the instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Switched {
+    /// It serves the new release.
+    Yes,
+    /// It said that it will not: it fences.
+    No,
 }
 
 /// What is known of the opening of a completed rollout.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Opened {
     /// Unknown to a leader that took over: then there is no figure to report.
-    timing: Option<Timing>,
+    figures: Option<Figures>,
     reported: Reported,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Timing {
-    first_close: BootTime,
-    first_serving: Option<BootTime>,
-    last_serving: Option<BootTime>,
-    clock: HostClock,
-}
-
-/// Times on the hosts' own clock, which mean something only while all of them share one boot.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-struct HostClock {
-    boots: Vec<BootId>,
-    first_closed: Option<BootTime>,
-    first_opened: Option<BootTime>,
-    last_opened: Option<BootTime>,
+    rolled_back: RolledBack,
 }
 
 /// Whether those who watch were told how the rollout ended.
@@ -52,10 +57,21 @@ enum Reported {
     Dark,
 }
 
+/// Step 15: whether the order to roll back was used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum RolledBack {
+    No,
+    Proposed,
+}
+
+/// Step 15. "`rollback` above a threshold (default 10 %, at least 2 hosts)": one host in this many.
+const FAILED_HOSTS_ONE_IN: usize = 10;
+const FAILED_HOSTS_MIN: usize = 2;
+
 impl Closing {
     pub(super) fn new(commitments: Arc<[Commitment]>, now: BootTime) -> Self {
         let secrets = vec![None; commitments.len()];
-        Self { commitments, secrets, first_close: now, clock: HostClock::default() }
+        Self { commitments, secrets, figures: Figures::new(Some(now)), wait: Wait::NotBegun }
     }
 
     pub(super) fn done(&self) -> usize {
@@ -65,23 +81,52 @@ impl Closing {
     pub(super) fn has_closed(&self, index: usize) -> bool {
         self.secrets.get(index).is_some_and(Option::is_some)
     }
+
+    /// Why every host counts as closed: its secret, or what it committed to.
+    fn closures(&self) -> Secrets {
+        let closure = |(secret, commitment): (&Option<Secret>, &Commitment)| match secret {
+            Some(secret) => Closure::Revealed(*secret),
+            None => Closure::Lapsed(*commitment),
+        };
+        self.secrets.iter().zip(&*self.commitments).map(closure).collect()
+    }
+}
+
+impl Switching {
+    pub(super) fn new(hosts: usize) -> Self {
+        Self { switches: vec![None; hosts], figures: Figures::new(None), wait: Wait::NotBegun }
+    }
+
+    pub(super) fn done(&self) -> usize {
+        self.switches.iter().filter(|it| matches!(it, Some(Switched::Yes))).count()
+    }
 }
 
 impl Opened {
     /// The state of a leader that did not see the rollout being closed.
     pub(super) const fn resumed() -> Self {
-        Self { timing: None, reported: Reported::No }
+        Self { figures: None, reported: Reported::No, rolled_back: RolledBack::No }
     }
 }
 
 impl Fleet {
-    /// Step 10: a host is closed, durably, and reveals its secret. Step 11: after the last one, OPENED.
-    ///
-    /// P4: OPENED implies that every outstanding session was CLOSED. This version knows no leases, so a host that is
-    /// silent is waited for without end, visibly; nothing ever opens early.
-    pub(super) fn closed(&mut self, index: usize, k: RolloutId, secret: Secret, at: BootTime, out: &mut Out) {
-        let Phase::Decided(armament) = &self.record.phase else { return };
-        if armament.rollout.k != k {
+    /// Step 10: a host is closed, durably, and reveals its secret.
+    pub(super) fn closed(
+        &mut self,
+        index: usize,
+        k: RolloutId,
+        secret: Secret,
+        at: BootTime,
+        now: BootTime,
+        out: &mut Out,
+    ) {
+        if self.record.phase.opening().is_some_and(|opening| opening.k == k) {
+            // It was silent until the others had opened, and has caught up now.
+            self.has_closed(index, k);
+            self.reconcile(index, out);
+            return;
+        }
+        if self.under_way(k).is_none() {
             return;
         }
         let Progress::Closing(closing) = &mut self.progress else { return };
@@ -93,22 +138,139 @@ impl Fleet {
         }
         closing.secrets[index] = Some(secret);
         let boot = self.hosts[index].session.as_ref().map(|session| session.boot_id.clone());
-        closing.clock.closed(boot, at);
-        let done = closing.secrets.iter().flatten().count();
+        closing.figures.closed(boot, at);
+        let done = closing.done();
+        self.has_closed(index, k);
+        reached(k, Stage::Closed, Some(&self.hosts[index].name), done, out);
+        self.open_if_closed(now, out);
+    }
+
+    fn has_closed(&mut self, index: usize, k: RolloutId) {
         let host = &mut self.hosts[index];
         host.set_mode(HostMode::Closed(k));
         host.serves(None);
-        reached(k, Stage::Closed, Some(&host.name), done, out);
-        let Some(secrets) = closing.secrets.iter().copied().collect::<Option<Secrets>>() else { return };
-        let (first_close, clock) = (closing.first_close, closing.clock.clone());
-        reached(k, Stage::Closed, None, done, out);
+    }
+
+    /// Step 11. What was decided is durable: silent hosts have `W` from now on.
+    pub(super) fn wait_begun(&mut self, now: BootTime) {
+        let timing = self.roster.policy().timing;
+        match &mut self.progress {
+            Progress::Closing(closing) => closing.wait.begin(now, timing),
+            // The deadlines of hosts that were not told the decision end before the instant, which is still to come.
+            Progress::Switching(switching) => switching.wait.begin(now.after(self.limits.fast_lead), timing),
+            Progress::None
+            | Progress::Gathering(_)
+            | Progress::Attesting(_)
+            | Progress::Preparing(_)
+            | Progress::Probing(_)
+            | Progress::Arming(_)
+            | Progress::Opening(_) => {}
+        }
+    }
+
+    /// Step 11: the wait may be over.
+    pub(super) fn waited(&mut self, now: BootTime, out: &mut Out) {
+        match &self.progress {
+            Progress::Closing(_) => self.open_if_closed(now, out),
+            Progress::Switching(_) => self.open_if_switched(now, out),
+            Progress::None
+            | Progress::Gathering(_)
+            | Progress::Attesting(_)
+            | Progress::Preparing(_)
+            | Progress::Probing(_)
+            | Progress::Arming(_)
+            | Progress::Opening(_) => {}
+        }
+    }
+
+    /// Step 11. "For each outstanding session: CLOSED, or `W` elapsed."
+    ///
+    /// P4: and of no more hosts has it only elapsed than the signed order allows. Beyond that the rollout stays in
+    /// DECIDED, visibly, until enough hosts have closed.
+    fn open_if_closed(&mut self, now: BootTime, out: &mut Out) {
+        let Phase::Decided(armament) = &self.record.phase else { return };
+        let Progress::Closing(closing) = &mut self.progress else { return };
+        let k = armament.rollout.k;
+        let silent = closing.secrets.len() - closing.done();
+        if silent > 0 {
+            let was_over = closing.wait == Wait::Over;
+            if !closing.wait.is_over(now) {
+                return;
+            }
+            if silent > armament.rollout.max_lapsed as usize {
+                if !was_over {
+                    self.report_silent(k, armament.rollout.max_lapsed, out);
+                }
+                return;
+            }
+        }
+        let (secrets, figures) = (closing.closures(), closing.figures.clone());
+        let lapsed = self.hosts.iter().enumerate().filter(|(index, _)| !closing.has_closed(*index));
+        let lapsed: BTreeSet<HostName> = lapsed.map(|(_, host)| host.name.clone()).collect();
         let armament = armament.clone();
-        self.open_fleet(
-            armament,
-            secrets,
-            Timing { first_close, first_serving: None, last_serving: None, clock },
-            out,
-        );
+        reached(k, Stage::Closed, None, self.hosts.len() - lapsed.len(), out);
+        self.open_fleet(armament, secrets, lapsed, figures, out);
+        for index in 0..self.hosts.len() {
+            // Why it did not open another release says nothing about this one, and is no answer to be waited for.
+            self.hosts[index].trouble.clear();
+            self.reconcile(index, out);
+        }
+    }
+
+    fn report_silent(&self, k: RolloutId, max_lapsed: u32, out: &mut Out) {
+        let Progress::Closing(closing) = &self.progress else { return };
+        let silent = self.hosts.iter().enumerate().filter(|(index, _)| !closing.has_closed(*index));
+        let blockers = silent.map(|(_, host)| {
+            let detail = format!(
+                "it has not closed, and the order lets the others open over at most {max_lapsed} such hosts"
+            );
+            Blocker::host(Code::ClosingUnproven, &host.name, detail)
+        });
+        out.effects.push(Effect::Report(Report::Trouble { k, blockers: blockers.collect() }));
+    }
+
+    /// Step 14: a host flipped at the instant.
+    fn has_switched(&mut self, index: usize, at: BootTime, now: BootTime, out: &mut Out) {
+        let boot = self.hosts[index].session.as_ref().map(|session| session.boot_id.clone());
+        let epoch = self.epoch_to_come();
+        let Progress::Switching(switching) = &mut self.progress else { return };
+        if switching.switches[index] != Some(Switched::Yes) {
+            switching.switches[index] = Some(Switched::Yes);
+            switching.figures.opened(boot, at, now);
+        }
+        let host = &mut self.hosts[index];
+        host.trouble.clear();
+        host.set_mode(HostMode::Serve(epoch));
+        host.serves(Some(epoch));
+        self.open_if_switched(now, out);
+    }
+
+    /// Step 14: a host that was told the decision says that it cannot flip.
+    pub(super) fn will_not_switch(&mut self, index: usize, now: BootTime, out: &mut Out) {
+        let Progress::Switching(switching) = &mut self.progress else { return };
+        switching.switches[index].get_or_insert(Switched::No);
+        self.open_if_switched(now, out);
+    }
+
+    /// Step 14: once every host has flipped, or can only have fenced.
+    fn open_if_switched(&mut self, now: BootTime, out: &mut Out) {
+        let Phase::Decided(armament) = &self.record.phase else { return };
+        let Progress::Switching(switching) = &mut self.progress else { return };
+        if switching.switches.iter().any(Option::is_none) && !switching.wait.is_over(now) {
+            return;
+        }
+        if !switching.switches.contains(&Some(Switched::Yes)) && !switching.wait.is_over(now) {
+            // Those that were not heard may have.
+            return;
+        }
+        let (armament, figures) = (armament.clone(), switching.figures.clone());
+        self.open_fleet(armament, Secrets::default(), BTreeSet::new(), figures, out);
+        for index in 0..self.hosts.len() {
+            // A host of which neither was heard will say what it did; one that is away, when it returns.
+            if self.hosts[index].serving().is_none() {
+                self.reconcile(index, out);
+            }
+        }
     }
 
     /// Step 12 for one host that is closed for rollout `k` and waits to be told.
@@ -131,6 +293,9 @@ impl Fleet {
 
     /// Step 12: a host serves.
     pub(super) fn serving(&mut self, index: usize, epoch: Epoch, at: BootTime, now: BootTime, out: &mut Out) {
+        if matches!(self.progress, Progress::Switching(_)) && epoch == self.epoch_to_come() {
+            return self.has_switched(index, at, now, out);
+        }
         if epoch != self.record.epoch {
             let detail =
                 format!("it says that it serves epoch {epoch}; the fleet is at {}", self.record.epoch);
@@ -144,10 +309,8 @@ impl Fleet {
         }
         host.serves(Some(epoch));
         let boot = host.session.as_ref().map(|session| session.boot_id.clone());
-        if let Progress::Opening(Opened { timing: Some(timing), .. }) = &mut self.progress {
-            timing.first_serving.get_or_insert(now);
-            timing.last_serving = timing.last_serving.max(Some(now));
-            timing.clock.opened(boot, at);
+        if let Progress::Opening(Opened { figures: Some(figures), .. }) = &mut self.progress {
+            figures.opened(boot, at, now);
         }
         if let Phase::Opened(opening) = &self.record.phase {
             let done = self.hosts.iter().filter(|host| host.serving() == Some(epoch)).count();
@@ -181,14 +344,16 @@ impl Fleet {
             return;
         }
         let dark_window = match &self.progress {
-            Progress::Opening(Opened { timing: Some(timing), .. }) => timing.dark_window(),
-            Progress::Opening(Opened { timing: None, .. })
+            Progress::Opening(Opened { figures: Some(figures), .. }) => figures.dark_window(),
+            Progress::Opening(Opened { figures: None, .. })
             | Progress::None
             | Progress::Gathering(_)
             | Progress::Attesting(_)
             | Progress::Preparing(_)
+            | Progress::Probing(_)
             | Progress::Arming(_)
-            | Progress::Closing(_) => None,
+            | Progress::Closing(_)
+            | Progress::Switching(_) => None,
         };
         reached(k, Stage::Measured, None, done, out);
         self.record.completed = Some(opening.clone());
@@ -216,31 +381,70 @@ impl Fleet {
         if let Some(k) = self.completing() {
             let blockers = self.hosts[index].trouble.clone();
             out.effects.push(Effect::Report(Report::Trouble { k, blockers }));
+            self.roll_back_if_many_fail(out);
             self.report_if_all_answered(out);
         }
     }
 
-    /// Step 11. "Compare-and-swap to OPENED(k, e+1) with the evidence for each host and the list of offers."
-    fn open_fleet(&mut self, armament: Armament, secrets: Secrets, timing: Timing, out: &mut Out) {
-        let Armament { rollout, evidence } = armament;
+    /// Step 15. "`on_failure` says `hold` or `rollback` above a threshold, and only if the rollback's own gate is open."
+    fn roll_back_if_many_fail(&mut self, out: &mut Out) {
+        let Phase::Opened(Opening { contingency: Some(papers), .. }) = &self.record.phase else { return };
+        let Progress::Opening(opened) = &mut self.progress else { return };
+        let epoch = self.record.epoch;
+        let fails = |host: &&super::Host| {
+            host.session.is_some() && host.serving() != Some(epoch) && !host.trouble.is_empty()
+        };
+        let failed = self.hosts.iter().filter(fails).count();
+        let threshold = self.hosts.len().div_ceil(FAILED_HOSTS_ONE_IN).max(FAILED_HOSTS_MIN);
+        if failed >= threshold && opened.rolled_back == RolledBack::No && self.record.halted.is_none() {
+            opened.rolled_back = RolledBack::Proposed;
+            out.effects.push(Effect::RollBack(*papers));
+        }
+    }
+
+    /// Step 11. "Compare-and-swap to OPENED(k, e+1) with evidence for each host and the list of offers."
+    fn open_fleet(
+        &mut self,
+        armament: Armament,
+        secrets: Secrets,
+        lapsed: BTreeSet<HostName>,
+        figures: Figures,
+        out: &mut Out,
+    ) {
+        let Armament { rollout, evidence, instant: _ } = armament;
         let bytes = secrets.as_bytes().to_vec();
         let k = rollout.k;
-        let opening =
-            Opening { k, papers: rollout.papers, evidence, secrets: Self::keep_document(bytes, out) };
+        let opening = Opening {
+            k,
+            papers: rollout.papers,
+            evidence,
+            secrets: Self::keep_document(bytes, out),
+            mode: rollout.mode,
+            lapsed,
+            contingency: rollout.contingency,
+        };
         self.secrets = secrets;
         self.record.epoch = self.record.epoch.next();
         self.record.previous = self.record.serving.replace(rollout.to);
+        self.record.halted = None;
+        // "OPENED lists whom it offers." Nothing was offered to a host whose lease has lapsed: until something is, that
+        // is evidence enough for removing it. An offer is recorded before it is sent.
+        self.record.offers = match rollout.mode {
+            FlipMode::Strict => {
+                let closed = self.hosts.iter().filter(|host| !opening.lapsed.contains(&host.name));
+                Offers::Only(closed.map(|host| host.name.clone()).collect())
+            }
+            FlipMode::Fast => Offers::All,
+        };
         self.record.phase = Phase::Opened(opening);
-        // An offer is recorded before it is sent: this write holds the OPENs back.
-        self.record.offers = Offers::All;
         out.record_changed = true;
-        self.progress = Progress::Opening(Opened { timing: Some(timing), reported: Reported::No });
+        self.no_leases();
+        self.progress = Progress::Opening(Opened {
+            figures: Some(figures),
+            reported: Reported::No,
+            rolled_back: RolledBack::No,
+        });
         reached(k, Stage::Opened, None, self.hosts.len(), out);
-        for index in 0..self.hosts.len() {
-            // Why it did not open another release says nothing about this one, and is no answer to be waited for.
-            self.hosts[index].trouble.clear();
-            self.open(index, k, out);
-        }
     }
 
     /// Once every host has either measured what it serves or said why it cannot, there is nothing left to wait for.
@@ -278,53 +482,5 @@ impl Fleet {
             let end = End { k, to, outcome, epoch: self.record.epoch, blockers, dark_window };
             out.effects.push(Effect::Report(Report::Ended(end)));
         }
-    }
-}
-
-impl Timing {
-    fn dark_window(&self) -> Option<DarkWindow> {
-        let (first, last) = (self.first_serving?, self.last_serving?);
-        let to_ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let shared = self.clock.is_shared();
-        let spread = match (shared, self.clock.first_opened, self.clock.last_opened) {
-            (true, Some(first), Some(last)) => last.since(first),
-            _ => last.since(first),
-        };
-        let measured = match (shared, self.clock.first_closed, self.clock.last_opened) {
-            (true, Some(closed), Some(opened)) => Some(to_ms(opened.since(closed))),
-            _ => None,
-        };
-        Some(DarkWindow {
-            bound_ms: to_ms(last.since(self.first_close)),
-            measured_ms: measured,
-            spread_ms: to_ms(spread),
-        })
-    }
-}
-
-impl HostClock {
-    fn closed(&mut self, boot: Option<BootId>, at: BootTime) {
-        self.seen(boot);
-        self.first_closed = Some(self.first_closed.map_or(at, |first| first.min(at)));
-    }
-
-    fn opened(&mut self, boot: Option<BootId>, at: BootTime) {
-        self.seen(boot);
-        self.first_opened = Some(self.first_opened.map_or(at, |first| first.min(at)));
-        self.last_opened = self.last_opened.max(Some(at));
-    }
-
-    /// Two boots are all it takes to know that the clock is not shared.
-    fn seen(&mut self, boot: Option<BootId>) {
-        if let Some(boot) = boot
-            && self.boots.len() < 2
-            && !self.boots.contains(&boot)
-        {
-            self.boots.push(boot);
-        }
-    }
-
-    const fn is_shared(&self) -> bool {
-        self.boots.len() == 1
     }
 }

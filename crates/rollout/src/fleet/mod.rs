@@ -3,19 +3,25 @@
 //! It relays, keeps count and decides. It never acts by itself: [`Fleet::handle`] and the operator's calls return a
 //! [`Step`], and the driver writes and sends. The other half is [`crate::host`].
 
+mod arm;
 mod event;
+mod figures;
 mod flip;
+mod halt;
+mod propose;
 mod record;
 mod rollout;
 mod roster;
 mod session;
 mod view;
+mod wait;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use muster_model::{
     Blocker, BootId, BootTime, Commitment, Digest, Epoch, HostMode, HostName, Nonce, RolloutId, Roster,
-    Secrets, SessionId, ToHost, Verified,
+    Secrets, SessionId, ToHost, UnixTime, Verified,
 };
 
 pub use event::{DarkWindow, Effect, End, Event, Limits, NextRoster, Outcome, Proposal, Report, Stage};
@@ -45,8 +51,8 @@ pub struct Fleet {
     progress: Progress,
     /// The closing secrets of the last completed flip, for hosts that are still to open.
     secrets: Secrets,
-    /// Why this coordinator must not lead, if hosts remember more than it does.
-    frozen: Option<Blocker>,
+    /// One moment on both clocks, from the last proposal: an instant of the day is told by it.
+    clock: Option<(BootTime, UnixTime)>,
     limits: Limits,
 }
 
@@ -75,6 +81,10 @@ struct Host {
     since: Option<BootTime>,
     /// What is wrong with it beyond a missing connection.
     trouble: Vec<Blocker>,
+    /// Why this coordinator must not lead: the host remembers more than it does.
+    ahead: Option<Blocker>,
+    /// While it is armed: until when it may serve at the latest, on the coordinator's clock.
+    leased_until: Option<BootTime>,
     /// The epoch that it measured in full since it began to serve it.
     measured: Option<Epoch>,
 }
@@ -92,6 +102,7 @@ struct Known {
     mode: HostMode,
     last_k: RolloutId,
     serving: Option<Epoch>,
+    halted: Option<RolloutId>,
     agent_version: String,
 }
 
@@ -116,17 +127,16 @@ impl Fleet {
         now: BootTime,
     ) -> (Self, Step) {
         record.leadership.term = record.leadership.term.next();
-        let mut sessions = inheritance.sessions;
-        let hosts = inheritance.roster.hosts().iter().map(|member| {
-            let known = sessions.iter().position(|session| session.host == member.name);
-            Host::new(&member.name, known.map(|index| sessions.swap_remove(index)))
-        });
+        let mut sessions: BTreeMap<HostName, SessionRecord> =
+            inheritance.sessions.into_iter().map(|session| (session.host.clone(), session)).collect();
+        let hosts = inheritance.roster.hosts().iter();
+        let hosts = hosts.map(|member| Host::new(&member.name, sessions.remove(&member.name)));
         let mut fleet = Self {
             hosts: hosts.collect(),
             roster: inheritance.roster,
             progress: Progress::None,
             secrets: inheritance.secrets,
-            frozen: None,
+            clock: None,
             limits,
             record,
         };
@@ -161,6 +171,8 @@ impl Fleet {
                     self.reconcile(index, &mut out);
                 }
             }
+            Event::LeadConfirmed { read } => self.lead_confirmed(read, now, &mut out),
+            Event::WaitBegun => self.wait_begun(now),
             Event::DeadlineReached => self.deadline_reached(now, &mut out),
         }
         self.step(out)
@@ -206,6 +218,13 @@ impl Fleet {
         }
     }
 
+    /// Takes note that no host is armed any more, as far as this leader has a say.
+    fn no_leases(&mut self) {
+        for host in &mut self.hosts {
+            host.leased_until = None;
+        }
+    }
+
     /// Puts a document beside the records and returns its name.
     fn keep_document(bytes: Vec<u8>, out: &mut Out) -> Digest {
         let digest = Digest::of(&bytes);
@@ -234,6 +253,8 @@ impl Host {
             known: None,
             since: None,
             trouble: Vec::new(),
+            ahead: None,
+            leased_until: None,
             measured: None,
         }
     }
@@ -267,6 +288,10 @@ impl Host {
     fn set_mode(&mut self, mode: HostMode) {
         if let Some(known) = &mut self.known {
             known.mode = mode;
+        }
+        match mode {
+            HostMode::Armed(..) => {}
+            HostMode::Serve(_) | HostMode::Closed(_) => self.leased_until = None,
         }
     }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use muster_model::{
-    BootId, Digest, Epoch, FleetName, HostName, Incarnation, JournalHead, Leadership, Order, RolloutId,
-    Roster, RosterRef, Term, Token,
+    BootId, Digest, Epoch, FleetName, FlipMode, HostName, Incarnation, JournalHead, Leadership, Order,
+    RolloutId, Roster, RosterRef, Term, Token, UnixTime,
 };
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +51,8 @@ pub struct FleetRecord {
     pub phase: Phase,
     /// To whom unleased service was offered since it last closed.
     pub offers: Offers,
+    /// The last rollout when the fleet was halted, if it is: hosts serve nothing until a later one is opened.
+    pub halted: Option<RolloutId>,
     /// The last rollout that was settled: what its receipt is made of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed: Option<Opening>,
@@ -82,6 +84,12 @@ pub struct Rollout {
     pub to: Digest,
     /// What was ordered, by whom: documents.
     pub papers: Papers,
+    /// How the fleet flips.
+    pub mode: FlipMode,
+    /// Of how many hosts the order accepts a lapsed lease for the closing secret.
+    pub max_lapsed: u32,
+    /// The signed order to roll back, if too many hosts do not start.
+    pub contingency: Option<Papers>,
     /// Where an abort goes back to.
     pub base: Base,
 }
@@ -94,6 +102,8 @@ pub struct Armament {
     pub rollout: Rollout,
     /// The N attestations, a document.
     pub evidence: Digest,
+    /// Step 14: when hosts flip, in fast mode.
+    pub instant: Option<UnixTime>,
 }
 
 /// A rollout that was completed except for hosts that have not opened or measured yet.
@@ -106,8 +116,16 @@ pub struct Opening {
     pub papers: Papers,
     /// The N attestations, a document.
     pub evidence: Digest,
-    /// The N closing secrets, a document.
+    /// Why each of the N hosts counted as closed, a document.
     pub secrets: Digest,
+    /// How the fleet flipped.
+    pub mode: FlipMode,
+    /// The hosts that counted as closed only because their lease had lapsed. They close and open when they return.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub lapsed: BTreeSet<HostName>,
+    /// The signed order to roll back, if too many hosts do not start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contingency: Option<Papers>,
 }
 
 /// The envelopes that a rollout rests on, each a document.
@@ -129,7 +147,7 @@ pub enum Base {
     /// [`Phase::Settled`].
     Settled,
     /// [`Phase::Opened`].
-    Opened(Opening),
+    Opened(Box<Opening>),
 }
 
 /// To whom ADMIT, OPEN or DISARM was offered: each lets a host serve without a lease, so an offer spoils older evidence
@@ -202,6 +220,7 @@ impl FleetRecord {
             previous: None,
             phase: Phase::Settled,
             offers: Offers::Only(BTreeSet::new()),
+            halted: None,
             completed: None,
         }
     }
@@ -231,6 +250,7 @@ impl Phase {
         let mut named = Vec::new();
         if let Some(rollout) = self.rollout() {
             named.extend(rollout.papers.all());
+            named.extend(rollout.contingency.iter().flat_map(Papers::all));
         }
         if let Self::Arming(armament) | Self::Decided(armament) = self {
             named.push(armament.evidence);
@@ -241,7 +261,7 @@ impl Phase {
 
     /// The completed rollout whose hosts are still to open, whether or not a new one is being prepared.
     #[must_use]
-    pub const fn opening(&self) -> Option<&Opening> {
+    pub fn opening(&self) -> Option<&Opening> {
         match self {
             Self::Opened(opening) => Some(opening),
             Self::Preparing(Rollout { base: Base::Opened(opening), .. }) => Some(opening),
@@ -255,11 +275,11 @@ impl Phase {
 }
 
 impl Opening {
-    /// The documents that its receipt is made of.
+    /// The documents that its receipt is made of, and the order to roll back.
     #[must_use]
-    pub fn documents(&self) -> [Digest; 5] {
-        let [order, release, roster] = self.papers.all();
-        [order, release, roster, self.evidence, self.secrets]
+    pub fn documents(&self) -> Vec<Digest> {
+        let contingency = self.contingency.iter().flat_map(Papers::all);
+        self.papers.all().into_iter().chain([self.evidence, self.secrets]).chain(contingency).collect()
     }
 }
 
@@ -273,7 +293,7 @@ impl From<Base> for Phase {
     fn from(base: Base) -> Self {
         match base {
             Base::Settled => Self::Settled,
-            Base::Opened(opening) => Self::Opened(opening),
+            Base::Opened(opening) => Self::Opened(*opening),
         }
     }
 }

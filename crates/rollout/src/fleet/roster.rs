@@ -1,6 +1,6 @@
 //! Membership: a signed roster takes the place of the one before.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use muster_model::{Blocker, Code, HostName, Member, Refusal};
@@ -9,20 +9,23 @@ use super::record::{Offers, Phase, roster_ref};
 use super::{Fleet, Host, NextRoster, Out, Step};
 
 impl Fleet {
-    /// "The roster changes only in SETTLED."
+    /// "The roster changes only in SETTLED, or as a removal in OPENED."
     ///
-    /// A host that was offered unleased service cannot leave here: that needs proof that it no longer serves.
+    /// A host that was offered unleased service cannot leave here: that needs proof that it no longer serves. One that
+    /// has closed, or whose lease has lapsed, and that was offered nothing since, can.
     pub fn apply_roster(&mut self, next: NextRoster) -> Result<Step, Refusal> {
         let NextRoster { roster, digest, envelope, fenced } = next;
         if roster.fleet() != &self.record.fleet {
             let detail = format!("this roster is for the fleet {}", roster.fleet());
             return Err(Refusal::of(Code::FleetUnknown, detail));
         }
-        if let Some(blocker) = &self.frozen {
+        // A host that claims to know more than this coordinator can be put out, or its word would bind the fleet for good.
+        if let Some((_, blocker)) = self.ahead().find(|(host, _)| roster.position(host).is_some()) {
             return Err(Refusal::because(blocker.clone()));
         }
         match &self.record.phase {
             Phase::Settled => {}
+            Phase::Opened(_) if self.only_removes(&roster) => {}
             Phase::Preparing(rollout) => {
                 return Err(unsettled(&format!("rollout {} is under way", rollout.k)));
             }
@@ -30,7 +33,9 @@ impl Fleet {
                 return Err(unsettled(&format!("rollout {} is under way", it.rollout.k)));
             }
             Phase::Opened(it) => {
-                return Err(unsettled(&format!("hosts are still to open for rollout {}", it.k)));
+                let detail =
+                    format!("hosts are still to open for rollout {}; until then hosts can only leave", it.k);
+                return Err(unsettled(&detail));
             }
         }
         let expected = self.record.roster.revision.next();
@@ -41,17 +46,18 @@ impl Fleet {
         }
         self.check_removals(&roster, &fenced)?;
         let mut out = Out { record_changed: true, ..Out::default() };
-        let mut previous = std::mem::take(&mut self.hosts);
+        let mut previous: BTreeMap<HostName, Host> =
+            std::mem::take(&mut self.hosts).into_iter().map(|host| (host.name.clone(), host)).collect();
         self.hosts = roster
             .hosts()
             .iter()
             .map(|member| {
                 let stays = self.roster.member(&member.name) == Some(member);
-                let index = previous.iter().position(|host| stays && host.name == member.name);
-                index.map_or_else(|| Host::new(&member.name, None), |index| previous.swap_remove(index))
+                let known = if stays { previous.remove(&member.name) } else { None };
+                known.unwrap_or_else(|| Host::new(&member.name, None))
             })
             .collect();
-        for gone in previous {
+        for gone in previous.into_values() {
             if let Some(session) = gone.session {
                 let detail = format!("revision {expected} of the roster does not list this machine");
                 let refusal = Refusal::because(Blocker::host(Code::HostNotInRoster, &gone.name, detail));
@@ -69,7 +75,14 @@ impl Fleet {
         self.record.roster = roster_ref(&roster, digest);
         self.record.roster_envelope = envelope;
         self.roster = Arc::new(roster);
+        self.settle_if_measured(&mut out);
         Ok(self.step(out))
+    }
+
+    fn only_removes(&self, next: &muster_model::Roster) -> bool {
+        let stays = |member: &&Member| self.roster.member(&member.name) == Some(*member);
+        next.hosts().iter().filter(stays).count() == next.hosts().len()
+            && next.policy() == self.roster.policy()
     }
 
     /// "Otherwise removal needs external fence evidence (power off)." A host whose key changes is another machine: the

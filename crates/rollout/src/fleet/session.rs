@@ -1,11 +1,12 @@
 //! Steps 2 and 3: sessions, and what a host is told when it appears.
 
 use muster_model::{
-    Blocker, BootTime, Code, FromHost, HostMode, HostName, JoinReport, Nonce, Refusal, RolloutId,
-    ServingReport, SessionId, ToHost, Token,
+    Blocker, BootTime, Code, Epoch, FlipMode, FromHost, HostMode, HostName, JoinReport, Nonce, Refusal,
+    RolloutId, ServingReport, SessionId, ToHost, Token,
 };
 
 use super::record::{Identity, Phase, PreviousToken, RECORD_FORMAT, Record, SessionRecord};
+use super::rollout::Progress;
 use super::{Effect, Fleet, Known, Out, PROTOCOL_MIN, Session};
 
 impl Fleet {
@@ -43,7 +44,7 @@ impl Fleet {
                 self.quarantine(index, out);
             }
             if blocker.code == Code::RolledBackCoordinator {
-                self.frozen = Some(blocker.clone());
+                self.hosts[index].ahead = Some(blocker.clone());
             }
             let code = blocker.code;
             let trouble = &mut self.hosts[index].trouble;
@@ -72,7 +73,7 @@ impl Fleet {
         out.sessions.push(Record::Session(record.clone()));
         self.begin_session(index, session, record, report, now);
         self.send(index, ToHost::Joined { next }, out);
-        self.reconcile(index, out);
+        self.reconcile_joined(index, now, out);
     }
 
     /// Ends the session of a host whose stream is gone.
@@ -94,12 +95,16 @@ impl Fleet {
             FromHost::Fresh { k, nonce } => self.fresh(index, k, nonce, now, out),
             FromHost::CannotAttest { k, refusal } => self.cannot_attest(index, k, refusal, now, out),
             FromHost::Prepared { k } => self.prepared(index, k, now, out),
+            FromHost::Probed { k } => self.probed(index, k, now, out),
             FromHost::Armed { k } => self.armed(index, k, now, out),
-            FromHost::Closed { k, secret, at } => self.closed(index, k, secret, at, out),
+            FromHost::Renew { k, n } => self.renew(index, k, n, out),
+            // The guard will flip: there is nothing to do before it has.
+            FromHost::Set { .. } => {}
+            FromHost::Closed { k, secret, at } => self.closed(index, k, secret, at, now, out),
             FromHost::Disarmed { k } => self.disarmed(index, k, out),
             FromHost::Serving { epoch, at } => self.serving(index, epoch, at, now, out),
             FromHost::Measured { epoch } => self.measured(index, epoch, out),
-            FromHost::Dark { refusal, nonce } => self.dark(index, refusal, nonce, out),
+            FromHost::Dark { refusal, nonce } => self.dark(index, refusal, nonce, now, out),
             FromHost::Refused { k, refusal } => self.refused(index, k, refusal, now, out),
         }
     }
@@ -131,27 +136,65 @@ impl Fleet {
     /// Step 3 (ADMIT), step 9 (DISARM), step 10 (CLOSE) and step 12 (OPEN) for hosts that missed theirs.
     pub(super) fn reconcile(&mut self, index: usize, out: &mut Out) {
         let Some(known) = self.hosts[index].known.clone() else { return };
+        let is_halted = self.tell_halt(index, out);
         match (&self.record.phase, known.mode) {
             (Phase::Decided(armament), HostMode::Armed(k, _) | HostMode::Closed(k))
                 if k == armament.rollout.k =>
             {
-                self.send(index, ToHost::Close { k }, out);
+                let message = match armament.rollout.mode {
+                    FlipMode::Strict => ToHost::Close { k },
+                    FlipMode::Fast => ToHost::Set { k },
+                };
+                self.send(index, message, out);
             }
+            // Step 14: it has flipped at the instant; OPENED follows when all have, or must have fenced.
+            (Phase::Decided(armament), HostMode::Serve(epoch))
+                if armament.rollout.mode == FlipMode::Fast && epoch == self.epoch_to_come() => {}
             (Phase::Decided(_), HostMode::Serve(_) | HostMode::Armed(..) | HostMode::Closed(_)) => {
                 let detail = "it does not remember the rollout that it armed for";
                 self.trouble(index, Code::RolledBackDisk, detail);
             }
             // A session that changes while hosts arm gives the rollout up before this is reached.
             (Phase::Arming(_), _) => {}
-            (Phase::Settled | Phase::Preparing(_) | Phase::Opened(_), HostMode::Armed(k, _)) => {
-                self.offer(index, ToHost::Disarm { k }, out);
+            (Phase::Settled | Phase::Preparing(_) | Phase::Opened(_), HostMode::Armed(k, epoch)) => {
+                self.release_armed(index, k, epoch, out);
             }
             (Phase::Settled | Phase::Preparing(_) | Phase::Opened(_), HostMode::Closed(k)) => {
-                self.open_closed(index, k, out);
+                if !is_halted {
+                    self.open_closed(index, k, out);
+                }
             }
             (Phase::Settled | Phase::Preparing(_) | Phase::Opened(_), HostMode::Serve(epoch)) => {
-                self.admit(index, epoch, known.last_k, known.serving, out);
+                if !is_halted {
+                    self.admit(index, epoch, known.last_k, known.serving, out);
+                }
             }
+        }
+    }
+
+    /// The same for a host that has just joined: it may have flipped at an instant while nobody heard it.
+    fn reconcile_joined(&mut self, index: usize, now: BootTime, out: &mut Out) {
+        let serving = self.hosts[index].serving();
+        if matches!(self.progress, Progress::Switching(_)) && serving == Some(self.epoch_to_come()) {
+            self.serving(index, self.epoch_to_come(), now, now, out);
+        }
+        self.reconcile(index, out);
+    }
+
+    /// A host that is still armed for a rollout that is over.
+    fn release_armed(&mut self, index: usize, k: RolloutId, epoch: Epoch, out: &mut Out) {
+        if self.record.phase.opening().is_some_and(|opening| opening.k == k) {
+            // It was silent until the others had opened. It proves that it is closed before it is offered anything.
+            self.send(index, ToHost::Close { k }, out);
+        } else if epoch == self.record.epoch {
+            // Step 9: the rollout was given up.
+            self.offer(index, ToHost::Disarm { k }, out);
+        } else {
+            let detail = format!(
+                "it is armed for rollout {k} and serves epoch {epoch} until its lease ends; the fleet is at {}",
+                self.record.epoch
+            );
+            self.trouble(index, Code::StaleRollout, detail);
         }
     }
 
@@ -218,11 +261,18 @@ impl Fleet {
         let standing = &report.standing;
         // "A leader that is told of τ, k or e above its own stops."
         let (leadership, ours) = (standing.leadership, self.record.leadership);
-        let epoch_ahead = match standing.mode {
-            HostMode::Serve(epoch) | HostMode::Armed(_, epoch) => epoch > self.record.epoch,
-            HostMode::Closed(_) => false,
+        let ahead = match (&self.record.phase, standing.mode) {
+            (Phase::Decided(armament), HostMode::Serve(epoch)) if armament.rollout.mode == FlipMode::Fast => {
+                epoch > self.epoch_to_come()
+            }
+            // A settled fleet has left no host closed for a rollout that it does not remember as completed.
+            (Phase::Settled, HostMode::Closed(k)) => {
+                self.record.completed.as_ref().is_none_or(|completed| k > completed.k)
+            }
+            (_, HostMode::Serve(epoch) | HostMode::Armed(_, epoch)) => epoch > self.record.epoch,
+            (_, HostMode::Closed(_)) => false,
         };
-        if leadership > ours || standing.last_k > self.record.last_k || epoch_ahead {
+        if leadership > ours || standing.last_k > self.record.last_k || ahead {
             let detail = format!(
                 "the host remembers term {} and rollout {}; this coordinator is at term {} and rollout {}",
                 leadership.term, standing.last_k, ours.term, self.record.last_k
@@ -270,10 +320,13 @@ impl Fleet {
         host.session = Some(Session { id: session, boot_id: report.boot_id, nonce: report.nonce });
         host.since = Some(now);
         host.trouble.clear();
+        host.ahead = None;
+        host.leased_until = None;
         host.known = Some(Known {
             mode: report.standing.mode,
             last_k: report.standing.last_k,
             serving: epoch,
+            halted: report.standing.halted,
             agent_version: report.agent_version,
         });
         host.serves(epoch);
@@ -312,11 +365,18 @@ impl Fleet {
     }
 
     /// A host stopped serving by itself, or could not begin to.
-    fn dark(&mut self, index: usize, refusal: Refusal, nonce: Option<Nonce>, out: &mut Out) {
+    fn dark(&mut self, index: usize, refusal: Refusal, nonce: Option<Nonce>, now: BootTime, out: &mut Out) {
         let host = &mut self.hosts[index];
         host.serves(None);
         host.trouble =
             refusal.blockers.iter().map(|blocker| crate::gate::at_host(blocker, &host.name)).collect();
+        if matches!(self.progress, Progress::Probing(_) | Progress::Arming(_)) {
+            // The sooner the rollout is given up, the sooner the host is admitted again.
+            let blockers = self.hosts[index].trouble.clone();
+            self.abort_with(blockers, out);
+        }
+        self.will_not_switch(index, now, out);
+        let host = &mut self.hosts[index];
         let may_ask = nonce.is_some();
         if let (Some(session), Some(nonce)) = (&mut host.session, nonce) {
             session.nonce = nonce;

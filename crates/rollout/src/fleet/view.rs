@@ -20,6 +20,10 @@ pub struct HostView {
     pub mode: Option<HostMode>,
     /// What it serves, as far as it is connected and said so.
     pub serving: Option<Epoch>,
+    /// While it is armed: until when it may serve at the latest, on the coordinator's clock.
+    pub leased_until: Option<BootTime>,
+    /// The last rollout when it was halted, if it is.
+    pub halted: Option<RolloutId>,
     /// Its agent's version.
     pub agent_version: Option<String>,
     /// What is wrong with it.
@@ -66,6 +70,8 @@ impl Fleet {
                     since: host.since,
                     mode: host.mode(),
                     serving: host.session.as_ref().and(host.serving()),
+                    leased_until: host.leased_until,
+                    halted: host.halted(),
                     agent_version: host.known.as_ref().map(|known| known.agent_version.clone()),
                     blockers,
                 }
@@ -94,8 +100,10 @@ impl Fleet {
             Progress::Gathering(it) => it.done(),
             Progress::Attesting(it) => it.done(),
             Progress::Preparing(it) => it.done(),
+            Progress::Probing(it) => it.done(),
             Progress::Arming(it) => it.done(),
             Progress::Closing(it) => it.done(),
+            Progress::Switching(it) => it.done(),
             Progress::Opening(_) => {
                 self.hosts.iter().filter(|host| host.measured == Some(self.record.epoch)).count()
             }
@@ -104,13 +112,7 @@ impl Fleet {
 
     /// Why this coordinator must not lead, if so.
     #[must_use]
-    pub const fn frozen(&self) -> Option<&Blocker> {
-        self.frozen.as_ref()
-    }
-
-    /// Whether the host has measured what it serves since this leader knows it.
-    #[must_use]
-    pub fn has_measured(&self, host: &HostName) -> bool {
-        self.roster.position(host).is_some_and(|index| self.hosts[index].measured.is_some())
+    pub fn frozen(&self) -> Option<&Blocker> {
+        self.ahead().next().map(|(_, blocker)| blocker)
     }
 }

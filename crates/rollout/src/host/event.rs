@@ -52,6 +52,29 @@ pub enum Event {
         /// Whether the tree is still the one that was sealed.
         outcome: Result<(), Refusal>,
     },
+    /// The hook that [`Effect::Quiesce`] asked for has run.
+    Quiesced {
+        /// The rollout.
+        k: RolloutId,
+        /// Whether it succeeded.
+        outcome: Result<(), Refusal>,
+    },
+    /// The guard holds the deadline that [`Effect::Lease`] asked for, or serves nothing that it could be held for.
+    Leased {
+        /// The rollout.
+        k: RolloutId,
+        /// Whether it does.
+        outcome: Result<(), Refusal>,
+    },
+    /// The guard will flip at the instant that [`Effect::Switch`] named.
+    SwitchSet {
+        /// The rollout.
+        k: RolloutId,
+        /// Whether it will.
+        outcome: Result<(), Refusal>,
+    },
+    /// The time of [`super::Host::next_deadline`] has come.
+    DeadlineReached,
     /// The guard closed, as [`Effect::Close`] asked for.
     Closed {
         /// The rollout, or nothing if the host closed what it must not serve.
@@ -66,10 +89,15 @@ pub enum Event {
         /// Since when it is served, or why it is not.
         outcome: Result<BootTime, Refusal>,
     },
-    /// What the guard serves, as it says by itself: at the start, and after something ended.
+    /// What the guard serves, as it says by itself: at the start, after something ended, after a fence or a flip at an
+    /// instant.
     Guard {
         /// What it serves.
         state: GuardState,
+        /// Since when, if it is known.
+        since: Option<BootTime>,
+        /// Whether it was halted.
+        halt: Halt,
         /// Why nothing is served, for people.
         refusal: Option<Refusal>,
     },
@@ -84,6 +112,24 @@ pub enum GuardState {
     Dark,
     /// An epoch of a release.
     Open(Epoch, Digest),
+}
+
+/// Whether a guard was halted on its own host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Halt {
+    /// It was not.
+    Running,
+    /// It was, and opens nothing until it is told that an order resumes the fleet.
+    Halted,
+}
+
+/// Now, on the host's clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Now {
+    /// For deadlines.
+    pub boot: BootTime,
+    /// For the instant of a flip in fast mode only.
+    pub unix: UnixTime,
 }
 
 /// Why a tree is measured.
@@ -115,6 +161,8 @@ pub struct Measured {
     pub at: UnixTime,
     /// How long it took.
     pub elapsed_ms: u64,
+    /// How far the host's time of day may be off by then, in milliseconds, if its time daemon says.
+    pub clock_error_ms: Option<u64>,
 }
 
 /// The documents of a rollout, each verified with the keys that may sign it.
@@ -169,6 +217,49 @@ pub enum Effect {
         /// The manifest.
         release: Digest,
     },
+    /// Have the guard run the hook that prepares the service for being stopped.
+    Quiesce {
+        /// The rollout.
+        k: RolloutId,
+    },
+    /// Have the guard undo the hook, if it has run. Not answered.
+    Unquiesce,
+    /// Have the guard stop what is served at `deadline`, unless it is extended.
+    Lease {
+        /// The rollout.
+        k: RolloutId,
+        /// On the host's clock.
+        deadline: BootTime,
+        /// What is served until then.
+        serving: Epoch,
+        /// Step 14: when it would flip instead, in fast mode.
+        instant: Option<Instant>,
+    },
+    /// Have the guard hold a later deadline, if it has not fenced. Not answered: a guard that did not hear it fences.
+    Extend {
+        /// The rollout.
+        k: RolloutId,
+        /// On the host's clock.
+        deadline: BootTime,
+    },
+    /// Have the guard forget the deadline. What it has fenced stays dark. Answered by what is served.
+    Lift {
+        /// The rollout.
+        k: RolloutId,
+    },
+    /// Have the guard serve another release from an instant on, whatever happens to the agent.
+    Switch {
+        /// The rollout.
+        k: RolloutId,
+        /// On the host's clock.
+        at: BootTime,
+        /// The epoch.
+        epoch: Epoch,
+        /// The manifest.
+        release: Digest,
+    },
+    /// Have the guard stop what is served and open nothing more. Answered by what is served.
+    Halt,
     /// Have the guard stop whatever is served.
     Close {
         /// The rollout, or nothing if something is served that must not be.
@@ -182,9 +273,29 @@ pub enum Effect {
         epoch: Epoch,
         /// The manifest.
         release: Digest,
+        /// Whether a halt ends with it.
+        resume: Resume,
     },
     /// End the stream: the coordinator refused the session.
     Hang(Refusal),
+}
+
+/// The instant of a flip in fast mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Instant {
+    /// On the host's clock.
+    pub at: BootTime,
+    /// `ε`, in milliseconds: from so long before the instant on, nothing replaces the deadline.
+    pub clock_error_ms: u64,
+}
+
+/// Whether an opening ends a halt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Resume {
+    /// There was none, or it goes on.
+    No,
+    /// It does: the order is newer than the halt.
+    Yes,
 }
 
 /// What belongs to this host and does not change while its agent runs.

@@ -1,69 +1,17 @@
-//! Steps 3, 7 and 9 to 12: promising, stopping and starting to serve.
+//! Steps 3 and 9 to 12: stopping and starting to serve.
 
-use muster_model::{BootTime, Code, Digest, Epoch, FromHost, Nonce, Refusal, RolloutId, Secrets};
+use muster_model::{BootTime, Code, Digest, Epoch, FlipMode, FromHost, Nonce, Refusal, RolloutId, Secrets};
 
-use super::event::{Effect, GuardState, Measured, Purpose, SealPurpose};
+use super::event::{Effect, GuardState, Measured, Purpose, Resume, SealPurpose};
 use super::prepare::stale_rollout;
-use super::record::{Mode, Next, Serving};
-use super::{Entropy, Host, Out, Stage, Stream};
+use super::record::{Mode, Next, Serving, Switch, SwitchStage};
+use super::{Entropy, Host, Out, Quiesced, Stream};
 
 impl Host {
-    /// Step 7. "Agent refuses k ≤ last_k, except ARMED(k), which is acknowledged again."
-    pub(super) fn arm(&mut self, k: RolloutId, out: &mut Out) {
-        match &self.record.mode {
-            Mode::Armed { k: armed, .. } | Mode::Closed { k: armed, .. } if *armed == k => {
-                out.send(FromHost::Armed { k });
-                return;
-            }
-            Mode::Serve(_) | Mode::Armed { .. } | Mode::Closed { .. } => {}
-        }
-        if k <= self.record.last_k {
-            out.refuse(Some(k), stale_rollout(k, self.record.last_k));
-            return;
-        }
-        if let Some(refusal) = self.without_guard() {
-            out.refuse(Some(k), refusal);
-            return;
-        }
-        let prepared = self.round.as_ref().filter(|round| round.k == k);
-        let Some(Stage::Prepared { next, .. }) = prepared.map(|round| &round.stage) else {
-            out.refuse(
-                Some(k),
-                Refusal::of(Code::WrongState, format!("this host has not prepared rollout {k}")),
-            );
-            return;
-        };
-        out.effects.push(Effect::CheckSeal { purpose: SealPurpose::Arm(k), release: next.release });
-    }
-
-    /// Step 7. "It checks the seal ... persists ARMED(k), acknowledges."
-    pub(super) fn seal_checked_to_arm(&mut self, k: RolloutId, outcome: Result<(), Refusal>, out: &mut Out) {
-        let prepared = self.round.take_if(|round| round.k == k);
-        let Some(Stage::Prepared { next, roster_revision }) = prepared.map(|round| round.stage) else {
-            return;
-        };
-        if let Err(refusal) = outcome {
-            out.refuse(Some(k), refusal);
-            return;
-        }
-        self.record.mode = match self.record.mode.clone() {
-            Mode::Serve(serving) | Mode::Armed { serving, .. } => Mode::Armed { k, serving, next },
-            // "At a dark CLOSED(k'), k' < k, ARM(k) persists CLOSED(k) and counts as armed and closed."
-            Mode::Closed { next: waiting, at_boot_ms, fallback, .. } => {
-                Mode::Closed { k, next, fallback: Some(fallback.unwrap_or(waiting)), at_boot_ms }
-            }
-        };
-        // P1: a seal or a measurement that is still under way for what was offered before must not open it after the
-        // host has closed for k. If k is given up, the host is told again.
-        self.opening = None;
-        self.record.last_k = k;
-        self.record.roster_revision = self.record.roster_revision.max(roster_revision);
-        out.record_changed = true;
-        out.send(FromHost::Armed { k });
-    }
-
     /// Step 10. "The agent ... stops the service, verifies, persists CLOSED(k), and only then acknowledges."
     pub(super) fn close(&mut self, k: RolloutId, out: &mut Out) {
+        // "CLOSE(k): the agent stops renewing, drains under the running deadline."
+        self.lease.take_if(|lease| lease.k == k);
         match &mut self.record.mode {
             Mode::Armed { k: armed, .. } if *armed == k => {
                 self.close_attempts = 0;
@@ -109,6 +57,8 @@ impl Host {
         };
         self.close_attempts = 0;
         self.guard = GuardState::Dark;
+        // What was prepared for being stopped is stopped: there is nothing to undo.
+        self.quiesced = Quiesced::No;
         if let (Mode::Armed { k: armed, next, .. }, Some(k)) = (&self.record.mode, k)
             && *armed == k
         {
@@ -117,7 +67,7 @@ impl Host {
             self.record.committed = None;
             out.record_changed = true;
             out.send(FromHost::Closed { k, secret, at });
-        } else if k.is_none() && self.record.may_serve().is_some_and(|serving| serving.release.is_some()) {
+        } else if self.record.may_serve().is_some_and(|serving| serving.release.is_some()) {
             let refusal = Refusal::of(Code::GuardFailed, "what was served was not what this host may serve");
             self.ask_for_admission(refusal, entropy, out);
         }
@@ -126,11 +76,23 @@ impl Host {
     /// Step 9. "An agent in ARMED(k) persists SERVE(e), destroys s."
     pub(super) fn disarm(&mut self, k: RolloutId, out: &mut Out) {
         self.round.take_if(|round| round.k == k);
+        self.lease.take_if(|lease| lease.k == k);
         match self.record.mode.clone() {
+            Mode::Armed { switch: Some(Switch { stage: SwitchStage::Set, .. }), k: armed, .. }
+                if armed == k =>
+            {
+                out.refuse(
+                    Some(k),
+                    Refusal::of(Code::Decided, format!("rollout {k} was decided: its guard flips")),
+                );
+            }
             Mode::Armed { k: armed, serving, .. } if armed == k => {
                 self.record.mode = Mode::Serve(serving);
                 self.destroy_secret(k, out);
                 out.record_changed = true;
+                // A fence that has latched stays: the guard tells what is served, and the host asks for admission.
+                out.effects.push(Effect::Lift { k });
+                self.unquiesce(out);
                 out.send(FromHost::Disarmed { k });
             }
             Mode::Closed { k: armed, fallback: Some(fallback), at_boot_ms, .. } if armed == k => {
@@ -146,7 +108,14 @@ impl Host {
                     Refusal::of(Code::Decided, format!("this host has closed for rollout {k}")),
                 );
             }
-            Mode::Serve(_) | Mode::Closed { .. } => {
+            Mode::Serve(_) => {
+                self.destroy_secret(k, out);
+                // The guard may have been given a deadline before the promise was durable.
+                out.effects.push(Effect::Lift { k });
+                self.unquiesce(out);
+                out.send(FromHost::Disarmed { k });
+            }
+            Mode::Closed { .. } => {
                 self.destroy_secret(k, out);
                 out.send(FromHost::Disarmed { k });
             }
@@ -170,6 +139,10 @@ impl Host {
             out.refuse(None, stale_rollout(k, self.record.last_k));
             return;
         }
+        if let Some(refusal) = self.halted_at(k) {
+            out.send(FromHost::Dark { refusal, nonce: None });
+            return;
+        }
         match &self.record.mode {
             Mode::Serve(serving) if serving.epoch == epoch && serving.release == Some(release) => {
                 self.open_again(*serving, out);
@@ -182,7 +155,7 @@ impl Host {
                     return;
                 };
                 // P1 and P4, checked by the host itself: whoever knows all N secrets knows that N hosts are closed.
-                if !next.closing.is_proven_by(secrets) {
+                if next.mode == FlipMode::Strict && !next.closing.is_proven_by(secrets, next.max_lapsed) {
                     let detail =
                         "the closing secrets shown are not those that the hosts of this rollout committed to";
                     out.refuse(None, Refusal::of(Code::ClosingUnproven, detail));
@@ -216,7 +189,19 @@ impl Host {
             self.record.committed = None;
             out.record_changed = true;
         }
-        out.effects.push(Effect::Open { epoch, release });
+        self.open_guard(epoch, release, out);
+    }
+
+    /// Has the guard open. The order that leads here is newer than any halt: older ones were refused.
+    fn open_guard(&mut self, epoch: Epoch, release: Digest, out: &mut Out) {
+        let resume = match self.record.halted.take() {
+            None => Resume::No,
+            Some(_) => {
+                out.record_changed = true;
+                Resume::Yes
+            }
+        };
+        out.effects.push(Effect::Open { epoch, release, resume });
     }
 
     /// Steps 3 and 12, after the guard has answered.
@@ -265,6 +250,10 @@ impl Host {
             );
             return;
         }
+        if let Some(refusal) = self.halted_at(self.record.last_k) {
+            out.send(FromHost::Dark { refusal, nonce: None });
+            return;
+        }
         let admitted = Serving { epoch, release: Some(release) };
         let is_new = self.record.last_k == RolloutId(0)
             && self.record.mode == Mode::Serve(Serving { epoch: Epoch(0), release: None });
@@ -296,7 +285,11 @@ impl Host {
                     self.record.mode = Mode::Serve(admitted);
                     out.record_changed = true;
                 }
-                out.effects.push(Effect::Open { epoch, release });
+                if let Some(refusal) = self.halted_at(self.record.last_k) {
+                    out.send(FromHost::Dark { refusal, nonce: None });
+                } else {
+                    self.open_guard(epoch, release, out);
+                }
             }
             Err(refusal) => out.send(FromHost::Dark { refusal, nonce: None }),
         }
@@ -306,12 +299,16 @@ impl Host {
     pub(super) fn guard_says(
         &mut self,
         state: GuardState,
+        since: BootTime,
         refusal: Option<Refusal>,
         entropy: Entropy,
         out: &mut Out,
     ) {
         let before = self.guard;
         self.guard = state;
+        if self.switched(state, since, out) {
+            return;
+        }
         let allowed = match (state, self.record.may_serve()) {
             (GuardState::Open(epoch, digest), Some(serving)) => {
                 serving.epoch == epoch && serving.release == Some(digest)
@@ -325,6 +322,8 @@ impl Host {
         }
         let went_dark = matches!(before, GuardState::Open(..)) && !matches!(state, GuardState::Open(..));
         if went_dark {
+            // A fence latches: nothing that is granted now lifts it.
+            self.lease = None;
             let refusal =
                 refusal.unwrap_or_else(|| Refusal::of(Code::GuardFailed, "the guard no longer serves"));
             self.ask_for_admission(refusal, entropy, out);
@@ -365,7 +364,7 @@ impl Host {
         let Serving { epoch, release: Some(release) } = serving else { return };
         if self.guard == GuardState::Open(epoch, release) {
             // Opening what is open has no second effect, and tells since when it is.
-            out.effects.push(Effect::Open { epoch, release });
+            self.open_guard(epoch, release, out);
         } else {
             self.opening = Some(serving);
             out.effects.push(Effect::CheckSeal { purpose: SealPurpose::Open(epoch), release });

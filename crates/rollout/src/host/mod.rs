@@ -5,16 +5,20 @@
 
 mod event;
 mod flip;
+mod halt;
+mod lease;
 mod prepare;
 mod record;
 
 use muster_model::{
-    Code, Commitment, Digest, Epoch, FromHost, JoinReport, JournalHead, Leadership, Nonce, Refusal,
-    RolloutId, Secret, ServingReport, ToHost,
+    BootTime, Code, Commitment, Digest, Epoch, FromHost, JoinReport, JournalHead, Leadership, Nonce, Refusal,
+    RolloutId, Secret, ServingReport, Timing, ToHost,
 };
 
-pub use event::{Effect, Event, Evidence, GuardState, Measured, Profile, Purpose, SealPurpose};
-pub use record::{Committed, History, HostRecord, Mode, Next, RECORD_FORMAT, Serving};
+pub use event::{
+    Effect, Event, Evidence, GuardState, Halt, Instant, Measured, Now, Profile, Purpose, Resume, SealPurpose,
+};
+pub use record::{Committed, History, HostRecord, Mode, Next, RECORD_FORMAT, Serving, Switch, SwitchStage};
 
 use crate::Step as AnyStep;
 
@@ -37,6 +41,29 @@ pub struct Host {
     opening: Option<Serving>,
     /// How often the guard failed to close in a row.
     close_attempts: u32,
+    /// Step 8: what is needed to renew the lease. Volatile: after a restart nothing is renewed any more.
+    lease: Option<Lease>,
+    quiesced: Quiesced,
+}
+
+/// Whether the service was prepared for being stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Quiesced {
+    /// An agent that has just started does not know.
+    Unknown,
+    No,
+    Yes,
+}
+
+/// The lease of an armed host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Lease {
+    k: RolloutId,
+    timing: Timing,
+    /// The latest request, from 1 on; only its answer counts.
+    n: u64,
+    /// When it was sent, or when the host armed.
+    sent: BootTime,
 }
 
 /// The stream to the coordinator.
@@ -69,9 +96,21 @@ enum Stage {
     /// Step 5: the attestation was sent or is being made, for this root.
     Attesting { nonce_root: Digest },
     /// Step 7: everything is verified; the tree is being sealed.
-    Verified { next: record::Next, roster_revision: muster_model::RosterRevision },
-    /// Step 7: the tree is sealed.
-    Prepared { next: record::Next, roster_revision: muster_model::RosterRevision },
+    Verified(Accepted),
+    /// Step 7: the tree is sealed; the service is being prepared for the end.
+    Quiescing(Accepted),
+    /// Step 7: the host is ready to arm.
+    Prepared(Accepted),
+    /// Step 7: the guard is being given its deadline.
+    Leasing(Accepted, Option<Switch>),
+}
+
+/// What the documents of a rollout have this host do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Accepted {
+    next: record::Next,
+    roster_revision: muster_model::RosterRevision,
+    timing: Timing,
 }
 
 #[derive(Default)]
@@ -92,16 +131,20 @@ impl Host {
             round: None,
             opening: None,
             close_attempts: 0,
+            lease: None,
+            quiesced: Quiesced::Unknown,
         }
     }
 
     /// Takes note of an event and works out what follows. `entropy` must be fresh for each call.
-    pub fn handle(&mut self, event: Event, entropy: Entropy) -> Step {
+    pub fn handle(&mut self, event: Event, now: Now, entropy: Entropy) -> Step {
         let mut out = Out::default();
         match event {
             Event::Connected { nonce, journal } => self.connected(nonce, journal, &mut out),
-            Event::Disconnected => self.disconnected(),
-            Event::Message { leadership, message } => self.message(leadership, message, entropy, &mut out),
+            Event::Disconnected => self.disconnected(&mut out),
+            Event::Message { leadership, message } => {
+                self.message(leadership, message, now, entropy, &mut out);
+            }
             Event::Measured { purpose, outcome } => match purpose {
                 Purpose::Attest(k) => self.measured_to_attest(k, outcome, &mut out),
                 Purpose::Admit(epoch) => self.measured_to_admit(epoch, outcome, &mut out),
@@ -110,15 +153,28 @@ impl Host {
             Event::Verified { k, outcome } => self.verified(k, outcome, &mut out),
             Event::Sealed { k, outcome } => self.sealed(k, outcome, &mut out),
             Event::SealChecked { purpose, outcome } => match purpose {
-                SealPurpose::Arm(k) => self.seal_checked_to_arm(k, outcome, &mut out),
+                SealPurpose::Arm(k) => self.seal_checked_to_arm(k, outcome, now, &mut out),
                 SealPurpose::Open(epoch) => self.seal_checked_to_open(epoch, outcome, &mut out),
             },
+            Event::Quiesced { k, outcome } => self.quiesced(k, outcome, &mut out),
+            Event::Leased { k, outcome } => self.leased(k, outcome, now, &mut out),
+            Event::SwitchSet { k, outcome } => self.switch_set(k, outcome, &mut out),
+            Event::DeadlineReached => self.renew(now, &mut out),
             Event::Closed { k, outcome } => self.closed(k, outcome, entropy, &mut out),
             Event::Opened { epoch, outcome } => self.opened(epoch, outcome, &mut out),
-            Event::Guard { state, refusal } => self.guard_says(state, refusal, entropy, &mut out),
+            Event::Guard { state, since, halt, refusal } => {
+                self.guard_was_halted(state, halt, &mut out);
+                self.guard_says(state, since.unwrap_or(now.boot), refusal, entropy, &mut out);
+            }
         }
         let records = if out.record_changed { vec![self.record.clone()] } else { Vec::new() };
         Step::new(records, out.effects)
+    }
+
+    /// When [`Event::DeadlineReached`] is due.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<BootTime> {
+        self.lease.map(|lease| lease.sent.after(lease.timing.renewal()))
     }
 
     /// The durable state, as of the last step.
@@ -146,7 +202,7 @@ impl Host {
     fn connected(&mut self, nonce: Nonce, journal: JournalHead, out: &mut Out) {
         self.stream = Stream::Joining { nonce };
         // Acknowledgements of the stream before are worth nothing to the session that begins.
-        self.round = None;
+        self.leave_round(out);
         out.send(FromHost::Join(JoinReport {
             token: self.record.token,
             boot_id: self.profile.boot_id().clone(),
@@ -159,12 +215,36 @@ impl Host {
         }));
     }
 
-    fn disconnected(&mut self) {
+    fn disconnected(&mut self, out: &mut Out) {
         self.stream = Stream::Down;
-        self.round = None;
+        self.leave_round(out);
     }
 
-    fn message(&mut self, leadership: Leadership, message: ToHost, entropy: Entropy, out: &mut Out) {
+    /// Drops what was done for a rollout that the host has not armed for.
+    fn leave_round(&mut self, out: &mut Out) {
+        self.lease = None;
+        self.round = None;
+        if matches!(self.record.mode, Mode::Serve(_)) {
+            self.unquiesce(out);
+        }
+    }
+
+    /// Step 7: what the hook has begun is "reversed by abort".
+    fn unquiesce(&mut self, out: &mut Out) {
+        if self.quiesced != Quiesced::No {
+            self.quiesced = Quiesced::No;
+            out.effects.push(Effect::Unquiesce);
+        }
+    }
+
+    fn message(
+        &mut self,
+        leadership: Leadership,
+        message: ToHost,
+        now: Now,
+        entropy: Entropy,
+        out: &mut Out,
+    ) {
         // "Agents drop τ < τ_max and anything that does not come over the current stream."
         if leadership < self.record.leadership {
             let detail = format!(
@@ -188,7 +268,7 @@ impl Host {
                 out.effects.push(Effect::Hang(refusal));
             }
             (Stream::Joined { leadership: current, .. }, message) if *current == leadership => {
-                self.obey(message, entropy, out);
+                self.obey(message, now, entropy, out);
             }
             (Stream::Down | Stream::Joining { .. } | Stream::Joined { .. }, _) => {
                 out.refuse(
@@ -199,14 +279,18 @@ impl Host {
         }
     }
 
-    fn obey(&mut self, message: ToHost, entropy: Entropy, out: &mut Out) {
+    fn obey(&mut self, message: ToHost, now: Now, entropy: Entropy, out: &mut Out) {
         match message {
             ToHost::Propose { k, to } => self.propose(k, to, Nonce::from_bytes(entropy), out),
             ToHost::Attest { k, to, nonce_root, proof } => {
                 self.attest(k, to, nonce_root, &proof, Secret::from_bytes(entropy), out);
             }
             ToHost::Prepare { k, epoch, documents } => self.prepare(k, epoch, documents, out),
-            ToHost::Arm { k } => self.arm(k, out),
+            ToHost::Probe { k } => self.probe(k, out),
+            ToHost::Arm { k, instant } => self.arm(k, instant, now, out),
+            ToHost::Grant { k, n } => self.granted(k, n, out),
+            ToHost::Set { k } => self.set(k, out),
+            ToHost::Halt { k } => self.halt(k, out),
             ToHost::Close { k } => self.close(k, out),
             ToHost::Open { k, epoch, release, secrets } => self.open(k, epoch, release, &secrets, out),
             ToHost::Disarm { k } => self.disarm(k, out),
@@ -241,6 +325,7 @@ impl Host {
             serving,
             measured_unix_ms: measured.at,
             elapsed_ms: measured.elapsed_ms,
+            clock_error_ms: measured.clock_error_ms,
             ..self.profile.facts.clone()
         }
     }

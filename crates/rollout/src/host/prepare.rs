@@ -2,13 +2,14 @@
 
 use muster_model::{
     Attestation, Closing, Code, Commitment, Comparable, Digest, Documents, Epoch, FromHost, MerkleProof,
-    Nonce, Purpose, Refusal, RolloutId, RosterRevision, Secret, Verified,
+    Nonce, Purpose, Refusal, RolloutId, Secret, Verified,
 };
 
 use super::event::{Effect, Evidence, Measured, Purpose as MeasurePurpose};
 use super::record::{Committed, Next};
-use super::{Host, Out, Round, Stage};
+use super::{Accepted, Host, Out, Round, Stage};
 use crate::fleet::is_bound_to;
+use crate::gate;
 
 impl Host {
     /// Step 4. "Each host answers with a fresh nonce of its own."
@@ -116,8 +117,8 @@ impl Host {
         let (to, nonce_root) = (*to, *nonce_root);
         let accepted = outcome.and_then(|evidence| self.accept(k, to, nonce_root, &evidence));
         match accepted {
-            Ok((next, roster_revision)) => {
-                self.round = Some(Round { k, to, stage: Stage::Verified { next, roster_revision } });
+            Ok(accepted) => {
+                self.round = Some(Round { k, to, stage: Stage::Verified(accepted) });
                 out.effects.push(Effect::Seal { k, release: to });
             }
             Err(refusal) => {
@@ -130,16 +131,45 @@ impl Host {
     /// Step 7, after the tree was measured in full and sealed.
     pub(super) fn sealed(&mut self, k: RolloutId, outcome: Result<(), Refusal>, out: &mut Out) {
         let Some(round) = self.round.as_mut().filter(|round| round.k == k) else { return };
-        let Stage::Verified { next, roster_revision } = round.stage else { return };
+        let Stage::Verified(accepted) = round.stage else { return };
         match outcome {
             Ok(()) => {
-                round.stage = Stage::Prepared { next, roster_revision };
-                out.send(FromHost::Prepared { k });
+                round.stage = Stage::Quiescing(accepted);
+                self.quiesced = super::Quiesced::Yes;
+                out.effects.push(Effect::Quiesce { k });
             }
             Err(refusal) => {
                 self.round = None;
                 out.refuse(Some(k), refusal);
             }
+        }
+    }
+
+    /// Step 7. "An optional quiesce command runs here (reversed by abort)."
+    pub(super) fn quiesced(&mut self, k: RolloutId, outcome: Result<(), Refusal>, out: &mut Out) {
+        let Some(round) = self.round.as_mut().filter(|round| round.k == k) else { return };
+        let Stage::Quiescing(accepted) = round.stage else { return };
+        match outcome {
+            Ok(()) => {
+                round.stage = Stage::Prepared(accepted);
+                out.send(FromHost::Prepared { k });
+            }
+            Err(refusal) => {
+                self.round = None;
+                self.unquiesce(out);
+                out.refuse(Some(k), refusal);
+            }
+        }
+    }
+
+    /// Step 7: how long an answer takes shows whether the lease could be renewed in time.
+    pub(super) fn probe(&self, k: RolloutId, out: &mut Out) {
+        let is_prepared =
+            self.round.as_ref().is_some_and(|it| it.k == k && matches!(it.stage, Stage::Prepared(_)));
+        if is_prepared {
+            out.send(FromHost::Probed { k });
+        } else {
+            out.refuse(Some(k), unknown_rollout(k));
         }
     }
 
@@ -150,7 +180,7 @@ impl Host {
         to: Digest,
         nonce_root: Digest,
         evidence: &Evidence,
-    ) -> Result<(Next, RosterRevision), Refusal> {
+    ) -> Result<Accepted, Refusal> {
         let (order, roster, record) = (&evidence.order, &evidence.roster, &self.record);
         let refuse = |code, detail: &str| Err(Refusal::of(code, detail));
         if order.fleet != record.fleet || order.counter != k || order.to != to {
@@ -190,8 +220,10 @@ impl Host {
             release: to,
             closing: Closing::of_commitments(&commitments),
             secret: secret.secret,
+            max_lapsed: order.max_lapsed,
+            mode: order.mode,
         };
-        Ok((next, roster.revision()))
+        Ok(Accepted { next, roster_revision: roster.revision(), timing: roster.policy().timing })
     }
 
     /// "Each checks that its own nonce is in the root": all N attestations must answer the very root that this host
@@ -231,14 +263,23 @@ impl Host {
             }
             commitments.push(commitment);
         }
-        let own = evidence.roster.position(&self.record.host).map(|index| commitments[index]);
+        let own_position = evidence.roster.position(&self.record.host);
+        let own = own_position.map(|index| commitments[index]);
         if own.is_none() || own != self.commitment(k) {
             return refuse(
                 Code::BadAttestation,
                 "the evidence does not contain this host's own attestation".to_owned(),
             );
         }
-        Ok(commitments)
+        // "Where F cannot be had the host refuses to arm."
+        let facts = own_position.map(|index| &evidence.attestations[index].facts);
+        let unfit = facts.map(|facts| {
+            gate::unfit(&self.record.host, facts, evidence.roster.policy(), evidence.order.mode)
+        });
+        match unfit {
+            Some(blockers) if !blockers.is_empty() => Err(Refusal { blockers }),
+            Some(_) | None => Ok(commitments),
+        }
     }
 
     fn commitment(&self, k: RolloutId) -> Option<Commitment> {

@@ -1,8 +1,8 @@
 //! What an agent keeps durably of one fleet.
 
 use muster_model::{
-    Closing, Digest, Epoch, FleetName, HostMode, HostName, Leadership, RolloutId, RosterRevision, Secret,
-    Standing, Token,
+    BootTime, Closing, Digest, Epoch, FleetName, FlipMode, HostMode, HostName, Leadership, RolloutId,
+    RosterRevision, Secret, Standing, Token,
 };
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,9 @@ pub struct HostRecord {
     pub token: Option<Token>,
     /// Whether the journal was damaged and this record taken from its anchor.
     pub history: History,
+    /// The last rollout when the host was halted: nothing is served until a later one is opened. It stands beside the
+    /// mode, so that nothing is forgotten by a halt.
+    pub halted: Option<RolloutId>,
 }
 
 /// A closing secret that an attestation has committed to.
@@ -69,6 +72,8 @@ pub enum Mode {
         serving: Serving,
         /// What follows.
         next: Next,
+        /// Step 14: in fast mode, when the guard flips.
+        switch: Option<Switch>,
     },
     /// Serve nothing until told to open.
     Closed {
@@ -93,6 +98,26 @@ pub struct Serving {
     pub release: Option<Digest>,
 }
 
+/// Step 14: the instant of a flip in fast mode, fixed when the host armed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Switch {
+    /// On the host's clock, in the boot in which it armed.
+    pub at_boot_ms: BootTime,
+    /// Whether the rollout was decided, as far as the host knows.
+    pub stage: SwitchStage,
+}
+
+/// How far a flip in fast mode has come on a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SwitchStage {
+    /// The host fences at its deadline.
+    Armed,
+    /// The guard was told to flip at the instant.
+    Set,
+}
+
 /// What a host will serve once all hosts have closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,6 +130,10 @@ pub struct Next {
     pub closing: Closing,
     /// This host's own secret.
     pub secret: Secret,
+    /// Of how many hosts the order accepts a lapsed lease for the secret.
+    pub max_lapsed: u32,
+    /// Strict or fast: in fast mode hosts open without the secrets.
+    pub mode: FlipMode,
 }
 
 impl HostRecord {
@@ -122,6 +151,7 @@ impl HostRecord {
             committed: None,
             token: None,
             history: History::Whole,
+            halted: None,
         }
     }
 
@@ -138,6 +168,7 @@ impl HostRecord {
             leadership: self.leadership,
             roster_revision: self.roster_revision,
             history_lost: matches!(self.history, History::Lost),
+            halted: self.halted,
         }
     }
 

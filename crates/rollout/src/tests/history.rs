@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use muster_model::{BootTime, Digest, JoinReport, Nonce, Secret, ToHost, Token};
+use muster_model::{BootTime, Closure, Digest, FlipMode, JoinReport, Nonce, Secret, ToHost, Token};
 
-use super::machine::{Disk, Link, Origin, Pace, Tree};
+use super::machine::{Clock, Disk, Hold, Link, Origin, Pace, Tree};
 use super::papers::host_name;
 use super::world::{Mistake, RELEASES, World};
 use crate::fleet::{Event, Fleet, Identity, Phase};
@@ -17,6 +17,12 @@ const ACTIONS_MAX: u64 = 250;
 /// How often something is said in the coordinator's name, where that is the mistake.
 const FORGED_PER_MILLE: u64 = 250;
 const HOSTS_MAX: usize = 5;
+/// How often a history flips at instants.
+const FAST_PER_MILLE: u64 = 150;
+/// Longer than a lease and shorter than a wait.
+const PAUSE_MS_MAX: u64 = 450;
+/// How many deadlines a world without faults needs at most.
+const DEADLINES_TO_HEAL_MAX: usize = 8;
 /// Lines of the trace that are shown; what matters is near its end.
 const TRACE_LINES_MAX: usize = 400;
 
@@ -58,9 +64,12 @@ enum Fault {
     Clone,
     RollBackDisk,
     AddHost,
+    RemoveHost,
+    Partition,
+    PassTime,
 }
 
-const FAULTS: [Fault; 13] = [
+const FAULTS: [Fault; 16] = [
     Fault::Cut,
     Fault::GiveUp,
     Fault::HangUp,
@@ -74,6 +83,9 @@ const FAULTS: [Fault; 13] = [
     Fault::Clone,
     Fault::RollBackDisk,
     Fault::AddHost,
+    Fault::RemoveHost,
+    Fault::Partition,
+    Fault::PassTime,
 ];
 
 #[test]
@@ -173,6 +185,12 @@ fn live(world: &mut World) {
     world.guard_fails_per_mille = [0, 0, 50, 300][world.random.index(4)];
     world.guard_pace = [Pace::Usual, Pace::Slow][world.random.index(2)];
     world.slow_per_mille = [0, 100, 300][world.random.index(3)];
+    world.max_lapsed = [0, 1, 2][world.random.index(3)];
+    // The mistakes are all about what strict mode promises.
+    if world.mistake.is_none() && world.random.chance(FAST_PER_MILLE) {
+        world.mode = FlipMode::Fast;
+    }
+    set_clocks(world);
     for _ in 0..ACTIONS_MAX {
         act(world, weather);
         world.check();
@@ -183,6 +201,19 @@ fn live(world: &mut World) {
     heal(world);
     if world.violation.is_none() {
         flip_once_more(world);
+    }
+}
+
+/// Clocks that are as far off as is allowed for, and guards that take as long as they may.
+fn set_clocks(world: &mut World) {
+    let timing = world.roster_in_force().policy().timing;
+    let rho = i64::try_from(timing.rate_error_ppm).expect("small");
+    let mut drift_ppm = || [-rho, 0, rho][world.random.index(3)];
+    world.clock = Clock { drift_ppm: drift_ppm() };
+    let drifts: Vec<i64> = world.machines.iter().map(|_| drift_ppm()).collect();
+    for (machine, drift_ppm) in world.machines.iter_mut().zip(drifts) {
+        machine.clock = Clock { drift_ppm };
+        machine.fence_ms = [1, timing.fence_ms][world.random.index(2)];
     }
 }
 
@@ -199,6 +230,7 @@ fn act(world: &mut World, weather: Weather) {
     }
     if world.mistake.is_some() && world.random.chance(FORGED_PER_MILLE) {
         forge(world);
+        provoke(world);
     }
     match world.random.below(100) {
         0..=5 => {
@@ -253,9 +285,26 @@ fn inflict(world: &mut World, fault: Fault, host: usize) {
         Fault::RollBackDisk => roll_back_disk(world, host),
         Fault::AddHost => {
             let hosts = world.machines.len() + 1;
-            if world.coordinator.fleet.is_some() && hosts <= HOSTS_MAX {
+            // Whoever was removed stays away: its journal is of another life.
+            let nobody_left = world.roster_in_force().hosts().len() == world.machines.len();
+            if world.coordinator.fleet.is_some() && hosts <= HOSTS_MAX && nobody_left {
                 let _ = world.change_roster(hosts);
             }
+        }
+        Fault::RemoveHost => {
+            let hosts = world.roster_in_force().hosts().len() - 1;
+            if world.coordinator.fleet.is_some() && hosts > 0 {
+                if world.mistake == Some(Mistake::RemovedAfterOffer) {
+                    world.fenced.insert(host_name(hosts + 1));
+                    world.give_up(hosts);
+                }
+                let _ = world.change_roster(hosts);
+            }
+        }
+        Fault::Partition => world.machines[host].hold = Hold::Network,
+        Fault::PassTime => {
+            let pause = world.random.below(PAUSE_MS_MAX);
+            world.pass_time(world.now + pause);
         }
     }
 }
@@ -263,7 +312,8 @@ fn inflict(world: &mut World, fault: Fault, host: usize) {
 /// What time and people put right.
 fn recover(world: &mut World, host: usize) {
     note!(world, "recover {}", world.machines[host].name);
-    match world.random.below(4) {
+    match world.random.below(5) {
+        4 => world.machines[host].hold = Hold::Nothing,
         0 => world.start_coordinator(),
         1 => world.start_agent(host),
         2 => {
@@ -274,7 +324,7 @@ fn recover(world: &mut World, host: usize) {
                 world.coordinate(Event::Deployed { host, session, manifest });
             }
         }
-        3.. => {
+        _ => {
             if matches!(world.machines[host].disk, Disk::Newest) && is_duplicate(world, host) {
                 world.readmit(&host_name(host + 1));
             }
@@ -292,7 +342,8 @@ fn is_duplicate(world: &World, host: usize) -> bool {
 fn join_a_clone(world: &mut World, host: usize) {
     let name = host_name(host + 1);
     let Some(known) = world.coordinator.sessions.get(&name).cloned() else { return };
-    if world.coordinator.fleet.is_none() || known.readmitted {
+    let is_member = world.roster_in_force().position(&name).is_some();
+    if world.coordinator.fleet.is_none() || known.readmitted || !is_member {
         return;
     }
     let spent = world.machines[host].history.iter().rev().find(|(record, _)| {
@@ -342,6 +393,39 @@ fn roll_back_disk(world: &mut World, host: usize) {
     machine.disk = Disk::RolledBack(Box::new(newest));
 }
 
+/// Brings about what a mistake about leases shows in: a host that hears nothing any more, at the worst moment.
+fn provoke(world: &mut World) {
+    let is_decided = matches!(world.coordinator.record.phase, Phase::Decided(_));
+    match world.mistake {
+        Some(Mistake::WaitTooShort | Mistake::WaitSkippedAtTakeOver) if is_decided => {
+            let held = world.random.index(world.machines.len());
+            if matches!(world.machines[held].record.mode, Mode::Armed { .. }) {
+                world.machines[held].hold = Hold::Network;
+            }
+            if world.mistake == Some(Mistake::WaitSkippedAtTakeOver) {
+                world.crash_coordinator();
+                world.start_coordinator();
+            }
+            world.pass_deadline();
+        }
+        Some(Mistake::CloseCancelsDeadline) if is_decided => {
+            let failing = world.random.index(world.machines.len());
+            world.machines[failing].closes_to_fail = 1;
+            let tried = world.machines[failing].lease.is_none() && world.machines[failing].guard.is_some();
+            if tried && matches!(world.machines[failing].record.mode, Mode::Armed { .. }) {
+                world.crash_agent(failing);
+                world.pass_deadline();
+            }
+        }
+        Some(Mistake::StaleAdmit) if world.random.chance(FORGED_PER_MILLE) => {
+            let rebooted = world.random.index(world.machines.len());
+            world.reboot(rebooted);
+            world.start_agent(rebooted);
+        }
+        Some(_) | None => {}
+    }
+}
+
 /// Says something in the coordinator's name that it would not say now.
 fn forge(world: &mut World) {
     let index = world.random.index(world.machines.len());
@@ -369,7 +453,7 @@ fn forge(world: &mut World) {
                 1 => secrets[0] = wrong,
                 2.. => secrets.push(wrong),
             }
-            ToHost::Open { k, epoch, release, secrets: secrets.into_iter().collect() }
+            ToHost::Open { k, epoch, release, secrets: secrets.into_iter().map(Closure::Revealed).collect() }
         }
         _ => return,
     };
@@ -397,6 +481,7 @@ fn heal(world: &mut World) {
     world.crash_per_mille = 0;
     world.guard_fails_per_mille = 0;
     for index in 0..world.machines.len() {
+        world.machines[index].hold = Hold::Nothing;
         if matches!(world.machines[index].disk, Disk::RolledBack(_)) {
             world.reboot(index);
             let machine = &mut world.machines[index];
@@ -415,13 +500,21 @@ fn heal(world: &mut World) {
         }
     }
     world.rest();
-    // A rollout that waits for an answer that was lost is given up at its deadline.
-    if world.pass_deadline() {
-        world.rest();
-    }
+    pass_deadlines(world);
     world.report_deployed();
     world.rest();
     expect_settled(world, "after everything was put right");
+}
+
+/// A rollout that waits for an answer that was lost is given up at its deadline; one that was decided has the others open
+/// once the lease of whoever is silent must have ended; one in fast mode flips at its instant.
+fn pass_deadlines(world: &mut World) {
+    for _ in 0..DEADLINES_TO_HEAL_MAX {
+        if !world.pass_deadline() {
+            return;
+        }
+        world.rest();
+    }
 }
 
 /// A fleet that is well can flip.
@@ -434,6 +527,7 @@ fn flip_once_more(world: &mut World) {
         return world.violate(format!("stuck: a settled fleet cannot flip: {refusal}"));
     }
     world.rest();
+    pass_deadlines(world);
     expect_settled(world, "after one more flip");
     if world.coordinator.record.epoch != epoch.next() {
         let why = world.ends.last().map(|end| format!("{:?}", end.blockers));

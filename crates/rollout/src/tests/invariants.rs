@@ -1,13 +1,13 @@
 //! What must hold in the simulated world after every action, and at every write and message.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use muster_model::{Epoch, FromHost, HostName, Purpose, RolloutId, ToHost};
+use muster_model::{Epoch, FlipMode, FromHost, HostName, Purpose, RolloutId, ToHost};
 
 use super::machine::{Disk, Machine};
 use super::world::{Fate, World};
 use crate::fleet::{Armament, FleetRecord, Identity, Phase};
-use crate::host::{HostRecord, Mode};
+use crate::host::{HostRecord, Mode, Switch, SwitchStage};
 
 impl World {
     /// What must hold at every moment.
@@ -17,7 +17,7 @@ impl World {
         for machine in &self.machines {
             if let Some(open) = machine.guard {
                 // P1: no instant at which two hosts serve different releases.
-                if *served.get_or_insert(open) != open {
+                if *served.get_or_insert(open) != open && self.mode == FlipMode::Strict {
                     violations.push(format!("P1: {served:?} and {open:?} are served at the same time"));
                 }
                 // P11: after boot no permit until ADMIT or OPEN.
@@ -25,7 +25,7 @@ impl World {
                     violations.push(format!("P11: {} serves after its boot without a permit", machine.name));
                 }
                 // P2: serving e+1 implies OPENED(e+1) is durable.
-                if open.0 > self.coordinator.record.epoch {
+                if open.0 > self.coordinator.record.epoch && self.mode == FlipMode::Strict {
                     violations.push(format!("P2: epoch {} is served before it was opened", open.0));
                 }
             }
@@ -62,7 +62,11 @@ impl World {
                 self.check_decided(is, next);
             }
             (_, Phase::Decided(_)) => self.violate("P10: decided from another phase than ARMING"),
-            (Phase::Decided(was), Phase::Opened(is)) if was.rollout.k == is.k => self.check_opened(is.k),
+            (Phase::Decided(was), Phase::Opened(is)) if was.rollout.k == is.k => {
+                if is.mode == FlipMode::Strict {
+                    self.check_opened(is.k, &is.lapsed);
+                }
+            }
             (Phase::Decided(was), _) => {
                 self.violate(format!("P10: rollout {} was decided and then left", was.rollout.k));
             }
@@ -102,9 +106,15 @@ impl World {
             }
             FromHost::Confirmed => record.token.is_some(),
             FromHost::Join(report) => report.standing == record.standing(),
+            FromHost::Set { k } => matches!(
+                &record.mode,
+                Mode::Armed { k: armed, switch: Some(Switch { stage: SwitchStage::Set, .. }), .. } if armed == k
+            ),
+            FromHost::Renew { k, .. } => matches!(&record.mode, Mode::Armed { k: armed, .. } if armed == k),
             FromHost::Fresh { .. }
             | FromHost::CannotAttest { .. }
             | FromHost::Prepared { .. }
+            | FromHost::Probed { .. }
             | FromHost::Measured { .. }
             | FromHost::Dark { .. }
             | FromHost::Refused { .. } => true,
@@ -134,8 +144,20 @@ impl World {
             ToHost::Propose { k, .. } | ToHost::Attest { k, .. } | ToHost::Prepare { k, .. } => {
                 matches!(&record.phase, Phase::Preparing(rollout) if rollout.k == *k)
             }
-            ToHost::Arm { k } => matches!(&record.phase, Phase::Arming(it) if it.rollout.k == *k),
-            ToHost::Close { k } => matches!(&record.phase, Phase::Decided(it) if it.rollout.k == *k),
+            ToHost::Probe { k } => matches!(&record.phase, Phase::Preparing(it) if it.k == *k),
+            ToHost::Arm { k, .. } => matches!(&record.phase, Phase::Arming(it) if it.rollout.k == *k),
+            // P5: no GRANT from a read later than DECIDED.
+            ToHost::Grant { k, .. } => matches!(&record.phase, Phase::Arming(it) if it.rollout.k == *k),
+            ToHost::Set { k } => {
+                matches!(&record.phase, Phase::Decided(it) if it.rollout.k == *k && it.instant.is_some())
+            }
+            ToHost::Close { k } => match &record.phase {
+                Phase::Decided(it) => it.rollout.k == *k,
+                phase @ (Phase::Settled | Phase::Preparing(_) | Phase::Arming(_) | Phase::Opened(_)) => {
+                    phase.opening().is_some_and(|opening| opening.k == *k)
+                }
+            },
+            ToHost::Halt { k } => record.halted.is_some_and(|halted| halted >= *k),
             ToHost::Open { epoch, release, .. } => {
                 is_offered && record.epoch == *epoch && record.serving == Some(*release)
             }
@@ -212,13 +234,16 @@ impl World {
         }
     }
 
-    /// P4: OPENED implies that every host is dark, and closed durably.
-    fn check_opened(&mut self, k: RolloutId) {
+    /// P4: OPENED implies that every host is dark, and closed durably but for as many as the order lets lapse.
+    fn check_opened(&mut self, k: RolloutId, lapsed: &BTreeSet<HostName>) {
+        if lapsed.len() > self.max_lapsed as usize {
+            self.violate(format!("P4: rollout {k} was opened over {} hosts", lapsed.len()));
+        }
         let roster = self.roster_in_force();
         let open =
             self.machines.iter().filter(|machine| roster.position(&machine.name).is_some()).find(|it| {
                 let closed = matches!(&newest(it).mode, Mode::Closed { k: closed, .. } if *closed == k);
-                it.guard.is_some() || !closed
+                it.guard.is_some() || !(closed || lapsed.contains(&it.name))
             });
         if let Some(machine) = open {
             let violation = format!("P4: rollout {k} was opened before {} was closed", machine.name);

@@ -3,15 +3,16 @@
 use std::collections::VecDeque;
 
 use muster_model::{
-    Assurance, Attestation, Blocker, BootGate, BootId, BootTime, Code, Comparable, Digest, Documents, Epoch,
-    FleetName, FromHost, HostFacts, HostName, JoinReport, JournalHead, Leadership, Nonce, Refusal, RolloutId,
-    Scope, SessionId, ToHost, UnixTime, Verified,
+    Assurance, Attestation, Blocker, BootGate, BootId, BootTime, ClockState, Code, Comparable, Digest,
+    Documents, Epoch, FleetName, FromHost, HostFacts, HostName, JoinReport, JournalHead, Leadership, Nonce,
+    Refusal, RolloutId, Scope, SessionId, ToHost, UnixTime, Verified,
 };
 
+use super::papers::policy;
 use super::random::SplitMix64;
 use super::world::{Mistake, RELEASES, World};
 use crate::Step;
-use crate::host::{Effect, Event, Evidence, GuardState, Host, HostRecord, Measured, Mode, Profile};
+use crate::host::{Effect, Event, Evidence, Host, HostRecord, Measured, Mode, Now, Profile, Resume};
 
 /// How many older records of a host are remembered, for rolling its disk back.
 const HISTORY_LEN_MAX: usize = 32;
@@ -32,6 +33,16 @@ pub(super) struct Machine {
     pub(super) boot: u64,
     /// What is really served.
     pub(super) guard: Option<(Epoch, Digest)>,
+    /// The deadline that the guard holds.
+    pub(super) lease: Option<GuardLease>,
+    /// Whether the guard was halted; a reboot does not change it.
+    pub(super) halted: bool,
+    pub(super) clock: Clock,
+    pub(super) hold: Hold,
+    /// When the agent asked last for its lease to be renewed.
+    pub(super) asked_at: Option<BootTime>,
+    /// How long this guard takes to fence, in milliseconds of its own clock.
+    pub(super) fence_ms: u64,
     pub(super) trees: [Tree; RELEASES],
     /// In any order.
     pub(super) work: Vec<(Work, Pace)>,
@@ -50,6 +61,52 @@ pub(super) struct Machine {
     pub(super) offered: Option<(Epoch, Digest)>,
     /// Every refusal that the agent has sent or hung up with.
     pub(super) refusals: Vec<Refusal>,
+}
+
+/// What a guard remembers of a rollout that its host has armed for. A reboot ends it: then nothing is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct GuardLease {
+    pub(super) k: RolloutId,
+    /// On the machine's own clock.
+    pub(super) deadline: BootTime,
+    /// Whether it has fenced.
+    pub(super) latched: bool,
+    /// In fast mode, once decided.
+    pub(super) switch: Option<(BootTime, Epoch, Digest)>,
+}
+
+/// What does not go on for the time being.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hold {
+    Nothing,
+    /// What is sent to the machine, or by it, does not arrive; neither end knows.
+    Network,
+    /// The host does not get to arm.
+    Arming,
+}
+
+/// A clock that is off in rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Clock {
+    /// Parts per million by which it is fast, or slow.
+    pub(super) drift_ppm: i64,
+}
+
+impl Clock {
+    pub(super) fn at(self, now: u64) -> BootTime {
+        let drift = i128::from(now) * i128::from(self.drift_ppm) / 1_000_000;
+        BootTime(u64::try_from(i128::from(now) + drift).expect("a clock never runs backwards"))
+    }
+
+    /// The first moment at which the clock shows `time`.
+    pub(super) fn when(self, time: BootTime) -> u64 {
+        let per_million = 1_000_000 + i128::from(self.drift_ppm);
+        let mut now = u64::try_from(i128::from(time.0) * 1_000_000 / per_million).expect("not before time 0");
+        while self.at(now) < time {
+            now += 1;
+        }
+        now
+    }
 }
 
 /// Whether a disk is what the host wrote last.
@@ -77,6 +134,12 @@ pub(super) enum Work {
     CheckSeal { purpose: crate::host::SealPurpose, release: Digest },
 }
 
+impl Work {
+    const fn is_for_arming(&self) -> bool {
+        matches!(self, Self::CheckSeal { purpose: crate::host::SealPurpose::Arm(_), .. })
+    }
+}
+
 /// How soon work is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pace {
@@ -89,8 +152,14 @@ pub(super) enum Pace {
 #[derive(Debug, Clone)]
 pub(super) enum GuardWork {
     Say,
+    Quiesce { k: RolloutId },
+    Lease { k: RolloutId, deadline: BootTime },
+    Extend { k: RolloutId, deadline: BootTime },
+    Lift { k: RolloutId },
+    Switch { k: RolloutId, at: BootTime, epoch: Epoch, release: Digest },
+    Halt,
     Close { k: Option<RolloutId> },
-    Open { epoch: Epoch, release: Digest },
+    Open { epoch: Epoch, release: Digest, resume: Resume },
 }
 
 /// One stream between agent and coordinator.
@@ -128,6 +197,8 @@ pub(super) enum Pending {
     OldUp(usize),
     Work(usize, Pace),
     Guard,
+    /// The agent's own deadline has come.
+    Due,
 }
 
 impl Machine {
@@ -141,6 +212,12 @@ impl Machine {
             agent: None,
             boot: 0,
             guard: None,
+            lease: None,
+            halted: false,
+            clock: Clock { drift_ppm: 0 },
+            hold: Hold::Nothing,
+            asked_at: None,
+            fence_ms: 1,
             trees: [Tree::Missing; RELEASES],
             work: Vec::new(),
             guard_work: VecDeque::new(),
@@ -156,8 +233,12 @@ impl Machine {
     }
 
     /// What could happen next without any fault.
-    pub(super) fn pending(&self, into: &mut Vec<Pending>) {
-        if let Some(link) = &self.link {
+    pub(super) fn pending(&self, now: u64, into: &mut Vec<Pending>) {
+        let due = self.agent.as_ref().and_then(Host::next_deadline);
+        if due.is_some_and(|due| due <= self.clock.at(now)) {
+            into.push(Pending::Due);
+        }
+        if let Some(link) = self.link.as_ref().filter(|_| self.hold != Hold::Network) {
             if !link.down.is_empty() || !link.server_open {
                 into.push(Pending::Down);
             }
@@ -166,7 +247,9 @@ impl Machine {
             }
         }
         into.extend((0..self.old_links.len()).map(Pending::OldUp));
-        into.extend(self.work.iter().enumerate().map(|(at, (_, pace))| Pending::Work(at, *pace)));
+        let goes_on = |work: &Work| self.hold != Hold::Arming || !work.is_for_arming();
+        let work = self.work.iter().enumerate().filter(|(_, (work, _))| goes_on(work));
+        into.extend(work.map(|(at, (_, pace))| Pending::Work(at, *pace)));
         if !self.guard_work.is_empty() {
             into.push(Pending::Guard);
         }
@@ -188,6 +271,10 @@ impl Machine {
                 boot_id: boot_id.expect("a UUID"),
                 scope: Scope::Link,
                 boot_gate: BootGate::Volatile,
+                clock: ClockState::Steady,
+                clock_error_ms: Some(1),
+                fence_ms: Some(self.fence_ms),
+                drain_ms: 0,
                 assurance: Assurance::Sha256,
                 agent_version: "0.1.0".to_owned(),
                 agent_config: Digest::from_bytes([7; 32]),
@@ -241,7 +328,7 @@ impl World {
         if let Some(asked) = asked
             && self.random.chance(500)
         {
-            self.ask_guard(index, &asked);
+            let _ = self.ask_guard(index, &asked);
         }
     }
 
@@ -254,6 +341,7 @@ impl World {
         machine.guard_work.clear();
         machine.boot += 1;
         machine.permitted = false;
+        machine.lease = None;
         if self.mistake != Some(Mistake::StartsAtBoot) {
             machine.guard = None;
         }
@@ -298,6 +386,9 @@ impl World {
     pub(super) fn end_service(&mut self, index: usize) {
         let machine = &mut self.machines[index];
         machine.guard = None;
+        if let Some(lease) = &mut machine.lease {
+            lease.switch = None;
+        }
         if machine.agent.is_some() {
             machine.guard_work.push_back(GuardWork::Say);
         }
@@ -335,11 +426,13 @@ impl World {
                 self.host_event(index, event);
             }
             Pending::Guard => {
-                if let Some(asked) = self.machines[index].guard_work.pop_front() {
-                    let event = self.ask_guard(index, &asked);
+                if let Some(asked) = self.machines[index].guard_work.pop_front()
+                    && let Some(event) = self.ask_guard(index, &asked)
+                {
                     self.host_event(index, event);
                 }
             }
+            Pending::Due => self.host_event(index, Event::DeadlineReached),
         }
     }
 
@@ -347,8 +440,9 @@ impl World {
     pub(super) fn host_event(&mut self, index: usize, event: Event) {
         let entropy = self.random.bytes();
         note!(self, "  {} <- {event:?}", self.machines[index].name);
+        let now = Now { boot: self.machines[index].clock.at(self.now), unix: self.unix_now() };
         let Some(agent) = &mut self.machines[index].agent else { return };
-        let step = agent.handle(event, entropy);
+        let step = agent.handle(event, now, entropy);
         let records = step.records().to_vec();
         let speaks_first = self.mistake == Some(Mistake::HostSpeaksBeforeWriting);
         let effects = match step {
@@ -389,6 +483,9 @@ impl World {
                 if let FromHost::Dark { nonce: Some(nonce), .. } = &message {
                     machine.nonce = Some(*nonce);
                 }
+                if let FromHost::Renew { .. } = &message {
+                    machine.asked_at = Some(machine.clock.at(self.now));
+                }
                 if let FromHost::Refused { refusal, .. } = &message {
                     machine.refusals.push(refusal.clone());
                 }
@@ -398,7 +495,10 @@ impl World {
                     | FromHost::Fresh { .. }
                     | FromHost::CannotAttest { .. }
                     | FromHost::Prepared { .. }
+                    | FromHost::Probed { .. }
                     | FromHost::Armed { .. }
+                    | FromHost::Renew { .. }
+                    | FromHost::Set { .. }
                     | FromHost::Closed { .. }
                     | FromHost::Disarmed { .. }
                     | FromHost::Serving { .. }
@@ -416,15 +516,33 @@ impl World {
             Effect::Verify { k, documents } => self.start(index, Work::Verify { k, documents }),
             Effect::Seal { k, release } => self.start(index, Work::Seal { k, release }),
             Effect::CheckSeal { purpose, release } => self.start(index, Work::CheckSeal { purpose, release }),
-            Effect::Close { k, .. } => self.machines[index].guard_work.push_back(GuardWork::Close { k }),
-            Effect::Open { epoch, release } => {
-                self.machines[index].guard_work.push_back(GuardWork::Open { epoch, release });
+            Effect::Quiesce { k } => self.ask_later(index, GuardWork::Quiesce { k }),
+            Effect::Unquiesce => {}
+            Effect::Lease { k, deadline, .. } => self.ask_later(index, GuardWork::Lease { k, deadline }),
+            Effect::Extend { k, deadline } => {
+                let from_receipt = self.machines[index].clock.at(self.now).after(policy().timing.lease());
+                let is_mistaken = self.mistake == Some(Mistake::LeaseFromReceipt);
+                let deadline = if is_mistaken { from_receipt } else { deadline };
+                self.ask_later(index, GuardWork::Extend { k, deadline });
+            }
+            Effect::Lift { k } => self.ask_later(index, GuardWork::Lift { k }),
+            Effect::Switch { k, at, epoch, release } => {
+                self.ask_later(index, GuardWork::Switch { k, at, epoch, release });
+            }
+            Effect::Halt => self.ask_later(index, GuardWork::Halt),
+            Effect::Close { k, .. } => self.ask_later(index, GuardWork::Close { k }),
+            Effect::Open { epoch, release, resume } => {
+                self.ask_later(index, GuardWork::Open { epoch, release, resume });
             }
             Effect::Hang(refusal) => {
                 self.machines[index].refusals.push(refusal);
                 self.hang_up(index);
             }
         }
+    }
+
+    fn ask_later(&mut self, index: usize, work: GuardWork) {
+        self.machines[index].guard_work.push_back(work);
     }
 
     fn start(&mut self, index: usize, work: Work) {
@@ -457,7 +575,11 @@ impl World {
             | ToHost::Propose { .. }
             | ToHost::Attest { .. }
             | ToHost::Prepare { .. }
+            | ToHost::Probe { .. }
             | ToHost::Arm { .. }
+            | ToHost::Grant { .. }
+            | ToHost::Set { .. }
+            | ToHost::Halt { .. }
             | ToHost::Close { .. }
             | ToHost::Disarm { .. }
             | ToHost::Refuse { .. } => {}
@@ -480,6 +602,7 @@ impl World {
                     },
                     at: self.unix_now(),
                     elapsed_ms: 5,
+                    clock_error_ms: Some(1),
                 };
                 let outcome = machine.examine(self.position_of(release)).map(measured);
                 Event::Measured { purpose, outcome }
@@ -512,43 +635,6 @@ impl World {
             attestations: self.attestations_in(evidence).into_iter().cloned().collect(),
             now: self.unix_now(),
         }))
-    }
-
-    /// The guard does what it was asked, and answers.
-    fn ask_guard(&mut self, index: usize, asked: &GuardWork) -> Event {
-        let now = BootTime(self.now);
-        let name = self.machines[index].name.clone();
-        let fails = self.random.chance(self.guard_fails_per_mille);
-        let machine = &mut self.machines[index];
-        match *asked {
-            GuardWork::Say => {
-                let state =
-                    machine.guard.map_or(GuardState::Dark, |(epoch, digest)| GuardState::Open(epoch, digest));
-                Event::Guard { state, refusal: None }
-            }
-            GuardWork::Close { k } => {
-                if fails || machine.closes_to_fail > 0 {
-                    machine.closes_to_fail = machine.closes_to_fail.saturating_sub(1);
-                    let blocker = Blocker::host(Code::StopFailed, &name, "the service did not stop");
-                    return Event::Closed { k, outcome: Err(Refusal::because(blocker)) };
-                }
-                if self.mistake != Some(Mistake::ClosedBeforeDark) {
-                    machine.guard = None;
-                }
-                Event::Closed { k, outcome: Ok(now) }
-            }
-            GuardWork::Open { epoch, release } => {
-                if fails || machine.opens_to_fail > 0 {
-                    machine.opens_to_fail = machine.opens_to_fail.saturating_sub(1);
-                    machine.guard = None;
-                    let blocker = Blocker::host(Code::StartFailed, &name, "the service ended at once");
-                    return Event::Opened { epoch, outcome: Err(Refusal::because(blocker)) };
-                }
-                machine.guard = Some((epoch, release));
-                self.check();
-                Event::Opened { epoch, outcome: Ok(now) }
-            }
-        }
     }
 
     /// Writes a host's record.

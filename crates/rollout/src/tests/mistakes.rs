@@ -56,6 +56,36 @@ fn coordinator_speaking_before_writing_is_caught() {
 }
 
 #[test]
+fn a_wait_that_is_too_short_is_caught() {
+    let failure = caught(Mistake::WaitTooShort);
+    assert!(failure.violation.starts_with("P4") || failure.violation.starts_with("P1"), "{failure:?}");
+}
+
+#[test]
+fn a_leader_that_skips_the_wait_is_caught() {
+    let failure = caught(Mistake::WaitSkippedAtTakeOver);
+    assert!(failure.violation.starts_with("P4") || failure.violation.starts_with("P1"), "{failure:?}");
+}
+
+#[test]
+fn a_lease_that_counts_from_the_receipt_is_caught() {
+    let failure = caught(Mistake::LeaseFromReceipt);
+    assert!(failure.violation.starts_with("P5"), "{failure:?}");
+}
+
+#[test]
+fn a_close_that_cancels_the_deadline_is_caught() {
+    let failure = caught(Mistake::CloseCancelsDeadline);
+    assert!(failure.violation.starts_with("P4") || failure.violation.starts_with("P1"), "{failure:?}");
+}
+
+#[test]
+fn a_host_that_is_removed_after_an_offer_is_caught() {
+    let failure = caught(Mistake::RemovedAfterOffer);
+    assert!(failure.violation.starts_with("P1"), "{failure:?}");
+}
+
+#[test]
 fn forged_open_is_refused_by_every_host() {
     match search(Some(Mistake::ForgedOpen), 0..HISTORIES) {
         Ok(coverage) => assert!(coverage.opens_forged > 0, "{coverage:?}"),

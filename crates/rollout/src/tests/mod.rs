@@ -18,6 +18,7 @@ macro_rules! note {
     };
 }
 
+mod guard;
 mod history;
 mod invariants;
 mod machine;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use muster_model::{
     Digest, Document, FleetName, HostName, Member, Policy, PublicKey, Release, Roster, RosterRevision,
-    Secrets, UnixTime, Verified, Version,
+    Secrets, Timing, UnixTime, Verified, Version,
 };
 
 /// A roster with the digests that documents refer to.
@@ -42,6 +42,11 @@ pub(super) fn release(at: usize) -> Verified<Release> {
     })
 }
 
+/// Short leases, so that histories see many of them end.
+pub(super) fn policy() -> Policy {
+    Policy { timing: Timing::with_lease(300, 50), ..Policy::default() }
+}
+
 pub(super) fn signed_roster(revision: u64, hosts: usize) -> SignedRoster {
     let members = (1..=hosts)
         .map(|number| Member {
@@ -49,7 +54,7 @@ pub(super) fn signed_roster(revision: u64, hosts: usize) -> SignedRoster {
             attestation_key: PublicKey::Ed25519([u8::try_from(number).expect("few hosts"); 32]),
         })
         .collect();
-    let roster = Roster::new(fleet_name(), RosterRevision(revision), Policy::default(), members);
+    let roster = Roster::new(fleet_name(), RosterRevision(revision), policy(), members);
     let roster = roster.expect("unique names and keys");
     let digest = Digest::of(&roster.to_bytes());
     let envelope = Digest::of_parts(&[b"envelope", digest.as_bytes()]);

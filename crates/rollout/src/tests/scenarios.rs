@@ -2,6 +2,8 @@
 
 mod evidence;
 mod flips;
+mod halts;
+mod leases;
 mod membership;
 mod recovery;
 mod refusals;

@@ -8,7 +8,7 @@ use muster_model::{
     Order, Purpose, Refusal, Release, RolloutId, Roster, SessionId, ToHost, Token, UnixTime, Verified,
 };
 
-use super::machine::{Link, Machine, Origin, Pace, Pending, Tree, Up};
+use super::machine::{Clock, Link, Machine, Origin, Pace, Pending, Tree, Up};
 use super::papers::{SignedRoster, fleet_name, host_name, release, secrets_in, signed_roster};
 use super::random::SplitMix64;
 use crate::Step;
@@ -45,6 +45,16 @@ pub(super) enum Mistake {
     CoordinatorSpeaksBeforeWriting,
     /// Someone who speaks for the coordinator opens hosts before all have closed.
     ForgedOpen,
+    /// CLOSE cancels the guard's deadline before the service is down.
+    CloseCancelsDeadline,
+    /// The coordinator waits a little less than `W` for silent hosts.
+    WaitTooShort,
+    /// A new leader takes the time before it for part of the wait.
+    WaitSkippedAtTakeOver,
+    /// The lease counts from when the grant was received.
+    LeaseFromReceipt,
+    /// A host is removed although it was offered service since it had closed or lapsed.
+    RemovedAfterOffer,
 }
 
 /// Everything there is.
@@ -66,6 +76,11 @@ pub(super) struct World {
     pub(super) slow_per_mille: u64,
     /// Whether all hosts run on one machine, and so share a clock.
     pub(super) shared_boot: bool,
+    /// The coordinator's clock.
+    pub(super) clock: Clock,
+    /// How the fleet flips.
+    pub(super) mode: FlipMode,
+    pub(super) max_lapsed: u32,
     pub(super) coordinator: Coordinator,
     pub(super) machines: Vec<Machine>,
     pub(super) releases: Vec<Verified<Release>>,
@@ -81,6 +96,8 @@ pub(super) struct World {
     pub(super) fates: BTreeMap<RolloutId, Fate>,
     pub(super) targets: BTreeMap<RolloutId, Digest>,
     pub(super) opens_forged: u64,
+    /// Orders to roll back that the coordinator called for by itself.
+    pub(super) rollbacks: Vec<Papers>,
     pub(super) violation: Option<String>,
     pub(super) log: Option<Vec<String>>,
 }
@@ -102,6 +119,8 @@ pub(super) struct Coordinator {
     pub(super) documents: BTreeMap<Digest, Arc<[u8]>>,
     /// Whether what it does follows from a host that joins.
     is_joining: bool,
+    /// Whether it follows from a take-over.
+    is_taking_over: bool,
 }
 
 impl World {
@@ -119,12 +138,16 @@ impl World {
             guard_pace: Pace::Usual,
             slow_per_mille: 0,
             shared_boot: false,
+            clock: Clock { drift_ppm: 0 },
+            mode: FlipMode::Strict,
+            max_lapsed: 1,
             coordinator: Coordinator {
                 fleet: None,
                 record,
                 sessions: BTreeMap::new(),
                 documents: BTreeMap::new(),
                 is_joining: false,
+                is_taking_over: false,
             },
             machines: Vec::new(),
             releases: (0..RELEASES).map(release).collect(),
@@ -139,6 +162,7 @@ impl World {
             fates: BTreeMap::new(),
             targets: BTreeMap::new(),
             opens_forged: 0,
+            rollbacks: Vec::new(),
             violation: None,
             log: None,
         };
@@ -200,10 +224,16 @@ impl World {
             commitments,
             secrets: secrets.unwrap_or_default(),
         };
-        let (fleet, step) =
-            Fleet::take_over(coordinator.record.clone(), inheritance, Limits::default(), BootTime(self.now));
+        let (fleet, step) = Fleet::take_over(
+            coordinator.record.clone(),
+            inheritance,
+            Limits::default(),
+            self.clock.at(self.now),
+        );
         self.coordinator.fleet = Some(fleet);
+        self.coordinator.is_taking_over = true;
         self.fleet_step(step);
+        self.coordinator.is_taking_over = false;
     }
 
     /// Kills the coordinator. What it sent may still arrive; nothing reaches it any more.
@@ -265,7 +295,7 @@ impl World {
     /// Hands an event to the coordinator and does what follows.
     pub(super) fn coordinate(&mut self, event: Event) {
         note!(self, "  coordinator <- {event:?}");
-        let now = BootTime(self.now);
+        let now = self.clock.at(self.now);
         self.coordinator.is_joining = matches!(event, Event::Joining { .. });
         if let Some(fleet) = &mut self.coordinator.fleet {
             let step = fleet.handle(event, now);
@@ -317,18 +347,19 @@ impl World {
     pub(super) fn proposal(&mut self, to: usize, change: impl FnOnce(&mut Order)) -> Proposal {
         let record = &self.coordinator.record;
         let to = self.releases[to].manifest;
-        let unlike_to = |from: &Digest| *from != to;
         let now = self.unix_now();
         let flip = Flip {
-            from: record.serving.filter(unlike_to),
+            from: record.serving,
             to,
-            mode: FlipMode::Strict,
+            mode: self.mode,
             on_failure: OnFailure::Hold,
+            max_lapsed: self
+                .max_lapsed
+                .min(u32::try_from(self.roster_in_force().hosts().len() - 1).expect("few hosts")),
         };
         let validity = now..UnixTime(now.0 + Order::VALIDITY_MS_MAX);
         let mut order = Order::new(fleet_name(), record.last_k.next(), record.roster, flip, validity)
             .expect("the parts fit together");
-        order.from = record.serving;
         change(&mut order);
         let order = Verified::assert(order);
         let paper = Digest::of_parts(&[b"order", &order.counter.0.to_le_bytes(), order.to.as_bytes()]);
@@ -339,12 +370,20 @@ impl World {
             release: self.release_papers[at],
             roster: self.coordinator.record.roster_envelope,
         };
-        Proposal { order, release: self.releases[at].clone(), papers, now }
+        Proposal { order, release: self.releases[at].clone(), papers, contingency: None, now }
+    }
+
+    /// A proposal that comes with the signed order to roll back.
+    pub(super) fn proposal_with_contingency(&mut self, to: usize) -> Proposal {
+        let mut proposal = self.proposal(to, |order| order.on_failure = OnFailure::Rollback);
+        let order = Digest::of_parts(&[b"back from", proposal.papers.order.as_bytes()]);
+        proposal.contingency = Some(Papers { order, ..proposal.papers });
+        proposal
     }
 
     /// Proposes what may or may not be in order.
     pub(super) fn propose_this(&mut self, proposal: &Proposal) -> Result<RolloutId, Refusal> {
-        let now = BootTime(self.now);
+        let now = self.clock.at(self.now);
         let fleet = self.coordinator.fleet.as_mut().expect("the coordinator is up");
         let step = fleet.propose(proposal, now)?;
         self.check_propose();
@@ -403,7 +442,7 @@ impl World {
         let Some(deadline) = self.coordinator.fleet.as_ref().and_then(Fleet::next_deadline) else {
             return false;
         };
-        self.now = self.now.max(deadline.0);
+        self.pass_time(self.clock.when(deadline));
         self.coordinate(Event::DeadlineReached);
         true
     }
@@ -413,7 +452,7 @@ impl World {
         let mut all = Vec::new();
         let mut of_one = Vec::new();
         for (index, machine) in self.machines.iter().enumerate() {
-            machine.pending(&mut of_one);
+            machine.pending(self.now, &mut of_one);
             all.extend(of_one.drain(..).map(|pending| (index, pending)));
         }
         all
@@ -425,7 +464,8 @@ impl World {
         if pending.is_empty() {
             return false;
         }
-        self.now += self.random.below(3);
+        let pause = self.random.below(3);
+        self.pass_time(self.now + pause);
         let mut choice = pending[self.random.index(pending.len())];
         for _ in 0..SLOWNESS {
             if matches!(
@@ -547,9 +587,28 @@ impl World {
                     link.up.clear();
                 }
             }
+            // The simulator has one leader at a time: what it reads is always so.
+            Effect::ConfirmLead { read } => self.coordinate(Event::LeadConfirmed { read }),
+            Effect::BeginWait => self.begin_wait(),
+            Effect::RollBack(papers) => self.rollbacks.push(papers),
             Effect::Report(Report::Ended(end)) => self.ends.push(end),
             Effect::Report(Report::Reached { k, stage, host: None, .. }) => self.stages.push((k, stage)),
             Effect::Report(Report::Reached { .. } | Report::Trouble { .. }) => {}
+        }
+    }
+
+    fn begin_wait(&mut self) {
+        let wait = self.roster_in_force().policy().timing.wait_ms;
+        let too_early = match self.mistake {
+            Some(Mistake::WaitTooShort) => wait / 2,
+            Some(Mistake::WaitSkippedAtTakeOver) if self.coordinator.is_taking_over => wait,
+            Some(_) | None => 0,
+        };
+        let now = BootTime(self.clock.at(self.now).0.saturating_sub(too_early));
+        note!(self, "  coordinator <- WaitBegun at {now:?}");
+        if let Some(fleet) = &mut self.coordinator.fleet {
+            let step = fleet.handle(Event::WaitBegun, now);
+            self.fleet_step(step);
         }
     }
 

@@ -18,6 +18,7 @@ fn a_flip_goes_through_every_stage_and_settles() {
         Stage::Proposed,
         Stage::Attested,
         Stage::Prepared,
+        Stage::Probed,
         Stage::Armed,
         Stage::Decided,
         Stage::Closed,

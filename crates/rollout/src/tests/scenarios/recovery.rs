@@ -89,7 +89,9 @@ fn agent_dies_in_armed_and_the_journal_restores_the_mode() {
 
 #[test]
 fn agent_dies_after_it_has_said_that_it_is_armed_and_the_flip_goes_on() {
-    let mut world = flip_until_host_2(is_armed);
+    let mut world = World::settled();
+    world.flip_until(1, is_decided);
+    assert!(is_armed(&world.machines[1].record.mode));
     world.crash_agent(1);
     world.start_agent(1);
     world.rest();

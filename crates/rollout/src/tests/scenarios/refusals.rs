@@ -1,14 +1,14 @@
 //! What coordinator and hosts refuse, each with its code.
 
 use muster_model::{
-    Code, Digest, Epoch, FlipMode, Nonce, OnFailure, Order, RolloutId, RosterRevision, Secret, Secrets,
+    Closure, Code, Digest, Epoch, Nonce, OnFailure, Order, RolloutId, RosterRevision, Secret, Secrets,
     ToHost, UnixTime,
 };
 
 use super::super::machine::Pending;
 use super::super::world::World;
 use super::{codes, is_arming, is_closed, is_decided};
-use crate::host::{Event, GuardState, Mode};
+use crate::host::{Event, GuardState, Halt, Mode};
 
 #[test]
 fn a_second_proposal_is_told_which_rollout_is_under_way() {
@@ -40,8 +40,8 @@ fn an_order_must_say_exactly_what_is_true() {
     assert_eq!(refused(|order| order.roster_revision = RosterRevision(7)), Some(Code::RosterChanged));
     assert_eq!(refused(|order| order.roster = Digest::of(b"other")), Some(Code::RosterChanged));
     assert_eq!(refused(|order| order.hosts = 2), Some(Code::RosterChanged));
-    assert_eq!(refused(|order| order.mode = FlipMode::Fast), Some(Code::Unsupported));
-    assert_eq!(refused(|order| order.on_failure = OnFailure::Rollback), Some(Code::Unsupported));
+    // One that rolls back by itself comes with the signed order to do so.
+    assert_eq!(refused(|order| order.on_failure = OnFailure::Rollback), Some(Code::OrderInvalid));
     assert_eq!(refused(|order| order.counter = RolloutId(1)), Some(Code::Superseded));
     assert_eq!(refused(|order| order.counter = RolloutId(9)), Some(Code::Superseded));
 }
@@ -58,8 +58,11 @@ fn a_release_that_is_served_already_is_refused() {
 fn a_host_whose_guard_is_silent_does_not_arm() {
     let mut world = World::settled();
     let k = world.flip_until(1, is_arming);
-    world.host_event(1, Event::Guard { state: GuardState::Unknown, refusal: None });
-    world.say(1, ToHost::Arm { k });
+    world.host_event(
+        1,
+        Event::Guard { state: GuardState::Unknown, since: None, halt: Halt::Running, refusal: None },
+    );
+    world.say(1, ToHost::Arm { k, instant: None });
     assert_eq!(world.refusal_of(1), Some(Code::GuardFailed));
     world.rest();
     assert_eq!(codes(&world.last_end().blockers), [(Code::GuardFailed, Some("host-2"))]);
@@ -99,7 +102,12 @@ fn all_closed() -> (World, Vec<Secret>) {
 
 fn open(world: &World, secrets: Vec<Secret>) -> ToHost {
     let release = world.releases[1].manifest;
-    ToHost::Open { k: RolloutId(2), epoch: Epoch(2), release, secrets: secrets.into_iter().collect() }
+    ToHost::Open {
+        k: RolloutId(2),
+        epoch: Epoch(2),
+        release,
+        secrets: secrets.into_iter().map(Closure::Revealed).collect(),
+    }
 }
 
 #[test]
@@ -127,7 +135,7 @@ fn a_host_opens_only_with_all_closing_secrets_in_order() {
 #[test]
 fn a_host_opens_only_what_it_waits_for() {
     let (mut world, secrets) = all_closed();
-    let secrets: Secrets = secrets.into_iter().collect();
+    let secrets: Secrets = secrets.into_iter().map(Closure::Revealed).collect();
     let release = world.releases[1].manifest;
     let old = ToHost::Open { k: RolloutId(1), epoch: Epoch(2), release, secrets: secrets.clone() };
     world.say(1, old);
@@ -150,7 +158,7 @@ fn a_host_opens_only_what_it_waits_for() {
 #[test]
 fn a_host_that_is_armed_or_serves_is_not_opened_for_something_else() {
     let mut world = World::settled();
-    let secrets: Secrets = [Secret::from_bytes([1; 32]); 3].into_iter().collect();
+    let secrets: Secrets = [Closure::Revealed(Secret::from_bytes([1; 32])); 3].into_iter().collect();
     let release = world.releases[1].manifest;
     world.say(0, ToHost::Open { k: RolloutId(1), epoch: Epoch(2), release, secrets: secrets.clone() });
     assert_eq!(world.refusal_of(0), Some(Code::WrongState));
@@ -203,9 +211,9 @@ fn a_disarm_for_another_rollout_does_not_disarm() {
 #[test]
 fn a_rollout_that_is_over_cannot_be_armed_again() {
     let mut world = World::settled();
-    world.say(1, ToHost::Arm { k: RolloutId(1) });
+    world.say(1, ToHost::Arm { k: RolloutId(1), instant: None });
     assert_eq!(world.refusal_of(1), Some(Code::StaleRollout));
-    world.say(1, ToHost::Arm { k: RolloutId(2) });
+    world.say(1, ToHost::Arm { k: RolloutId(2), instant: None });
     assert_eq!(world.refusal_of(1), Some(Code::WrongState), "nothing was prepared");
     world.say(1, ToHost::Close { k: RolloutId(1) });
     assert_eq!(world.refusal_of(1), Some(Code::WrongState));

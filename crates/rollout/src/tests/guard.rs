@@ -1,0 +1,164 @@
+//! A host's guard in the simulated world: what is really served, and the deadline.
+
+use muster_model::{Blocker, BootTime, Code, Digest, Epoch, Refusal, RolloutId};
+
+use super::machine::{GuardLease, GuardWork};
+use super::papers::policy;
+use super::world::{Mistake, World};
+use crate::host::{Event, GuardState, Halt, Resume};
+
+impl World {
+    /// The guard does what it was asked, and answers if there is an answer.
+    pub(super) fn ask_guard(&mut self, index: usize, asked: &GuardWork) -> Option<Event> {
+        match *asked {
+            GuardWork::Say => Some(self.guard_says(index)),
+            GuardWork::Quiesce { k } => Some(Event::Quiesced { k, outcome: Ok(()) }),
+            GuardWork::Lease { k, deadline } => {
+                let latched = self.machines[index].lease.is_some_and(|lease| lease.latched);
+                let machine = &mut self.machines[index];
+                machine.lease = Some(GuardLease { k, deadline, latched, switch: None });
+                Some(Event::Leased { k, outcome: Ok(()) })
+            }
+            GuardWork::Extend { k, deadline } => {
+                let lease = &mut self.machines[index].lease;
+                if let Some(lease) = lease.as_mut().filter(|lease| lease.k == k && !lease.latched) {
+                    lease.deadline = lease.deadline.max(deadline);
+                }
+                // P5: no deadline beyond t_send + D.
+                let asked = self.machines[index].asked_at.unwrap_or_default();
+                if deadline > asked.after(policy().timing.lease()) {
+                    self.violate(format!(
+                        "P5: {} extends its lease to {deadline:?}",
+                        self.machines[index].name
+                    ));
+                }
+                None
+            }
+            GuardWork::Lift { k } => {
+                self.machines[index].lease.take_if(|lease| lease.k == k);
+                Some(self.guard_says(index))
+            }
+            GuardWork::Switch { k, at, epoch, release } => {
+                Some(self.set_switch(index, k, (at, epoch, release)))
+            }
+            GuardWork::Halt => {
+                let machine = &mut self.machines[index];
+                machine.halted = true;
+                machine.guard = None;
+                Some(self.guard_says(index))
+            }
+            GuardWork::Close { k } => Some(self.close_guard(index, k)),
+            GuardWork::Open { epoch, release, resume } => {
+                Some(self.open_guard(index, epoch, release, resume))
+            }
+        }
+    }
+
+    /// Lets time pass. Guards whose deadline passes meanwhile fence, and flip at their instants.
+    pub(super) fn pass_time(&mut self, until: u64) {
+        while let Some((at, index)) = self.next_alarm().filter(|(at, _)| *at <= until) {
+            self.now = self.now.max(at);
+            self.ring(index);
+            self.check();
+        }
+        self.now = self.now.max(until);
+    }
+
+    /// Somebody halts the fleet on one host, without asking anyone.
+    pub(super) fn halt_by_hand(&mut self, index: usize) {
+        let machine = &mut self.machines[index];
+        machine.halted = true;
+        machine.guard = None;
+        machine.guard_work.push_back(GuardWork::Say);
+    }
+
+    /// When the next guard acts by itself.
+    fn next_alarm(&self) -> Option<(u64, usize)> {
+        let alarms = self.machines.iter().enumerate().filter_map(|(index, machine)| {
+            let lease = machine.lease.filter(|lease| !lease.latched)?;
+            let at = match lease.switch {
+                Some((at, ..)) => machine.clock.when(at),
+                None => machine.clock.when(BootTime(lease.deadline.0 + machine.fence_ms)),
+            };
+            Some((at, index))
+        });
+        alarms.min()
+    }
+
+    fn ring(&mut self, index: usize) {
+        let machine = &mut self.machines[index];
+        let Some(lease) = &mut machine.lease else { return };
+        match lease.switch {
+            Some((_, epoch, release)) => {
+                machine.lease = None;
+                machine.guard = Some((epoch, release));
+            }
+            None => {
+                lease.latched = true;
+                machine.guard = None;
+            }
+        }
+        note!(self, "  {} acts at its deadline: {:?}", self.machines[index].name, self.machines[index].guard);
+        if self.machines[index].agent.is_some() {
+            self.machines[index].guard_work.push_back(GuardWork::Say);
+        }
+    }
+
+    fn guard_says(&self, index: usize) -> Event {
+        let machine = &self.machines[index];
+        let state = machine.guard.map_or(GuardState::Dark, |(epoch, digest)| GuardState::Open(epoch, digest));
+        let halt = if machine.halted { Halt::Halted } else { Halt::Running };
+        Event::Guard { state, since: None, halt, refusal: None }
+    }
+
+    fn set_switch(&mut self, index: usize, k: RolloutId, switch: (BootTime, Epoch, Digest)) -> Event {
+        let machine = &mut self.machines[index];
+        let now = machine.clock.at(self.now);
+        let outcome = match &mut machine.lease {
+            Some(lease) if lease.k == k && !lease.latched && now < switch.0 && machine.guard.is_some() => {
+                lease.switch = Some(switch);
+                Ok(())
+            }
+            Some(_) | None => Err(Refusal::of(Code::LeaseExpired, "it is too late for the instant")),
+        };
+        Event::SwitchSet { k, outcome }
+    }
+
+    fn close_guard(&mut self, index: usize, k: Option<RolloutId>) -> Event {
+        let fails = self.random.chance(self.guard_fails_per_mille);
+        let machine = &mut self.machines[index];
+        if fails || machine.closes_to_fail > 0 {
+            machine.closes_to_fail = machine.closes_to_fail.saturating_sub(1);
+            if self.mistake == Some(Mistake::CloseCancelsDeadline) {
+                machine.lease = None;
+            }
+            let blocker = Blocker::host(Code::StopFailed, &machine.name, "the service did not stop");
+            return Event::Closed { k, outcome: Err(Refusal::because(blocker)) };
+        }
+        if self.mistake != Some(Mistake::ClosedBeforeDark) {
+            machine.guard = None;
+        }
+        machine.lease = None;
+        Event::Closed { k, outcome: Ok(machine.clock.at(self.now)) }
+    }
+
+    fn open_guard(&mut self, index: usize, epoch: Epoch, release: Digest, resume: Resume) -> Event {
+        let fails = self.random.chance(self.guard_fails_per_mille);
+        let machine = &mut self.machines[index];
+        if resume == Resume::Yes {
+            machine.halted = false;
+        }
+        if fails || machine.opens_to_fail > 0 || machine.halted {
+            machine.opens_to_fail = machine.opens_to_fail.saturating_sub(1);
+            machine.guard = None;
+            let blocker = Blocker::host(Code::StartFailed, &machine.name, "the service ended at once");
+            return Event::Opened { epoch, outcome: Err(Refusal::because(blocker)) };
+        }
+        machine.guard = Some((epoch, release));
+        // Only ADMIT and OPEN lead here: a fence that had latched is over.
+        machine.lease = None;
+        let at = machine.clock.at(self.now);
+        self.check();
+        Event::Opened { epoch, outcome: Ok(at) }
+    }
+}

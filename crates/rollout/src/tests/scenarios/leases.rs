@@ -1,0 +1,264 @@
+//! Steps 7 to 11 and 14: leases, fences, the wait for silent hosts, and flips at an instant.
+
+use muster_model::{BootTime, Code, FlipMode, HostMode, ToHost};
+
+use super::super::machine::{Hold, Machine, Pending};
+use super::super::world::World;
+use super::{codes, is_armed, is_arming, is_closed, is_decided, is_opened};
+use crate::fleet::{Outcome, Phase};
+use crate::host::Mode;
+
+/// Host 2 is armed for a rollout that was decided, and hears nothing any more. The coordinator does not know.
+fn decided_with_a_silent_host() -> World {
+    let mut world = World::settled();
+    world.flip_until(1, is_decided);
+    assert!(is_armed(&world.machines[1].record.mode));
+    world.hold_still(1);
+    world
+}
+
+impl World {
+    /// A partition: what is sent to a host does not arrive, and nobody notices.
+    fn hold_still(&mut self, index: usize) {
+        self.machines[index].hold = Hold::Network;
+    }
+
+    fn let_go(&mut self, index: usize) {
+        self.machines[index].hold = Hold::Nothing;
+    }
+
+    /// Has a host take long to arm, so that the others stay armed meanwhile.
+    fn hold_arming_of(&mut self, index: usize) {
+        self.machines[index].hold = Hold::Arming;
+    }
+
+    /// Lets everything happen that is under way on a machine.
+    fn settle(&mut self, index: usize) {
+        loop {
+            let mut pending = Vec::new();
+            self.machines[index].pending(self.now, &mut pending);
+            let Some(first) = pending.first() else { return };
+            self.advance(index, *first);
+        }
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.pass_time(self.now + ms);
+    }
+}
+
+fn lease_of(machine: &Machine) -> BootTime {
+    machine.lease.expect("the guard holds a deadline").deadline
+}
+
+#[test]
+fn a_silent_host_fences_and_the_others_open_after_the_wait() {
+    let mut world = decided_with_a_silent_host();
+    world.rest();
+    assert!(is_decided(&world.coordinator.record.phase), "nothing opens before the wait is over");
+    assert!(world.machines[1].guard.is_some(), "its lease has not ended");
+    assert!(world.machines[0].guard.is_none() && world.machines[2].guard.is_none());
+
+    assert!(world.pass_deadline());
+    assert!(world.machines[1].guard.is_none(), "it has fenced itself");
+    assert!(matches!(world.machines[1].record.mode, Mode::Armed { .. }), "a lapsed deadline keeps the mode");
+    world.rest();
+    assert_eq!(world.violation, None);
+    let Phase::Opened(opening) = world.coordinator.record.phase.clone() else { panic!("opened") };
+    assert!(opening.lapsed.contains(&world.machines[1].name));
+    assert!(!world.coordinator.record.offers.include(&world.machines[1].name), "nothing was offered to it");
+    world.expect_serves(&world.machines[0].name, 1, 2);
+    world.expect_serves(&world.machines[2].name, 1, 2);
+
+    // It comes back dark, closes, and then serves.
+    world.let_go(1);
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
+fn no_more_hosts_lapse_than_the_order_allows() {
+    let mut world = World::settled();
+    world.max_lapsed = 0;
+    world.flip_until(1, is_decided);
+    world.hold_still(1);
+    world.rest();
+    assert!(world.pass_deadline());
+    world.rest();
+    assert!(is_decided(&world.coordinator.record.phase), "the others stay dark");
+    assert!(!world.pass_deadline(), "and nothing is left to wait for but the host");
+    world.let_go(1);
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
+fn an_armed_host_renews_from_when_it_sent_its_request() {
+    let mut world = World::settled();
+    world.hold_arming_of(2);
+    world.flip_until(1, is_arming);
+    world.expect_until(|world| is_armed(&world.machines[0].record.mode));
+    let first = lease_of(&world.machines[0]);
+    let renewal = world.roster_in_force().policy().timing.renewal().as_millis();
+    world.pass(u64::try_from(renewal).expect("short"));
+    let sent = world.machines[0].clock.at(world.now);
+    world.advance(0, Pending::Due);
+    // The answer takes its time.
+    world.pass(50);
+    world.settle(0);
+    let lease = world.roster_in_force().policy().timing.lease();
+    assert_eq!(lease_of(&world.machines[0]), sent.after(lease));
+    assert!(lease_of(&world.machines[0]) > first);
+}
+
+#[test]
+fn a_host_that_fences_while_others_arm_has_the_rollout_given_up_and_is_admitted_again() {
+    let mut world = World::settled();
+    world.hold_arming_of(2);
+    world.flip_until(1, is_arming);
+    world.expect_until(|world| is_armed(&world.machines[0].record.mode));
+    // Host 1 hears nothing for longer than its lease lasts.
+    world.hold_still(0);
+    world.pass(400);
+    assert!(world.machines[0].guard.is_none());
+    assert!(world.machines[0].lease.is_some_and(|lease| lease.latched));
+    world.let_go(0);
+    world.let_go(2);
+    world.rest();
+    assert_eq!(world.last_end().outcome, Outcome::Unchanged);
+    world.expect_all_serve(0, 1);
+}
+
+#[test]
+fn no_grant_lifts_a_fence_that_has_latched() {
+    let mut world = World::settled();
+    world.hold_arming_of(2);
+    let k = world.flip_until(1, is_arming);
+    world.expect_until(|world| is_armed(&world.machines[0].record.mode));
+    world.pass(400);
+    world.hold_still(0);
+    world.say(0, ToHost::Grant { k, n: 1 });
+    world.settle(0);
+    assert!(world.machines[0].guard.is_none());
+}
+
+#[test]
+fn a_new_leader_waits_out_the_full_time() {
+    let mut world = decided_with_a_silent_host();
+    world.rest();
+    let wait = world.roster_in_force().policy().timing.wait_ms;
+    world.pass(wait - 10);
+    world.crash_coordinator();
+    world.start_coordinator();
+    let now = BootTime(world.now);
+    let deadline = world.coordinator.fleet.as_ref().and_then(crate::fleet::Fleet::next_deadline);
+    assert_eq!(deadline, Some(BootTime(now.0 + wait)));
+    world.let_go(1);
+    world.cut(1);
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
+fn a_host_that_lapsed_can_be_removed_while_the_others_are_open() {
+    let mut world = World::running(3, 1);
+    world.flip(0);
+    world.flip_until(1, is_decided);
+    world.hold_still(2);
+    world.rest();
+    assert!(world.pass_deadline());
+    world.rest();
+    assert!(is_opened(&world.coordinator.record.phase));
+    world.change_roster(2).expect("nothing was offered to it since its lease lapsed");
+    assert_eq!(world.coordinator.record.phase, Phase::Settled);
+    assert_eq!(world.violation, None);
+}
+
+#[test]
+fn a_host_that_was_offered_service_again_cannot_be_removed() {
+    let mut world = World::running(3, 1);
+    world.flip(0);
+    world.flip_until(1, is_decided);
+    world.hold_still(2);
+    world.rest();
+    assert!(world.pass_deadline());
+    world.rest();
+    // It comes back, closes, and is told to open; whether it has, nobody knows.
+    world.let_go(2);
+    world.expect_until(|world| is_closed(&world.machines[2].record.mode));
+    let host = world.machines[2].name.clone();
+    world.expect_until(|world| world.coordinator.record.offers.include(&host));
+    world.hold_still(2);
+    let refusal = world.change_roster(2).expect_err("it may serve");
+    assert_eq!(codes(&refusal.blockers), [(Code::RemovalNeedsEvidence, Some("host-3"))]);
+}
+
+#[test]
+fn hosts_flip_at_the_instant_in_fast_mode() {
+    let mut world = World::settled();
+    world.mode = FlipMode::Fast;
+    world.flip_until(1, is_decided);
+    world.rest();
+    assert!(is_decided(&world.coordinator.record.phase));
+    world.expect_serves(&world.machines[0].name, 0, 1);
+    world.pass(3000);
+    world.rest();
+    world.expect_all_serve(1, 2);
+    let window = world.last_end().dark_window.expect("it was timed");
+    assert_eq!(window.bound_ms, 0);
+}
+
+#[test]
+fn a_host_that_does_not_hear_the_decision_fences_before_the_instant() {
+    let mut world = World::settled();
+    world.mode = FlipMode::Fast;
+    world.flip_until(1, is_decided);
+    world.hold_still(1);
+    world.rest();
+    world.pass(3000);
+    assert!(world.machines[1].guard.is_none());
+    world.expect_serves(&world.machines[0].name, 1, 2);
+    world.rest();
+    world.pass_deadline();
+    world.rest();
+    assert!(is_opened(&world.coordinator.record.phase));
+    world.let_go(1);
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
+fn too_many_hosts_that_do_not_start_call_for_the_order_to_roll_back() {
+    let mut world = World::settled();
+    let proposal = world.proposal_with_contingency(1);
+    world.propose_this(&proposal).expect("in order");
+    world.machines[0].opens_to_fail = 10;
+    world.rest();
+    assert_eq!(world.rollbacks, [], "one host is held");
+    world.machines[0].opens_to_fail = 0;
+    world.report_deployed();
+    world.rest();
+    world.expect_all_serve(1, 2);
+
+    let proposal = world.proposal_with_contingency(2);
+    world.propose_this(&proposal).expect("in order");
+    world.machines[0].opens_to_fail = 1;
+    world.machines[1].opens_to_fail = 1;
+    world.rest();
+    assert_eq!(world.rollbacks, [proposal.contingency.expect("it has one")]);
+}
+
+#[test]
+fn an_armed_host_is_shown_with_the_time_that_is_left() {
+    let mut world = World::settled();
+    world.hold_arming_of(2);
+    world.flip_until(1, is_arming);
+    world.expect_until(|world| {
+        let fleet = world.coordinator.fleet.as_ref().expect("it is up");
+        matches!(fleet.hosts()[0].mode, Some(HostMode::Armed(..)))
+    });
+    let fleet = world.coordinator.fleet.as_ref().expect("it is up");
+    let until = fleet.hosts()[0].leased_until.expect("it is armed");
+    assert!(until >= lease_of(&world.machines[0]), "never less than it has");
+    assert_eq!(fleet.hosts()[2].leased_until, None);
+}
