@@ -5,9 +5,10 @@
 use std::collections::BTreeMap;
 
 use muster_model::{
-    Assurance, Attestation, BootGate, BootId, Comparable, Digest, Document, Epoch, FleetName, Flip, FlipMode,
-    HostFacts, HostName, Member, OnFailure, Order, Policy, Purpose, Release, RoleKeys, RolloutId, Root,
-    Roster, RosterRef, RosterRevision, Scope, Secret, SigningRole, UnixTime, Verified, Version,
+    Assurance, Attestation, BootGate, BootId, ClockState, Comparable, Digest, Document, Epoch, FleetName,
+    Flip, FlipMode, HostFacts, HostName, Member, OnFailure, Order, Policy, Purpose, Release, RoleKeys,
+    RolloutId, Root, Roster, RosterRef, RosterRevision, Scope, Secret, SigningRole, UnixTime, Verified,
+    Version,
 };
 
 use crate::{Authentic, Envelope, Signer, SigningKey, TrustRoot, assemble_evidence, sign, verify_evidence};
@@ -99,7 +100,13 @@ pub(crate) fn release(fleet: &FleetName, manifest: Digest) -> Release {
 }
 
 pub(crate) fn order(fleet: &FleetName, roster: RosterRef) -> Order {
-    let flip = Flip { from: None, to: manifest(), mode: FlipMode::Strict, on_failure: OnFailure::Hold };
+    let flip = Flip {
+        from: None,
+        to: manifest(),
+        mode: FlipMode::Strict,
+        on_failure: OnFailure::Hold,
+        max_lapsed: 0,
+    };
     Order::new(fleet.clone(), ROLLOUT, roster, flip, UnixTime(0)..UnixTime(1000)).expect("a valid order")
 }
 
@@ -117,6 +124,10 @@ pub(crate) fn attestation(index: u8) -> Attestation {
             boot_id: BootId::new("0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f").expect("a boot id"),
             scope: Scope::Process,
             boot_gate: BootGate::Volatile,
+            clock: ClockState::Steady,
+            clock_error_ms: None,
+            fence_ms: Some(40),
+            drain_ms: 0,
             assurance: Assurance::Sha256,
             agent_version: "0.1.0".to_owned(),
             agent_config: Digest::of(b"configuration"),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use muster_model::{
     BootId, BootTime, Documents, Epoch, FromHost, HostMode, Incarnation, JoinReport, JournalHead, Leadership,
-    MerkleProof, RolloutId, RosterRevision, Secrets, ServingReport, Standing, Term, ToHost,
+    MerkleProof, RolloutId, RosterRevision, Secrets, ServingReport, Standing, Term, ToHost, UnixTime,
 };
 
 use prost::bytes::Bytes;
@@ -33,7 +33,10 @@ pub fn to_coordinator(message: FromHost) -> FromAgent {
             FromAgent::CannotAttest(v1::CannotAttest { k: k.0, refusal: Some(refusal.into()) })
         }
         FromHost::Prepared { k } => FromAgent::Prepared(v1::Prepared { k: k.0 }),
+        FromHost::Probed { k } => FromAgent::Probed(v1::Probed { k: k.0 }),
         FromHost::Armed { k } => FromAgent::Armed(v1::Armed { k: k.0 }),
+        FromHost::Renew { k, n } => FromAgent::Renew(v1::Renew { k: k.0, n }),
+        FromHost::Set { k } => FromAgent::SwitchSet(v1::SwitchSet { k: k.0 }),
         FromHost::Closed { k, secret, at } => {
             FromAgent::Closed(v1::Closed { k: k.0, secret: secret.as_bytes().to_vec(), at_boot_ms: at.0 })
         }
@@ -64,7 +67,10 @@ pub fn from_host(body: FromAgent) -> Result<Option<FromHost>, ConvertError> {
             FromHost::CannotAttest { k: RolloutId(it.k), refusal: refusal(it.refusal)? }
         }
         FromAgent::Prepared(prepared) => FromHost::Prepared { k: RolloutId(prepared.k) },
+        FromAgent::Probed(probed) => FromHost::Probed { k: RolloutId(probed.k) },
         FromAgent::Armed(armed) => FromHost::Armed { k: RolloutId(armed.k) },
+        FromAgent::Renew(renew) => FromHost::Renew { k: RolloutId(renew.k), n: renew.n },
+        FromAgent::SwitchSet(set) => FromHost::Set { k: RolloutId(set.k) },
         FromAgent::Closed(closed) => FromHost::Closed {
             k: RolloutId(closed.k),
             secret: secret("secret", &closed.secret)?,
@@ -116,7 +122,13 @@ pub fn to_agent(message: ToHost) -> FromCoordinator {
             roster: documents.roster.as_bytes().to_vec(),
             evidence: documents.evidence.as_bytes().to_vec(),
         }),
-        ToHost::Arm { k } => FromCoordinator::Arm(v1::Arm { k: k.0 }),
+        ToHost::Probe { k } => FromCoordinator::Probe(v1::Probe { k: k.0 }),
+        ToHost::Arm { k, instant } => {
+            FromCoordinator::Arm(v1::Arm { k: k.0, instant_unix_ms: instant.map(|instant| instant.0) })
+        }
+        ToHost::Grant { k, n } => FromCoordinator::Grant(v1::Grant { k: k.0, n }),
+        ToHost::Set { k } => FromCoordinator::SetSwitch(v1::SetSwitch { k: k.0 }),
+        ToHost::Halt { k } => FromCoordinator::Halt(v1::Halt { k: k.0 }),
         ToHost::Close { k } => FromCoordinator::Close(v1::Close { k: k.0 }),
         ToHost::Open { k, epoch, release, secrets } => FromCoordinator::Open(v1::Open {
             k: k.0,
@@ -156,14 +168,21 @@ pub fn from_coordinator(body: FromCoordinator) -> Result<Option<ToHost>, Convert
                 evidence: digest("evidence", &it.evidence)?,
             },
         },
-        FromCoordinator::Arm(arm) => ToHost::Arm { k: RolloutId(arm.k) },
+        FromCoordinator::Probe(probe) => ToHost::Probe { k: RolloutId(probe.k) },
+        FromCoordinator::Arm(arm) => {
+            ToHost::Arm { k: RolloutId(arm.k), instant: arm.instant_unix_ms.map(UnixTime) }
+        }
+        FromCoordinator::Grant(grant) => ToHost::Grant { k: RolloutId(grant.k), n: grant.n },
+        FromCoordinator::SetSwitch(set) => ToHost::Set { k: RolloutId(set.k) },
+        FromCoordinator::Halt(halt) => ToHost::Halt { k: RolloutId(halt.k) },
         FromCoordinator::Close(close) => ToHost::Close { k: RolloutId(close.k) },
         FromCoordinator::Open(open) => ToHost::Open {
             k: RolloutId(open.k),
             epoch: Epoch(open.epoch),
             release: digest("release", &open.release)?,
-            secrets: Secrets::from_bytes(&open.secrets)
-                .ok_or_else(|| ConvertError::invalid("secrets", "not a multiple of 32 bytes"))?,
+            secrets: Secrets::from_bytes(&open.secrets).ok_or_else(|| {
+                ConvertError::invalid("secrets", "not 33 bytes for each host, with 0 or 1 first")
+            })?,
         },
         FromCoordinator::Disarm(disarm) => ToHost::Disarm { k: RolloutId(disarm.k) },
         FromCoordinator::Admit(admit) => ToHost::Admit {
@@ -214,6 +233,7 @@ fn join_to_wire(report: JoinReport) -> v1::Join {
         term: report.standing.leadership.term.0,
         roster_revision: report.standing.roster_revision.0,
         history_lost: report.standing.history_lost,
+        halted_k: report.standing.halted.map(|k| k.0),
         serving_epoch: match report.serving {
             ServingReport::Dark => None,
             ServingReport::Open(epoch) => Some(epoch.0),
@@ -238,6 +258,7 @@ fn join_from_wire(join: v1::Join) -> Result<JoinReport, ConvertError> {
             leadership: Leadership { incarnation: Incarnation(join.incarnation), term: Term(join.term) },
             roster_revision: RosterRevision(join.roster_revision),
             history_lost: join.history_lost,
+            halted: join.halted_k.map(RolloutId),
         },
         serving: join.serving_epoch.map_or(ServingReport::Dark, |epoch| ServingReport::Open(Epoch(epoch))),
     })
@@ -253,7 +274,7 @@ fn proof(index: u64, size: u64, path: &[Vec<u8>]) -> Result<MerkleProof, Convert
 
 #[cfg(test)]
 mod tests {
-    use muster_model::{Code, Digest, Nonce, Refusal, Secret, Token};
+    use muster_model::{Closure, Code, Digest, Nonce, Refusal, Secret, Token};
 
     use super::*;
 
@@ -282,6 +303,7 @@ mod tests {
                     leadership: Leadership { incarnation: Incarnation(3), term: Term(4) },
                     roster_revision: RosterRevision(2),
                     history_lost: true,
+                    halted: Some(RolloutId(6)),
                 },
                 serving,
             })
@@ -298,7 +320,10 @@ mod tests {
             FromHost::Fresh { k, nonce: Nonce::from_bytes([4; 32]) },
             FromHost::CannotAttest { k, refusal: refusal() },
             FromHost::Prepared { k },
+            FromHost::Probed { k },
             FromHost::Armed { k },
+            FromHost::Renew { k, n: 3 },
+            FromHost::Set { k },
             FromHost::Closed { k, secret: Secret::from_bytes([5; 32]), at: BootTime(99) },
             FromHost::Disarmed { k },
             FromHost::Serving { epoch: Epoch(3), at: BootTime(100) },
@@ -324,13 +349,23 @@ mod tests {
             ToHost::Propose { k, to: release },
             ToHost::Attest { k, to: release, nonce_root: digest_of(5), proof },
             ToHost::Prepare { k, epoch, documents },
-            ToHost::Arm { k },
+            ToHost::Probe { k },
+            ToHost::Arm { k, instant: None },
+            ToHost::Arm { k, instant: Some(UnixTime(1_700_000_000_000)) },
+            ToHost::Grant { k, n: 3 },
+            ToHost::Set { k },
+            ToHost::Halt { k },
             ToHost::Close { k },
             ToHost::Open {
                 k,
                 epoch,
                 release,
-                secrets: [Secret::from_bytes([1; 32]), Secret::from_bytes([2; 32])].into_iter().collect(),
+                secrets: [
+                    Closure::Revealed(Secret::from_bytes([1; 32])),
+                    Closure::Lapsed(Secret::from_bytes([2; 32]).commitment()),
+                ]
+                .into_iter()
+                .collect(),
             },
             ToHost::Disarm { k },
             ToHost::Admit { epoch, release, nonce: Nonce::from_bytes([9; 32]) },
@@ -350,7 +385,7 @@ mod tests {
         );
         let open = FromCoordinator::Open(v1::Open {
             release: vec![0; 32],
-            secrets: vec![0; 33].into(),
+            secrets: vec![0; 32].into(),
             ..v1::Open::default()
         });
         assert!(matches!(from_coordinator(open), Err(ConvertError::Invalid { field: "secrets", .. })));

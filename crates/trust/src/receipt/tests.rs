@@ -216,6 +216,18 @@ fn hosts_lapse_only_as_far_as_the_order_allows_and_are_named() {
 }
 
 #[test]
+fn only_a_flip_in_fast_mode_goes_without_secrets() {
+    let without = |mode| {
+        receipt_of(|parts| {
+            parts.order.mode = mode;
+            parts.secrets.clear();
+        })
+    };
+    assert!(without(FlipMode::Fast).unwrap().lapsed().is_empty());
+    refused!(without(FlipMode::Strict), ReceiptError::SecretCount { expected: 3, found: 0 });
+}
+
+#[test]
 fn a_receipt_holds_the_envelopes_themselves() {
     let json: Value = serde_json::from_slice(&FlipParts::new().sign().receipt()).unwrap();
     assert_eq!(json["format"], FORMAT);
