@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use muster_artifact::{BlobStore, clean_leftovers};
-use muster_daemon::{Shutdown, boot_id};
+use muster_daemon::{Shutdown, boot_id, clock_state};
 use muster_guard::{Guard, GuardClient};
 use muster_model::{
-    Assurance, BootGate, BootId, Digest, Epoch, FleetName, HostFacts, HostName, Scope, UnixTime,
+    Assurance, BootGate, BootId, ClockState, Digest, Epoch, FleetName, HostFacts, HostName, Scope, UnixTime,
 };
 use muster_mtls::{Address, ClientTls, Credentials, Role};
 use muster_proto::PROTOCOL;
@@ -68,6 +68,8 @@ pub struct Parts {
     pub guard_events: Option<Arc<GuardClient>>,
     /// How many threads read a tree.
     pub jobs: NonZeroUsize,
+    /// How far the time of day may be off, in milliseconds, if it is known: for flips in fast mode.
+    pub clock_error_ms: Option<u64>,
     /// A digest of the agent's configuration, which is attested.
     pub config: Digest,
     /// The fleets.
@@ -109,6 +111,7 @@ impl Parts {
             guard: Arc::clone(&guard) as Arc<dyn Guard>,
             guard_events: Some(guard),
             jobs: config.jobs(),
+            clock_error_ms: config.clock_error_ms,
             config: config.digest(),
             fleets: fleets.collect(),
         })
@@ -137,6 +140,8 @@ impl Agent {
             lanes: Arc::new(Lanes::new()),
             slots: Arc::new(Slots::new()),
             boot_id: boot_id().map_err(|source| AgentError::Daemon { source })?,
+            clock: clock_state(),
+            clock_error_ms: parts.clock_error_ms,
             config: parts.config,
         };
         let (mut routes, mut drivers) = (Vec::new(), Vec::new());
@@ -196,6 +201,8 @@ struct Base {
     lanes: Arc<Lanes>,
     slots: Arc<Slots>,
     boot_id: BootId,
+    clock: ClockState,
+    clock_error_ms: Option<u64>,
     config: Digest,
 }
 
@@ -245,7 +252,14 @@ impl Base {
         create_folder(&folder.join("journal"), OWNER_ONLY)?;
         clean_leftovers(&releases).map_err(|source| AgentError::State { host: self.host.clone(), source })?;
         let (host, blobs) = (self.host.clone(), self.blobs.clone());
-        Ok(Arc::new(Trees { host, blobs, releases, seals, jobs: self.jobs }))
+        Ok(Arc::new(Trees {
+            host,
+            blobs,
+            releases,
+            seals,
+            jobs: self.jobs,
+            clock_error_ms: self.clock_error_ms,
+        }))
     }
 
     /// What belongs to this host. What closing proves is the weaker of both until the guard has said how it serves.
@@ -256,6 +270,10 @@ impl Base {
             boot_id: self.boot_id.clone(),
             scope: Scope::Link,
             boot_gate,
+            clock: self.clock,
+            clock_error_ms: None,
+            fence_ms: None,
+            drain_ms: 0,
             assurance: Assurance::Sha256,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             agent_config: self.config,

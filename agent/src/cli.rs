@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use muster_daemon::{LogFormat, Shutdown, init_logging, shutdown_on_signals};
+use muster_model::FleetName;
 use muster_store::EXIT_STORAGE;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::agent::{Agent, Parts};
+use crate::local;
 use crate::refusal::chain;
 use crate::{AgentConfig, AgentError};
 
@@ -46,6 +48,26 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Stop what a fleet serves on this host, at once and until an order resumes it. Works with the coordinator and the
+    /// agent dead: only the guard is asked.
+    Halt {
+        /// The fleet.
+        fleet: FleetName,
+        /// Why, for whoever looks.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// The agent's configuration, as for `run`.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Show what a fleet serves on this host, as its guard sees it.
+    Status {
+        /// The fleet.
+        fleet: FleetName,
+        /// The agent's configuration, as for `run`.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// Look into the configuration.
     #[command(subcommand)]
     Config(ConfigVerb),
@@ -66,6 +88,12 @@ enum ConfigVerb {
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
         Verb::Run { config } => AgentConfig::load(config.as_deref()).and_then(|config| run(&config)),
+        Verb::Halt { fleet, reason, config } => {
+            AgentConfig::load(config.as_deref()).and_then(|config| local::halt(&config, &fleet, &reason))
+        }
+        Verb::Status { fleet, config } => {
+            AgentConfig::load(config.as_deref()).and_then(|config| local::status(&config, &fleet))
+        }
         Verb::Config(ConfigVerb::Check { config }) => {
             AgentConfig::load(config.as_deref()).and_then(|config| check(&config))
         }
@@ -133,6 +161,9 @@ mod tests {
         Cli::command().debug_assert();
         let parsed = Cli::try_parse_from(["muster-agent", "config", "check", "--config", "a.toml"]).unwrap();
         assert!(matches!(parsed.verb, Verb::Config(ConfigVerb::Check { config: Some(_) })));
+        let parsed = Cli::try_parse_from(["muster-agent", "halt", "smars", "--reason", "fire"]).unwrap();
+        assert!(matches!(parsed.verb, Verb::Halt { .. }));
+        assert!(Cli::try_parse_from(["muster-agent", "halt", "smars"]).is_err(), "a halt has a reason");
         assert!(Cli::try_parse_from(["muster-agent"]).is_err());
     }
 }

@@ -61,6 +61,10 @@ pub struct AgentConfig {
     /// How many threads read and hash a tree while somebody waits for it; all cores by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jobs: Option<NonZeroUsize>,
+    /// How far this host's time of day may be off, in milliseconds, as its time daemon keeps it. Without it the host takes
+    /// no part in flips in fast mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_error_ms: Option<u64>,
     /// How the log is written.
     #[serde(default, skip_serializing)]
     pub log: LogFormat,

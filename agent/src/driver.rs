@@ -11,15 +11,15 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_daemon::{Shutdown, crash_point};
-use muster_guard::{DriverKind, FleetState, Guard, GuardError};
+use muster_daemon::{Shutdown, boot_time, crash_point, unix_time};
+use muster_guard::{Drill, DriverKind, FleetState, Guard, GuardError};
 use muster_model::{
     Attestation, BootTime, Digest, Durable, FleetName, FromHost, HostName, Leadership, Nonce, Refusal, Scope,
     ToHost,
 };
 use muster_proto::convert;
 use muster_rollout::host::{
-    Effect, Event, GuardState, History, Host, HostRecord, Measured, Profile, Purpose, Step,
+    Effect, Event, GuardState, Halt, History, Host, HostRecord, Measured, Now, Profile, Purpose, Step,
 };
 use muster_trust::SigningKey;
 use tokio::sync::{mpsc, oneshot};
@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use crate::backoff::Backoff;
 use crate::deploy::Deployer;
 use crate::documents::Library;
-use crate::guard_queue::{Answer, Ask, GuardQueue, Queued, meaning, why_dark};
+use crate::guard_queue::{Answer, Ask, GuardQueue, Queued, leased, told};
 use crate::guard_watch::GuardChange;
 use crate::journal::Journal;
 use crate::measure::{Lanes, Trees};
@@ -68,6 +68,8 @@ pub(crate) enum Input {
     AttestCheck { challenge: Digest, measured: Measured, reply: oneshot::Sender<Attestation> },
     /// The time has come for what was put off.
     Due,
+    /// The time has come to renew the lease.
+    LeaseDue,
 }
 
 /// What a driver works with.
@@ -95,6 +97,7 @@ pub(crate) struct FleetDriver {
     session: Session,
     guard: GuardQueue,
     guard_presence: Presence,
+    drill: Drilled,
     works: Works,
     due: Option<Instant>,
     again: Backoff,
@@ -126,6 +129,15 @@ enum Presence {
     Lost,
 }
 
+/// How long a fence takes on this host, as far as the guard has tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Drilled {
+    No,
+    /// A session that begins waits for it.
+    Asked,
+    Yes(Drill),
+}
+
 impl FleetDriver {
     pub(crate) fn new(
         tools: Tools,
@@ -145,6 +157,7 @@ impl FleetDriver {
             uplink: None,
             session: Session::None,
             guard_presence: Presence::Present,
+            drill: Drilled::No,
             works: Works::default(),
             due: None,
             again: Backoff::new(AGAIN_FIRST, AGAIN_MAX),
@@ -156,11 +169,13 @@ impl FleetDriver {
         let mut requested = pin!(shutdown.requested());
         loop {
             let due = self.due;
+            let lease_due = self.host.next_deadline();
             let input = tokio::select! {
                 biased;
                 () = &mut requested => return Ok(()),
                 input = self.inbox.recv() => input.expect("the driver itself holds a sender of its inbox"),
                 () = reached(due) => Input::Due,
+                () = reached_on_boot_clock(lease_due) => Input::LeaseDue,
             };
             self.take(input).await?;
         }
@@ -190,6 +205,7 @@ impl FleetDriver {
                 // Whoever asked may have gone.
                 let _ = reply.send(self.host.attest_check(challenge, measured));
             }
+            Input::LeaseDue => self.step(Event::DeadlineReached).await?,
             Input::Due => {
                 self.due = None;
                 match self.session {
@@ -209,7 +225,8 @@ impl FleetDriver {
     async fn step(&mut self, event: Event) -> Result<(), AgentError> {
         let mut entropy = [0; 32];
         getrandom::fill(&mut entropy).map_err(|source| AgentError::Random { source })?;
-        let effects = match self.host.handle(event, entropy) {
+        let now = Now { boot: boot_time(), unix: unix_time() };
+        let effects = match self.host.handle(event, now, entropy) {
             Step::Act(effects) => effects,
             Step::Write(write) => {
                 // P7: no message leaves before the record it speaks of is durable.
@@ -247,6 +264,13 @@ impl FleetDriver {
     /// Step 2 begins with the guard: JOIN tells what is served at this moment.
     fn begin_session(&mut self) {
         self.session = Session::AskingGuard;
+        match self.drill {
+            Drilled::No => {
+                self.drill = Drilled::Asked;
+                self.ask(Ask::Drill);
+            }
+            Drilled::Asked | Drilled::Yes(_) => {}
+        }
         self.ask(self.first_question());
     }
 
@@ -262,25 +286,54 @@ impl FleetDriver {
     async fn answered(&mut self, answer: Answer) -> Result<(), AgentError> {
         let at = self.guard.finished(&answer);
         self.start_asking();
-        let Answer { ask, outcome, .. } = answer;
-        if let (Ask::Open(_) | Ask::Close { .. }, Ok(_)) = (ask, &outcome) {
+        let Answer { ask, outcome, drill, .. } = answer;
+        if let (Ask::Open { .. } | Ask::Close { .. }, Ok(_)) = (ask, &outcome) {
             // It obeyed before it was looked for: what it serves is known, and needs no new session.
             self.guard_presence = Presence::Present;
         }
         match ask {
             Ask::Status | Ask::Shut => self.looked(ask, outcome).await,
+            Ask::Drill => {
+                self.drilled(drill, &outcome);
+                Ok(())
+            }
+            Ask::Quiesce { k } => {
+                let outcome = self.or_refusal(outcome, at).map(|_| ());
+                self.step(Event::Quiesced { k, outcome }).await
+            }
+            Ask::Arm(armed) => {
+                let outcome = leased(outcome).map_err(|error| self.disobeyed(&error));
+                self.step(Event::Leased { k: armed.k, outcome }).await
+            }
+            Ask::Decide { k, .. } => {
+                let outcome = self.or_refusal(outcome, at).map(|_| ());
+                self.step(Event::SwitchSet { k, outcome }).await
+            }
+            // Neither is waited for. A lease that was not extended ends in a fence, which the guard tells by itself.
+            Ask::Renew { .. } | Ask::Unquiesce => {
+                let _ = self.or_refusal(outcome, at);
+                Ok(())
+            }
+            Ask::Disarm { .. } | Ask::Halt => match outcome {
+                Ok(state) => self.step(self.told(&state)).await,
+                Err(error) => {
+                    let _ = self.disobeyed(&error);
+                    self.ask(Ask::Status);
+                    Ok(())
+                }
+            },
             Ask::Close { k, .. } => {
                 let outcome = self.or_refusal(outcome, at);
                 self.step(Event::Closed { k, outcome }).await
             }
-            Ask::Open(opened) => {
+            Ask::Open { opened, .. } => {
                 let unanswered = outcome.as_ref().err().is_some_and(|error| error.code().is_none());
                 let outcome = self.or_refusal(outcome, at);
                 let refusal = outcome.as_ref().err().filter(|_| unanswered).cloned();
                 self.step(Event::Opened { epoch: opened.epoch, outcome }).await?;
                 if refusal.is_some() {
                     // A guard that says no has closed; of one that says nothing, nothing is known.
-                    self.step(Event::Guard { state: GuardState::Unknown, refusal }).await?;
+                    self.step(silent(refusal)).await?;
                     self.look_again();
                 }
                 Ok(())
@@ -294,16 +347,15 @@ impl FleetDriver {
         let event = match outcome {
             Ok(state) => {
                 if self.session == Session::AskingGuard {
-                    self.take_scope(&state);
+                    self.take_facts(&state);
                 }
-                let state_now = meaning(&state, self.host.record().may_serve());
-                Event::Guard { state: state_now, refusal: why_dark(&state, &self.tools.host) }
+                self.told(&state)
             }
             Err(error) => {
                 tracing::warn!(fleet = %self.tools.fleet, error = error.chain(), "the guard did not answer");
                 let refusal = refusal::of_guard(&self.tools.host, &error);
                 self.look_again();
-                Event::Guard { state: GuardState::Unknown, refusal: Some(refusal) }
+                silent(Some(refusal))
             }
         };
         self.step(event).await?;
@@ -311,7 +363,8 @@ impl FleetDriver {
         if is_known {
             self.guard_presence = Presence::Present;
         }
-        if self.session == Session::AskingGuard && ask == self.first_question() {
+        let has_tried = self.drill != Drilled::Asked;
+        if self.session == Session::AskingGuard && ask == self.first_question() && has_tried {
             if !is_known && ask == Ask::Shut {
                 // A host without a history joins only once nothing is served here.
                 return self.put_off();
@@ -343,18 +396,20 @@ impl FleetDriver {
 
     async fn guard_changed(&mut self, change: GuardChange) -> Result<(), AgentError> {
         match change {
-            GuardChange::ServiceExited(refusal) => {
+            GuardChange::WentDark(refusal) => {
                 self.guard.interrupted();
-                self.step(Event::Guard { state: GuardState::Dark, refusal: Some(refusal) }).await?;
+                let (state, halt) = (GuardState::Dark, self.halt_so_far());
+                self.step(Event::Guard { state, since: None, halt, refusal: Some(refusal) }).await?;
                 // It may be running again by now.
                 self.ask(Ask::Status);
             }
-            GuardChange::ServiceRestarted => self.ask(Ask::Status),
+            GuardChange::Changed => self.ask(Ask::Status),
             GuardChange::Lost(refusal) => {
                 self.guard_presence = Presence::Lost;
+                self.drill = Drilled::No;
                 self.guard.interrupted();
                 // Without a guard nothing is known: a link may go on, a service has died with it.
-                self.step(Event::Guard { state: GuardState::Unknown, refusal: Some(refusal) }).await?;
+                self.step(silent(Some(refusal))).await?;
             }
             GuardChange::Found => {
                 if self.guard_presence != Presence::Present {
@@ -384,26 +439,53 @@ impl FleetDriver {
         Ok(())
     }
 
-    /// What closing proves depends on the guard's driver. It is taken over before a session begins, when nothing
-    /// volatile of a session before is left.
-    fn take_scope(&mut self, state: &FleetState) {
-        let scope = match state.driver {
+    /// What closing proves depends on the guard's driver, and how long a fence takes was measured by it. Both are taken
+    /// over before a session begins, when nothing volatile of a session before is left.
+    fn take_facts(&mut self, state: &FleetState) {
+        let before = self.profile.facts.clone();
+        let facts = &mut self.profile.facts;
+        facts.scope = match state.driver {
             DriverKind::Link => Scope::Link,
             DriverKind::Supervise => Scope::Process,
         };
-        if self.profile.facts.scope != scope {
-            self.profile.facts.scope = scope;
+        if let Drilled::Yes(drill) = self.drill {
+            facts.fence_ms = Some(drill.fence_ms + drill.on_fence_ms_max);
+            facts.drain_ms = drill.drain_ms_max;
+        }
+        if *facts != before {
             self.host = Host::new(self.host.record().clone(), self.profile.clone());
         }
+    }
+
+    fn drilled(&mut self, drill: Option<Drill>, outcome: &Result<FleetState, GuardError>) {
+        self.drill = drill.map_or(Drilled::No, Drilled::Yes);
+        match outcome {
+            Ok(_) => {}
+            // Without it the host does not arm; the next session tries again.
+            Err(error) => {
+                tracing::warn!(fleet = %self.tools.fleet, error = error.chain(), "no fence could be tried");
+            }
+        }
+    }
+
+    fn told(&self, state: &FleetState) -> Event {
+        told(state, self.host.record().may_serve(), &self.tools.host)
+    }
+
+    /// Whether the guard was halted, as far as it has said so: a change that it tells says nothing about that.
+    fn halt_so_far(&self) -> Halt {
+        if self.host.record().halted.is_some() { Halt::Halted } else { Halt::Running }
+    }
+
+    fn disobeyed(&self, error: &GuardError) -> Refusal {
+        tracing::warn!(fleet = %self.tools.fleet, error = error.chain(), "the guard did not obey");
+        refusal::of_guard(&self.tools.host, error)
     }
 
     fn or_refusal(&self, outcome: Result<FleetState, GuardError>, at: BootTime) -> Result<BootTime, Refusal> {
         match outcome {
             Ok(_) => Ok(at),
-            Err(error) => {
-                tracing::warn!(fleet = %self.tools.fleet, error = error.chain(), "the guard did not obey");
-                Err(refusal::of_guard(&self.tools.host, &error))
-            }
+            Err(error) => Err(self.disobeyed(&error)),
         }
     }
 
@@ -451,6 +533,13 @@ fn point_after_write(effect: &Effect) -> Option<&'static str> {
         | Effect::Verify { .. }
         | Effect::Seal { .. }
         | Effect::CheckSeal { .. }
+        | Effect::Quiesce { .. }
+        | Effect::Unquiesce
+        | Effect::Lease { .. }
+        | Effect::Extend { .. }
+        | Effect::Lift { .. }
+        | Effect::Switch { .. }
+        | Effect::Halt
         | Effect::Close { .. }
         | Effect::Hang(_) => None,
     }
@@ -461,6 +550,19 @@ async fn post_answer(asking: JoinHandle<Answer>, post: mpsc::Sender<Input>) {
     // runtime's end.
     if let Ok(answer) = asking.await {
         let _ = post.send(Input::Answered(Box::new(answer))).await;
+    }
+}
+
+/// What the core is told of a guard that does not answer.
+fn silent(refusal: Option<Refusal>) -> Event {
+    Event::Guard { state: GuardState::Unknown, since: None, halt: Halt::Running, refusal }
+}
+
+/// Only renewals wait here: a host that sleeps too long asks too late, and its guard fences it.
+async fn reached_on_boot_clock(due: Option<BootTime>) {
+    match due {
+        Some(due) => tokio::time::sleep(due.since(boot_time())).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -18,6 +18,23 @@ pub enum AgentError {
         /// What is wrong with it.
         reason: String,
     },
+    /// No such fleet on this host.
+    #[error("the fleet {fleet} is not on this host; its configuration names {}", known.join(", "))]
+    FleetUnknown {
+        /// What was asked for.
+        fleet: FleetName,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// The guard did not do what an operator asked of it.
+    #[error("the guard of {fleet} did not obey")]
+    Guard {
+        /// The fleet.
+        fleet: FleetName,
+        /// Why.
+        #[source]
+        source: muster_guard::GuardError,
+    },
     /// Configuration, logging or signals could not be set up.
     #[error("the daemon cannot be set up")]
     Daemon {
@@ -115,7 +132,9 @@ impl AgentError {
     pub const fn is_storage(&self) -> bool {
         match self {
             Self::Journal { source, .. } => source.is_storage(),
-            Self::Config { .. }
+            Self::FleetUnknown { .. }
+            | Self::Guard { .. }
+            | Self::Config { .. }
             | Self::Daemon { .. }
             | Self::Runtime { .. }
             | Self::Credentials { .. }

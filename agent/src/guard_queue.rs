@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_daemon::{boot_time, crash_point};
-use muster_guard::{FleetState, Guard, GuardError, LinkState, Opened, ServiceState};
+use muster_guard::{
+    Armed, Drill, FleetState, Guard, GuardError, LinkState, Opened, RefusalCode, ServiceState,
+};
 use muster_model::{BootTime, Code, Digest, Epoch, FleetName, HostName, Refusal, RolloutId};
-use muster_rollout::host::{GuardState, Serving};
+use muster_rollout::host::{Event, GuardState, Halt, Resume, Serving};
 use tokio::task::JoinHandle;
 
 use crate::backoff::doubled;
@@ -34,8 +36,53 @@ pub(crate) enum Ask {
         attempt: u32,
     },
     /// Serve this.
-    Open(Opened),
+    Open {
+        /// What.
+        opened: Opened,
+        /// Whether a halt ends with it.
+        resume: Resume,
+    },
+    /// Run the hook that prepares the service for being stopped.
+    Quiesce {
+        /// The rollout.
+        k: RolloutId,
+    },
+    /// Undo it.
+    Unquiesce,
+    /// Hold a deadline.
+    Arm(Armed),
+    /// Hold a later one.
+    Renew {
+        /// The rollout.
+        k: RolloutId,
+        /// On this host's clock.
+        deadline: BootTime,
+    },
+    /// Forget it.
+    Disarm {
+        /// The rollout.
+        k: RolloutId,
+    },
+    /// Flip at an instant.
+    Decide {
+        /// The rollout.
+        k: RolloutId,
+        /// On this host's clock.
+        at: BootTime,
+        /// What is served from then on.
+        to: Opened,
+    },
+    /// Stop, and open nothing before it is resumed.
+    Halt,
+    /// How long does a fence take?
+    Drill,
 }
+
+/// How often a drill measures.
+const DRILL_RUNS: u32 = 3;
+
+/// What is said of a halt that came from the coordinator.
+const HALT_REASON: &str = "the fleet was halted through its coordinator";
 
 /// What came of it.
 #[derive(Debug)]
@@ -44,6 +91,8 @@ pub(crate) struct Answer {
     pub(crate) ask: Ask,
     /// The fleet's state afterwards.
     pub(crate) outcome: Result<FleetState, GuardError>,
+    /// What a drill has measured.
+    pub(crate) drill: Option<Drill>,
     /// When the answer came.
     pub(crate) at: BootTime,
 }
@@ -80,7 +129,7 @@ impl GuardQueue {
         if self.waiting.back() == Some(&ask) {
             return Queued::Taken;
         }
-        let must_not_be_lost = matches!(ask, Ask::Close { .. } | Ask::Shut);
+        let must_not_be_lost = matches!(ask, Ask::Close { .. } | Ask::Shut | Ask::Halt);
         if self.waiting.len() >= WAITING_MAX && !must_not_be_lost {
             return Queued::Full;
         }
@@ -104,10 +153,30 @@ impl GuardQueue {
     pub(crate) fn finished(&mut self, answer: &Answer) -> BootTime {
         self.running = false;
         let opened = match (&answer.ask, &answer.outcome) {
-            (Ask::Open(opened), Ok(_)) => Some(*opened),
-            (Ask::Open(_), Err(_)) | (Ask::Close { .. } | Ask::Shut, _) => None,
-            (Ask::Status, Ok(state)) => state.open.filter(|open| state.serves(open.epoch, open.digest)),
-            (Ask::Status, Err(_)) => return answer.at,
+            (Ask::Open { opened, .. }, Ok(_)) => Some(*opened),
+            (Ask::Open { .. }, Err(_)) | (Ask::Close { .. } | Ask::Shut | Ask::Halt, _) => None,
+            (
+                Ask::Status
+                | Ask::Quiesce { .. }
+                | Ask::Unquiesce
+                | Ask::Arm(_)
+                | Ask::Renew { .. }
+                | Ask::Disarm { .. }
+                | Ask::Decide { .. }
+                | Ask::Drill,
+                Ok(state),
+            ) => state.open.filter(|open| state.serves(open.epoch, open.digest)),
+            (
+                Ask::Status
+                | Ask::Quiesce { .. }
+                | Ask::Unquiesce
+                | Ask::Arm(_)
+                | Ask::Renew { .. }
+                | Ask::Disarm { .. }
+                | Ask::Decide { .. }
+                | Ask::Drill,
+                Err(_),
+            ) => return answer.at,
         };
         self.open = opened.map(|opened| match self.open {
             Some((before, since)) if before == opened => (opened, since),
@@ -148,8 +217,37 @@ pub(crate) fn meaning(state: &FleetState, allowed: Option<Serving>) -> GuardStat
     }
 }
 
+/// The guard's word as the rollout core takes it.
+pub(crate) fn told(state: &FleetState, allowed: Option<Serving>, host: &HostName) -> Event {
+    let flipped = state.flipped.filter(|flipped| state.open == Some(flipped.to));
+    Event::Guard {
+        state: meaning(state, allowed),
+        since: flipped.map(|flipped| flipped.opened_boot_ms),
+        halt: if state.halted.is_some() { Halt::Halted } else { Halt::Running },
+        refusal: why_dark(state, host),
+    }
+}
+
+/// Whether the guard holds the deadline, or serves nothing that it could be held for. It answers in order, so that
+/// nothing that was asked before can still begin to be served.
+pub(crate) fn leased(outcome: Result<FleetState, GuardError>) -> Result<(), GuardError> {
+    match outcome {
+        Ok(_) => Ok(()),
+        Err(error) => match error.code() {
+            Some(RefusalCode::NotServing | RefusalCode::Fenced | RefusalCode::Halted) => Ok(()),
+            Some(_) | None => Err(error),
+        },
+    }
+}
+
 /// Why a fleet that the guard knows serves nothing, where its state tells.
 pub(crate) fn why_dark(state: &FleetState, host: &HostName) -> Option<Refusal> {
+    if let Some(halt) = &state.halted {
+        return Some(refusal::at(host, Code::Halted, format!("this host was halted: {}", halt.reason)));
+    }
+    if let Some(fence) = state.fenced() {
+        return Some(refusal::of_fence(host, fence.cause));
+    }
     let detail = match state.service? {
         ServiceState::Exited { status, .. } => format!("the service ended: {status}"),
         ServiceState::Restarting { status, .. } => format!("the service ended and is restarted: {status}"),
@@ -166,26 +264,67 @@ async fn carry_out(guard: Arc<dyn Guard>, fleet: FleetName, ask: Ask) -> Answer 
         tokio::time::sleep(close_delay(attempt)).await;
     }
     let asked = tokio::task::spawn_blocking(move || {
-        let outcome = match ask {
-            Ask::Status => guard.status(&fleet),
-            Ask::Shut => guard.close(&fleet, None),
-            Ask::Close { .. } => {
-                crash_point("agent.close.before-guard");
-                guard.close(&fleet, None)
-            }
-            Ask::Open(Opened { epoch, digest }) => {
-                crash_point("agent.open.before-guard");
-                guard.open(&fleet, epoch, digest)
-            }
+        let (outcome, drill) = match ask {
+            Ask::Drill => drill(&*guard, &fleet),
+            Ask::Status
+            | Ask::Shut
+            | Ask::Close { .. }
+            | Ask::Open { .. }
+            | Ask::Quiesce { .. }
+            | Ask::Unquiesce
+            | Ask::Arm(_)
+            | Ask::Renew { .. }
+            | Ask::Disarm { .. }
+            | Ask::Decide { .. }
+            | Ask::Halt => (put(&*guard, &fleet, ask), None),
         };
-        (outcome, boot_time())
+        (outcome, drill, boot_time())
     });
     match asked.await {
-        Ok((outcome, at)) => Answer { ask, outcome, at },
+        Ok((outcome, drill, at)) => Answer { ask, outcome, drill, at },
         Err(error) => {
             let outcome = Err(GuardError::Protocol { detail: format!("the guard's client failed: {error}") });
-            Answer { ask, outcome, at: boot_time() }
+            Answer { ask, outcome, drill: None, at: boot_time() }
         }
+    }
+}
+
+/// Asks one thing of the guard. Blocks.
+fn put(guard: &dyn Guard, fleet: &FleetName, ask: Ask) -> Result<FleetState, GuardError> {
+    match ask {
+        Ask::Status | Ask::Drill => guard.status(fleet),
+        Ask::Shut => guard.close(fleet, None),
+        Ask::Close { .. } => {
+            crash_point("agent.close.before-guard");
+            guard.close(fleet, None)
+        }
+        Ask::Open { opened: Opened { epoch, digest }, resume } => {
+            crash_point("agent.open.before-guard");
+            match resume {
+                Resume::No => {}
+                Resume::Yes => {
+                    guard.resume(fleet)?;
+                }
+            }
+            guard.open(fleet, epoch, digest)
+        }
+        Ask::Quiesce { .. } => guard.quiesce(fleet),
+        Ask::Unquiesce => guard.unquiesce(fleet),
+        Ask::Arm(armed) => {
+            crash_point("agent.arm.before-guard");
+            guard.arm(fleet, armed)
+        }
+        Ask::Renew { k, deadline } => guard.renew(fleet, k, deadline),
+        Ask::Disarm { k } => guard.disarm(fleet, k),
+        Ask::Decide { k, at, to } => guard.decide(fleet, k, at, to),
+        Ask::Halt => guard.halt(fleet, HALT_REASON),
+    }
+}
+
+fn drill(guard: &dyn Guard, fleet: &FleetName) -> (Result<FleetState, GuardError>, Option<Drill>) {
+    match guard.drill(fleet, DRILL_RUNS) {
+        Ok(drill) => (guard.status(fleet), Some(drill)),
+        Err(error) => (Err(error), None),
     }
 }
 
@@ -313,7 +452,10 @@ mod tests {
     #[test]
     fn a_full_queue_turns_all_away_but_closings_and_repetitions_count_once() {
         let mut queue = GuardQueue::new(Arc::new(Never), FleetName::new("smars").unwrap());
-        let open = |epoch| Ask::Open(Opened { epoch: Epoch(epoch), digest: digest() });
+        let open = |epoch| Ask::Open {
+            opened: Opened { epoch: Epoch(epoch), digest: digest() },
+            resume: Resume::No,
+        };
         let close = Ask::Close { k: Some(RolloutId(1)), attempt: 0 };
         for epoch in 0..WAITING_MAX as u64 {
             assert_eq!(queue.push(open(epoch)), Queued::Taken);
@@ -332,13 +474,14 @@ mod tests {
         let mut queue = GuardQueue::new(Arc::new(Never), FleetName::new("smars").unwrap());
         let open = Opened { epoch: EPOCH, digest: digest() };
         let good = || Ok(state(Some(open), LinkState::Release(digest()), None));
-        let mut answer = |ask, outcome, at| queue.finished(&Answer { ask, outcome, at: BootTime(at) });
+        let mut answer =
+            |ask, outcome, at| queue.finished(&Answer { ask, outcome, drill: None, at: BootTime(at) });
         let none = || Ok(state(None, LinkState::Absent, None));
-        assert_eq!(answer(Ask::Open(open), good(), 5), BootTime(5));
+        assert_eq!(answer(Ask::Open { opened: open, resume: Resume::No }, good(), 5), BootTime(5));
         assert_eq!(answer(Ask::Status, good(), 7), BootTime(5));
-        assert_eq!(answer(Ask::Open(open), good(), 9), BootTime(5));
+        assert_eq!(answer(Ask::Open { opened: open, resume: Resume::No }, good(), 9), BootTime(5));
         assert_eq!(answer(Ask::Close { k: None, attempt: 0 }, none(), 11), BootTime(11));
-        assert_eq!(answer(Ask::Open(open), good(), 13), BootTime(13));
+        assert_eq!(answer(Ask::Open { opened: open, resume: Resume::No }, good(), 13), BootTime(13));
     }
 
     #[test]

@@ -17,10 +17,10 @@ const RETRY: Duration = Duration::from_millis(500);
 /// What the guard did without being asked to.
 #[derive(Debug, Clone)]
 pub(crate) enum GuardChange {
-    /// The fleet's service ended by itself.
-    ServiceExited(Refusal),
-    /// It runs again.
-    ServiceRestarted,
+    /// Nothing is served any more: the service ended, or the guard fenced it.
+    WentDark(Refusal),
+    /// What is served has changed, or what may be.
+    Changed,
     /// The guard does not answer any more.
     Lost(Refusal),
     /// It answers.
@@ -104,14 +104,13 @@ impl GuardWatch {
             Event::ServiceExited { fleet, status, restart_boot_ms } => {
                 let then = if restart_boot_ms.is_some() { "; it is started again" } else { "" };
                 let detail = format!("the service ended by itself: {status}{then}");
-                (fleet, GuardChange::ServiceExited(refusal::at(&self.host, Code::StartFailed, detail)))
+                (fleet, GuardChange::WentDark(refusal::at(&self.host, Code::StartFailed, detail)))
             }
             Event::ServiceRestarted { fleet, .. } | Event::Flipped { fleet, .. } => {
-                (fleet, GuardChange::ServiceRestarted)
+                (fleet, GuardChange::Changed)
             }
             Event::Fenced { fleet, fence } => {
-                let detail = format!("the guard has fenced it: {}", fence.cause);
-                (fleet, GuardChange::ServiceExited(refusal::at(&self.host, Code::StartFailed, detail)))
+                (fleet, GuardChange::WentDark(refusal::of_fence(&self.host, fence.cause)))
             }
             // A fence that has latched is told when it is complete; these say why it takes long, or what else went wrong.
             Event::FenceFailing { fleet, attempts, detail, .. } => {
@@ -124,7 +123,8 @@ impl GuardWatch {
                 return tracing::warn!(%fleet, hook, detail, "a hook failed");
             }
             Event::Halted { fleet, halt } => {
-                return tracing::warn!(%fleet, reason = halt.reason, "the fleet was halted");
+                tracing::warn!(%fleet, reason = halt.reason, "the fleet was halted");
+                (fleet, GuardChange::Changed)
             }
             Event::Resumed { fleet } => return tracing::info!(%fleet, "the halt was lifted"),
         };

@@ -35,6 +35,7 @@ mod error;
 mod guard_queue;
 mod guard_watch;
 mod journal;
+mod local;
 mod manifests;
 mod measure;
 mod refusal;

@@ -50,6 +50,8 @@ pub(crate) struct Trees {
     pub(crate) seals: PathBuf,
     /// How many threads read a tree.
     pub(crate) jobs: NonZeroUsize,
+    /// How far the time of day may be off, in milliseconds, if it is known.
+    pub(crate) clock_error_ms: Option<u64>,
 }
 
 /// What follows where a tree has no seal, or one that does not hold.
@@ -177,6 +179,7 @@ impl Trees {
                 bytes: measurement.bytes,
                 uniform: measurement.uniform,
             },
+            clock_error_ms: self.clock_error_ms,
             at: measurement.started.after(measurement.elapsed),
             elapsed_ms: u64::try_from(measurement.elapsed.as_millis()).unwrap_or(u64::MAX),
         })
@@ -271,6 +274,7 @@ mod tests {
             blobs: BlobStore::open(&folder.join("blobs")).unwrap(),
             releases: folder.join("releases"),
             seals: folder.join("seals"),
+            clock_error_ms: None,
             jobs: one,
         };
         fs::create_dir(&trees.seals).unwrap();

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io::{self, ErrorKind};
 
 use muster_artifact::{ArtifactError, Measurement};
-use muster_guard::{GuardError, RefusalCode};
+use muster_guard::{FenceCause, GuardError, RefusalCode};
 use muster_model::{Blocker, Code, Difference, DifferenceKind, Digest, HostName, Refusal};
 use muster_proto::{convert, v1};
 use muster_trust::TrustError;
@@ -109,9 +109,11 @@ pub(crate) fn of_io(host: &HostName, doing: &str, error: &io::Error) -> Refusal 
 /// Why the guard did not do what it was asked to.
 pub(crate) fn of_guard(host: &HostName, error: &GuardError) -> Refusal {
     let code = match error.code() {
-        Some(RefusalCode::StartFailed | RefusalCode::ServiceExited | RefusalCode::Unhealthy) => {
-            Code::StartFailed
-        }
+        Some(RefusalCode::StartFailed | RefusalCode::ServiceExited) => Code::StartFailed,
+        Some(RefusalCode::Unhealthy) => Code::Unhealthy,
+        Some(RefusalCode::HookFailed) => Code::HookFailed,
+        Some(RefusalCode::Halted) => Code::Halted,
+        Some(RefusalCode::Fenced | RefusalCode::TooLate) => Code::LeaseExpired,
         Some(RefusalCode::NotStopped) => Code::StopFailed,
         Some(RefusalCode::ReleaseMissing) => Code::NotDeployed,
         Some(
@@ -122,14 +124,10 @@ pub(crate) fn of_guard(host: &HostName, error: &GuardError) -> Refusal {
             | RefusalCode::UnknownFleet
             | RefusalCode::NotClosed
             | RefusalCode::LinkObstructed
-            | RefusalCode::HookFailed
-            | RefusalCode::Halted
-            | RefusalCode::Fenced
             | RefusalCode::NotServing
             | RefusalCode::Armed
             | RefusalCode::NotArmed
             | RefusalCode::Decided
-            | RefusalCode::TooLate
             | RefusalCode::WrongTime
             | RefusalCode::ShuttingDown
             | RefusalCode::Storage
@@ -138,6 +136,17 @@ pub(crate) fn of_guard(host: &HostName, error: &GuardError) -> Refusal {
         | None => Code::GuardFailed,
     };
     at(host, code, chain(error))
+}
+
+/// Why the guard has fenced what this host served.
+pub(crate) fn of_fence(host: &HostName, cause: FenceCause) -> Refusal {
+    let code = match cause {
+        FenceCause::DeadlinePassed | FenceCause::FlipMissed => Code::LeaseExpired,
+        FenceCause::Halted => Code::Halted,
+        FenceCause::FlipFailed => Code::StartFailed,
+        FenceCause::GuardStopped | FenceCause::Rebooted | FenceCause::RecordLost => Code::GuardFailed,
+    };
+    at(host, code, format!("the guard has fenced it: {cause}"))
 }
 
 /// Why a document is not believed. What is wrong with attestations has a code of its own.

@@ -36,7 +36,8 @@ fn documents(world: &World, k: u64, from: Option<Digest>, to: &Manifest, attesta
     let (_, roster, roster_digest) = world.roster();
     let now = muster_daemon::unix_time();
     let reference = RosterRef { digest: roster_digest, revision: RosterRevision(1), hosts: 1 };
-    let flip = Flip { from, to: to.digest(), mode: FlipMode::Strict, on_failure: OnFailure::Hold };
+    let flip =
+        Flip { from, to: to.digest(), mode: FlipMode::Strict, on_failure: OnFailure::Hold, max_lapsed: 0 };
     let validity = now..UnixTime(now.0 + 60_000);
     let order = Order::new(fleet(), RolloutId(k), reference, flip, validity).unwrap();
     Documents {
@@ -56,17 +57,22 @@ async fn flip(world: &World, session: &mut Session, k: u64, from: Option<Digest>
     let documents = documents(world, k, from, to, &envelope);
     session.say(convert::to_agent(ToHost::Prepare { k: RolloutId(k), epoch, documents })).await;
     assert_eq!(session.hear().await, FromAgent::Prepared(v1::Prepared { k }));
-    session.say(ToAgent::Arm(v1::Arm { k })).await;
+    session.say(ToAgent::Arm(v1::Arm { k, instant_unix_ms: None })).await;
     assert_eq!(session.hear().await, FromAgent::Armed(v1::Armed { k }));
     session.say(ToAgent::Close(v1::Close { k })).await;
     let FromAgent::Closed(closed) = session.hear().await else { panic!("not closed") };
     assert_eq!(world.current(), None, "nothing is served between");
     let release = to.digest().as_bytes().to_vec();
-    session.say(ToAgent::Open(v1::Open { k, epoch: k, release, secrets: closed.secret.into() })).await;
+    session.say(ToAgent::Open(v1::Open { k, epoch: k, release, secrets: revealed(&closed.secret) })).await;
     let FromAgent::Serving(serving) = session.hear().await else { panic!("not serving") };
     assert!(serving.epoch == k && serving.at_boot_ms >= closed.at_boot_ms);
     assert_eq!(session.hear().await, FromAgent::Measured(v1::Measured { epoch: k }));
     assert_eq!(world.current(), Some(world.tree(to.digest())));
+}
+
+/// The closing secret of a fleet of one, as OPEN carries it.
+fn revealed(secret: &[u8]) -> prost::bytes::Bytes {
+    [&[1], secret].concat().into()
 }
 
 #[tokio::test]
@@ -105,7 +111,7 @@ async fn an_agent_that_ends_while_armed_is_still_armed_afterwards() {
     let prepare = ToHost::Prepare { k: RolloutId(1), epoch: Epoch(1), documents };
     session.say(convert::to_agent(prepare)).await;
     assert_eq!(session.hear().await, FromAgent::Prepared(v1::Prepared { k: 1 }));
-    session.say(ToAgent::Arm(v1::Arm { k: 1 })).await;
+    session.say(ToAgent::Arm(v1::Arm { k: 1, instant_unix_ms: None })).await;
     assert_eq!(session.hear().await, FromAgent::Armed(v1::Armed { k: 1 }));
     agent.stop().await;
 
@@ -117,11 +123,11 @@ async fn an_agent_that_ends_while_armed_is_still_armed_afterwards() {
     let FromAgent::Closed(closed) = session.hear().await else { panic!("not closed") };
     // Without its secret it stays closed.
     let release = one.digest().as_bytes().to_vec();
-    let open = v1::Open { k: 1, epoch: 1, release, secrets: vec![0; 32].into() };
+    let open = v1::Open { k: 1, epoch: 1, release, secrets: revealed(&[0; 32]) };
     session.say(ToAgent::Open(open.clone())).await;
     let FromAgent::Refused(refused) = session.hear().await else { panic!("not refused") };
     assert_eq!(code(&refused.refusal), "closing-unproven");
-    session.say(ToAgent::Open(v1::Open { secrets: closed.secret.into(), ..open })).await;
+    session.say(ToAgent::Open(v1::Open { secrets: revealed(&closed.secret), ..open })).await;
     assert!(matches!(session.hear().await, FromAgent::Serving(_)));
     agent.stop().await;
 }
@@ -206,7 +212,7 @@ async fn a_refused_session_is_asked_for_again_over_the_same_stream() {
     }
     session.join(1).await;
     // What belongs to another fleet is refused, and what makes no sense ends the stream.
-    session.say_to("other", ToAgent::Arm(v1::Arm { k: 1 })).await;
+    session.say_to("other", ToAgent::Arm(v1::Arm { k: 1, instant_unix_ms: None })).await;
     let FromAgent::Refused(refused) = session.hear().await else { panic!("not refused") };
     assert_eq!(code(&refused.refusal), "fleet-unknown");
     session.say(ToAgent::Propose(v1::Propose { k: 1, to: vec![0; 5] })).await;

@@ -31,6 +31,7 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/fleet.v1.Operations/Check", &[Operator, Pipeline]),
     ("/fleet.v1.Operations/Flip", &[Operator]),
     ("/fleet.v1.Operations/Abort", &[Operator]),
+    ("/fleet.v1.Operations/Halt", &[Operator]),
     ("/fleet.v1.Operations/Find", &[Operator, Pipeline, Viewer]),
     ("/fleet.v1.Operations/Backup", &[Operator]),
     ("/fleet.v1.Operations/ShowReceipt", &[Operator, Pipeline, Viewer]),
@@ -124,7 +125,7 @@ mod tests {
             Role::ALL.into_iter().filter(|role| is_allowed(path, *role)).collect()
         };
         assert_eq!(roles_of("/fleet.v1.Control/Attach"), [Agent]);
-        for call in ["Flip", "Abort", "ApplyRoster", "Backup", "ReadmitHost"] {
+        for call in ["Flip", "Abort", "Halt", "ApplyRoster", "Backup", "ReadmitHost"] {
             assert_eq!(roles_of(&format!("/fleet.v1.Operations/{call}")), [Operator], "{call}");
         }
         assert_eq!(roles_of("/fleet.v1.Operations/Unheard"), []);

@@ -38,6 +38,9 @@ pub struct CoordinatorConfig {
     /// How long a rollout may take to arm, in milliseconds (default 3,000).
     #[serde(default = "default_arm_ms")]
     pub arm_timeout_ms: u64,
+    /// How long before its instant a flip in fast mode arms its hosts, in milliseconds (default 2,000).
+    #[serde(default = "default_fast_lead_ms")]
+    pub fast_lead_ms: u64,
     /// How many uploads are written at the same time; others wait (default 32).
     #[serde(default = "default_uploads_max")]
     pub uploads_max: NonZeroU16,
@@ -64,6 +67,10 @@ const fn default_long_ms() -> u64 {
 
 const fn default_arm_ms() -> u64 {
     3_000
+}
+
+const fn default_fast_lead_ms() -> u64 {
+    2_000
 }
 
 const fn default_uploads_max() -> NonZeroU16 {
@@ -111,6 +118,7 @@ impl CoordinatorConfig {
             attest: Duration::from_millis(self.attest_timeout_ms),
             prepare: Duration::from_millis(self.prepare_timeout_ms),
             arm: Duration::from_millis(self.arm_timeout_ms),
+            fast_lead: Duration::from_millis(self.fast_lead_ms),
         }
     }
 

@@ -114,6 +114,11 @@ struct Snapshot {
 }
 
 impl Ledger {
+    /// Whether this process still leads, read anew.
+    pub(crate) fn confirm(&self) -> Result<(), StoreError> {
+        self.store.confirm()
+    }
+
     /// Opens the database below `dir`, or begins one with `incarnation`.
     pub(crate) fn open(
         dir: &Path,

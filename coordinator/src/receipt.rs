@@ -13,7 +13,7 @@ pub(crate) enum ReceiptFailure {
     #[error("a document of the flip cannot be read")]
     Document(#[from] muster_artifact::ArtifactError),
     /// The closing secrets are not what they were.
-    #[error("the closing secrets are not a multiple of 32 bytes")]
+    #[error("the closing secrets are not 33 bytes for each host")]
     Secrets,
     /// A document's signatures do not hold any more.
     #[error("a document of the flip does not verify")]
@@ -32,7 +32,7 @@ pub(crate) fn assemble(
         document(documents, root, opening.papers.release, SigningRole::Release)?;
     let attestations = verify_evidence(&documents.read(opening.evidence)?, roster.document())?;
     let secrets = Secrets::from_bytes(&documents.read(opening.secrets)?).ok_or(ReceiptFailure::Secrets)?;
-    let secrets: Vec<_> = secrets.iter().map(Some).collect();
+    let secrets: Vec<_> = secrets.iter().map(|closure| closure.secret()).collect();
     let receipt = Receipt {
         order: &order,
         roster: &roster,

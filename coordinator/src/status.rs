@@ -137,6 +137,15 @@ fn grpc_code(code: Code) -> tonic::Code {
         | Code::ReadOnly
         | Code::BlobDamaged
         | Code::GuardFailed
+        | Code::LeaseExpired
+        | Code::FenceTooSlow
+        | Code::DrainTooLong
+        | Code::RenewalsSlow
+        | Code::ClockMayPause
+        | Code::ClockUncertain
+        | Code::Halted
+        | Code::HookFailed
+        | Code::Unhealthy
         | Code::StartFailed
         | Code::StopFailed
         | Code::ReleaseExpired

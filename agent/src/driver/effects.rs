@@ -1,7 +1,7 @@
 //! Carrying out effects. None of them leaves a choice.
 
 use muster_daemon::crash_point;
-use muster_guard::Opened;
+use muster_guard::{Armed, FlipTime, Opened};
 use muster_model::{Attestation, Code, Digest, Documents, FromHost, Refusal, RolloutId};
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body;
@@ -24,8 +24,23 @@ impl FleetDriver {
             Effect::Verify { k, documents } => self.verify(k, documents),
             Effect::Seal { k, release } => self.seal(k, release),
             Effect::CheckSeal { purpose, release } => self.check_seal(purpose, release),
+            Effect::Quiesce { k } => self.ask(Ask::Quiesce { k }),
+            Effect::Unquiesce => self.ask(Ask::Unquiesce),
+            Effect::Lease { k, deadline, serving, instant } => {
+                let flip = instant
+                    .map(|instant| FlipTime { at_boot_ms: instant.at, epsilon_ms: instant.clock_error_ms });
+                self.ask(Ask::Arm(Armed { k, epoch: serving, deadline_boot_ms: deadline, flip }));
+            }
+            Effect::Extend { k, deadline } => self.ask(Ask::Renew { k, deadline }),
+            Effect::Lift { k } => self.ask(Ask::Disarm { k }),
+            Effect::Switch { k, at, epoch, release } => {
+                self.ask(Ask::Decide { k, at, to: Opened { epoch, digest: release } });
+            }
+            Effect::Halt => self.ask(Ask::Halt),
             Effect::Close { k, attempt } => self.ask(Ask::Close { k, attempt }),
-            Effect::Open { epoch, release } => self.ask(Ask::Open(Opened { epoch, digest: release })),
+            Effect::Open { epoch, release, resume } => {
+                self.ask(Ask::Open { opened: Opened { epoch, digest: release }, resume });
+            }
             Effect::Hang(refusal) => self.hang(&refusal),
         }
     }
@@ -42,6 +57,9 @@ impl FleetDriver {
             | FromHost::Fresh { .. }
             | FromHost::CannotAttest { .. }
             | FromHost::Prepared { .. }
+            | FromHost::Probed { .. }
+            | FromHost::Renew { .. }
+            | FromHost::Set { .. }
             | FromHost::Closed { .. }
             | FromHost::Disarmed { .. }
             | FromHost::Measured { .. } => {}

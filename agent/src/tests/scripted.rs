@@ -149,6 +149,7 @@ impl World {
             guard: Arc::new(InProcess::new(&settings.validate().unwrap()).unwrap()),
             guard_events: None,
             jobs: NonZeroUsize::MIN,
+            clock_error_ms: None,
             config: Digest::of(b"configuration"),
             fleets: vec![FleetParts { name: fleet(), boot_gate: BootGate::None, store: None }],
         }
@@ -238,7 +239,11 @@ impl World {
             name: host(),
             attestation_key: SigningKey::read(&self.keys.host).unwrap().public().clone(),
         };
-        let policy = Policy { boot_gate: BootGatePolicy::Optional };
+        let policy = Policy {
+            boot_gate: BootGatePolicy::Optional,
+            clock: ClockPolicy::Any,
+            timing: Timing::default(),
+        };
         let roster = Roster::new(fleet(), RosterRevision(1), policy, vec![member]).unwrap();
         let envelope = sign(&roster, &[&self.keys.operator]).unwrap().raw().to_vec();
         let keys = RoleKeys { threshold: 1, keys: vec![self.keys.operator.public().clone()] };

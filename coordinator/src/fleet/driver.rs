@@ -14,6 +14,7 @@ use muster_trust::TrustRoot;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::connections::{Connections, Outbox};
+use super::contingency;
 use super::handle::{FleetHandle, RosterInForce, View, stamp};
 use crate::ledger::{Documents, Entry, LedgerHandle};
 use crate::receipt;
@@ -39,6 +40,8 @@ pub(crate) enum Input {
     Propose(Box<Proposal>, oneshot::Sender<Result<(), Refusal>>),
     /// See [`Fleet::abort`].
     Abort { k: Option<RolloutId>, reason: Blocker, reply: oneshot::Sender<Result<RolloutId, Refusal>> },
+    /// See [`Fleet::halt`].
+    Halt { reason: Blocker, reply: oneshot::Sender<Result<RolloutId, Refusal>> },
     /// See [`Fleet::apply_roster`].
     ApplyRoster(Box<NextRoster>, oneshot::Sender<Result<(), Refusal>>),
     /// See [`Fleet::readmit`].
@@ -50,7 +53,7 @@ pub(crate) enum Input {
 /// An answer to an operator, given once what it speaks of is durable.
 enum Answer {
     Done(oneshot::Sender<Result<(), Refusal>>, Result<(), Refusal>),
-    Aborted(oneshot::Sender<Result<RolloutId, Refusal>>, Result<RolloutId, Refusal>),
+    Numbered(oneshot::Sender<Result<RolloutId, Refusal>>, Result<RolloutId, Refusal>),
 }
 
 /// Where a driver writes, and what it verifies with.
@@ -68,6 +71,8 @@ struct Driver {
     connections: Connections,
     roster: watch::Sender<RosterInForce>,
     rollout_since: Option<(RolloutId, BootTime)>,
+    /// What effects bring about at once; it comes before anything else.
+    follow_ups: Vec<Event>,
 }
 
 /// Starts the driver of a fleet that was just taken over; `first` is the step of the take-over.
@@ -90,8 +95,16 @@ pub(crate) fn spawn(
         roster_out,
         record.leadership,
     ));
-    let driver =
-        Driver { fleet, place, handle: Arc::clone(&handle), inbox, connections, roster, rollout_since: None };
+    let driver = Driver {
+        fleet,
+        place,
+        handle: Arc::clone(&handle),
+        inbox,
+        connections,
+        roster,
+        rollout_since: None,
+        follow_ups: Vec::new(),
+    };
     (handle, driver.run(first))
 }
 
@@ -119,11 +132,16 @@ impl Driver {
                 None => std::future::pending().await,
             }
         };
-        let first = tokio::select! {
-            input = self.inbox.recv() => input?,
-            () = deadline => Input::Event(Box::new(Event::DeadlineReached)),
-        };
-        let mut inputs = vec![first];
+        let mut inputs: Vec<Input> = std::mem::take(&mut self.follow_ups)
+            .into_iter()
+            .map(|event| Input::Event(Box::new(event)))
+            .collect();
+        if inputs.is_empty() {
+            inputs.push(tokio::select! {
+                input = self.inbox.recv() => input?,
+                () = deadline => Input::Event(Box::new(Event::DeadlineReached)),
+            });
+        }
         while inputs.len() < BATCH_INPUTS
             && let Ok(input) = self.inbox.try_recv()
         {
@@ -160,7 +178,11 @@ impl Driver {
                     steps.push(step);
                     k
                 });
-                answers.push(Answer::Aborted(reply, result));
+                answers.push(Answer::Numbered(reply, result));
+            }
+            Input::Halt { reason, reply } => {
+                steps.push(self.fleet.halt(reason));
+                answers.push(Answer::Numbered(reply, Ok(self.fleet.record().last_k)));
             }
             Input::ApplyRoster(next, reply) => {
                 let result = settle(self.fleet.apply_roster(*next));
@@ -211,7 +233,7 @@ impl Driver {
             // Whoever asked may be gone; what was asked is done all the same.
             match answer {
                 Answer::Done(reply, result) => drop(reply.send(result)),
-                Answer::Aborted(reply, result) => drop(reply.send(result)),
+                Answer::Numbered(reply, result) => drop(reply.send(result)),
             }
         }
         Ok(())
@@ -237,6 +259,17 @@ impl Driver {
             match effect {
                 Effect::Send { host, session, message } => self.send(&host, session, message),
                 Effect::EndSession { host, session, refusal } => self.end_session(&host, session, refusal),
+                Effect::ConfirmLead { read } => {
+                    // Step 8: the read begins now, after everything that it is for has come.
+                    self.place.ledger.run(|ledger| ledger.confirm()).await?;
+                    self.follow_ups.push(Event::LeadConfirmed { read });
+                }
+                Effect::BeginWait => self.follow_ups.push(Event::WaitBegun),
+                Effect::RollBack(papers) => {
+                    let (documents, root) = (self.place.documents.clone(), Arc::clone(&self.place.root));
+                    let handle = Arc::clone(&self.handle);
+                    tokio::spawn(contingency::propose(handle, documents, root, papers));
+                }
                 Effect::Report(report) => self.report(report).await?,
             }
         }

@@ -110,6 +110,11 @@ impl FleetHandle {
         self.ask(|reply| Input::Abort { k, reason, reply }).await?
     }
 
+    /// Has every host stop, and returns the last rollout: only a later one resumes the fleet.
+    pub(crate) async fn halt(&self, reason: Blocker) -> Result<RolloutId, Refusal> {
+        self.ask(|reply| Input::Halt { reason, reply }).await?
+    }
+
     /// Makes a roster the next one.
     pub(crate) async fn apply_roster(&self, next: NextRoster) -> Result<(), Refusal> {
         self.ask(|reply| Input::ApplyRoster(Box::new(next), reply)).await?

@@ -2,6 +2,7 @@
 
 mod answers;
 mod connections;
+mod contingency;
 mod driver;
 mod handle;
 mod takeover;

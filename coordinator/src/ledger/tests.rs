@@ -138,6 +138,7 @@ fn the_record_of_the_largest_fleet_fits() {
         serving: None,
         previous: None,
         phase: Phase::Settled,
+        halted: None,
         offers: Offers::Only((0..Roster::HOSTS_MAX).map(name).collect()),
         completed: None,
     };

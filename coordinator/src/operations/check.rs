@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_model::{Blocker, Code, Digest, HostName, Refusal, SessionId};
+use muster_model::{Blocker, Code, Digest, FlipMode, HostName, Refusal, SessionId};
 use muster_proto::convert;
 use muster_proto::v1;
 use muster_proto::v1::check_event::Event;
@@ -200,7 +200,8 @@ impl Check {
         let roster = self.fleet.roster().roster;
         // Attestations that are recent enough may answer older challenges; each was verified when it arrived.
         let challenge = self.max_age.is_zero().then_some(self.challenge);
-        let question = Question { manifest: self.release.manifest, challenge, rollout: None };
+        let question =
+            Question { manifest: self.release.manifest, challenge, rollout: None, mode: FlipMode::Strict };
         let blockers = gate::evaluate(&roster, &question, |_, host| match self.hosts.get(host) {
             Some(Known::Attested(attested)) => Answer::Attested(&attested.attestation),
             Some(Known::Refused(blockers)) => Answer::Refused(blockers),

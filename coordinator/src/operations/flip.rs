@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_daemon::unix_time;
-use muster_model::{Blocker, Code, Digest, Order, Refusal, RolloutId};
+use muster_model::{Blocker, Code, Digest, FleetName, OnFailure, Order, Refusal, RolloutId};
 use muster_proto::v1;
 use muster_proto::v1::flip_event::Event;
 use muster_proto::v1::rollout_progress::Stage as Wire;
@@ -30,35 +30,48 @@ pub(super) struct Flip {
     deadline: Instant,
 }
 
+/// What the operators signed.
+pub(super) struct Signed {
+    /// The order's envelope.
+    pub(super) order: Vec<u8>,
+    /// The envelope of the order to roll back, where the order has the fleet roll back by itself.
+    pub(super) contingency: Option<Vec<u8>>,
+}
+
 impl Flip {
     /// Verifies the order and proposes it. A refusal means that nothing was begun.
     pub(super) async fn begin(
         shared: &Arc<Shared>,
-        envelope: Vec<u8>,
+        signed: Signed,
         timeout: Duration,
         operator: &str,
     ) -> Result<Self, Refusal> {
-        let invalid = |error| Refusal::of(Code::SignatureInvalid, chain(&error));
+        let envelope = signed.order;
         let keys = shared.root.root().role(muster_model::SigningRole::Operator);
         let named = verify::<Order>(&envelope, keys).map_err(invalid)?;
         let name = named.document().fleet.clone();
         let fleet = shared.fleet(&name).ok_or_else(|| super::fleet_unknown(&name))?;
         let now = unix_time();
         let order = shared.root.verify_order(&envelope, now).map_err(invalid)?;
-        let history = shared.ledger.history(&name);
-        let Some(release) = history.release(order.document().to) else {
-            let detail = format!("{name} has no release {}; push it first", order.document().to);
-            return Err(Refusal::of(Code::ReleaseUnknown, detail));
-        };
-        let (documents, release_name) = (shared.documents.clone(), release.envelope);
+        let release_name = release_of(shared, &name, order.document().to)?;
+        let documents = shared.documents.clone();
         let read = move || documents.read(release_name).map_err(|error| blob_refusal(&error));
         let release_bytes = blocking(read).await?;
         let release = shared.root.verify_release(&release_bytes, &name, now).map_err(invalid)?;
         let (k, to, hosts) = (order.document().counter, order.document().to, order.document().hosts);
         let order_name = order.envelope_digest();
         let papers = Papers { order: order_name, release: release_name, roster: fleet.roster().envelope };
-        let proposal =
-            Proposal { order: order.into_document(), release: release.into_document(), papers, now };
+        let contingency = match signed.contingency {
+            Some(envelope) => Some(contingency(shared, order.document(), envelope, papers.roster).await?),
+            None => None,
+        };
+        let proposal = Proposal {
+            order: order.into_document(),
+            release: release.into_document(),
+            papers,
+            contingency,
+            now,
+        };
         // An order that would be refused is not kept, and one that is taken is durable before a record names it. Whether
         // it is taken is settled below: the fleet may have changed in between.
         fleet.rehearse(proposal.clone()).await?;
@@ -185,6 +198,44 @@ impl Flip {
     }
 }
 
+fn invalid(error: muster_trust::TrustError) -> Refusal {
+    Refusal::of(Code::SignatureInvalid, chain(&error))
+}
+
+/// The envelope of the release with this manifest.
+fn release_of(shared: &Shared, fleet: &FleetName, manifest: Digest) -> Result<Digest, Refusal> {
+    let history = shared.ledger.history(fleet);
+    history.release(manifest).map(|release| release.envelope).ok_or_else(|| {
+        Refusal::of(Code::ReleaseUnknown, format!("{fleet} has no release {manifest}; push it first"))
+    })
+}
+
+/// Step 15: keeps the order to roll back, if it leads from where `order` leads back to where it starts.
+async fn contingency(
+    shared: &Shared,
+    order: &Order,
+    envelope: Vec<u8>,
+    roster: Digest,
+) -> Result<Papers, Refusal> {
+    let back = shared.root.verify_order(&envelope, unix_time()).map_err(invalid)?;
+    let it = back.document();
+    let leads_back = it.fleet == order.fleet
+        && it.counter == order.counter.next()
+        && it.from == Some(order.to)
+        && Some(it.to) == order.from
+        && (it.roster, it.roster_revision, it.hosts) == (order.roster, order.roster_revision, order.hosts)
+        && it.on_failure == OnFailure::Hold;
+    if !leads_back {
+        let detail = "the order to roll back does not lead back to where the order starts";
+        return Err(Refusal::of(Code::OrderInvalid, detail));
+    }
+    let papers =
+        Papers { order: back.envelope_digest(), release: release_of(shared, &order.fleet, it.to)?, roster };
+    let documents = shared.documents.clone();
+    blocking(move || documents.put(papers.order, &envelope).map_err(|error| blob_refusal(&error))).await?;
+    Ok(papers)
+}
+
 /// Whether `end` is how rollout `k` stands. "Dark" is told to whoever watches as soon as it is known, whether or not the
 /// watcher was there in time; but hosts may have opened since, and then a better end follows at once.
 fn is_last_word(end: &End, k: RolloutId, phase: &Phase) -> bool {
@@ -203,6 +254,7 @@ const fn wire_stage(stage: Stage) -> Wire {
         Stage::Proposed => Wire::Proposed,
         Stage::Attested => Wire::Attested,
         Stage::Prepared => Wire::Prepared,
+        Stage::Probed => Wire::Probed,
         Stage::Armed => Wire::Armed,
         Stage::Decided => Wire::Decided,
         Stage::Closed => Wire::Closed,
@@ -214,7 +266,9 @@ const fn wire_stage(stage: Stage) -> Wire {
 
 #[cfg(test)]
 mod tests {
-    use muster_model::Epoch;
+    use std::collections::BTreeSet;
+
+    use muster_model::{Epoch, FlipMode};
     use muster_rollout::fleet::Opening;
 
     use super::*;
@@ -223,7 +277,15 @@ mod tests {
     fn a_watcher_that_fell_behind_learns_how_its_own_rollout_stands() {
         let digest = Digest::of(b"document");
         let papers = Papers { order: digest, release: digest, roster: digest };
-        let opened = Phase::Opened(Opening { k: RolloutId(4), papers, evidence: digest, secrets: digest });
+        let opened = Phase::Opened(Opening {
+            k: RolloutId(4),
+            papers,
+            evidence: digest,
+            secrets: digest,
+            mode: FlipMode::Strict,
+            lapsed: BTreeSet::new(),
+            contingency: None,
+        });
         let end = |k, outcome| End {
             k: RolloutId(k),
             to: digest,

@@ -35,6 +35,9 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// The largest request: a roster of 20,000 hosts has about 4 MiB.
 const REQUEST_BYTES_MAX: usize = 12 << 20;
 
+/// The longest reason for a halt.
+const HALT_REASON_BYTES_MAX: usize = 400;
+
 /// The operations service.
 pub(crate) struct Operations {
     shared: Arc<Shared>,
@@ -160,8 +163,9 @@ impl Service for Operations {
     async fn flip(&self, request: Request<v1::FlipRequest>) -> Result<Response<Self::FlipStream>, Status> {
         let operator = caller(&request);
         let request = request.into_inner();
-        let flip =
-            flip::Flip::begin(&self.shared, request.order_envelope, timeout(request.timeout_ms), &operator);
+        let signed =
+            flip::Signed { order: request.order_envelope, contingency: request.contingency_envelope };
+        let flip = flip::Flip::begin(&self.shared, signed, timeout(request.timeout_ms), &operator);
         let flip = flip.await.map_err(refused)?;
         Ok(stream(|events| flip.run(events)))
     }
@@ -174,6 +178,20 @@ impl Service for Operations {
         let reason = Blocker::fleet(Code::AbortedByOperator, format!("given up by {operator}"));
         let k = fleet.abort(k, reason).await.map_err(refused)?;
         Ok(Response::new(v1::AbortResponse { k: k.0 }))
+    }
+
+    async fn halt(&self, request: Request<v1::HaltRequest>) -> Result<Response<v1::HaltResponse>, Status> {
+        let operator = caller(&request);
+        let request = request.into_inner();
+        let fleet = self.fleet(&request.fleet)?;
+        if request.reason.len() > HALT_REASON_BYTES_MAX {
+            let detail = format!("a reason of at most {HALT_REASON_BYTES_MAX} bytes is needed");
+            return Err(refused(Refusal::of(Code::Unsupported, detail)));
+        }
+        tracing::warn!(fleet = %fleet.name, %operator, reason = request.reason, "fleet halted");
+        let reason = Blocker::fleet(Code::Halted, format!("halted by {operator}: {}", request.reason));
+        let k = fleet.halt(reason).await.map_err(refused)?;
+        Ok(Response::new(v1::HaltResponse { k: k.0 }))
     }
 
     async fn find(&self, request: Request<v1::FindRequest>) -> Result<Response<v1::FindResponse>, Status> {

@@ -43,14 +43,14 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
             v1::HostStatus {
                 host: host.host.as_str().to_owned(),
                 connected: host.session.is_some(),
-                age_ms: host
-                    .since
-                    .map(|since| u64::try_from(view.now.since(since).as_millis()).unwrap_or(u64::MAX)),
+                age_ms: host.since.map(|since| ms(view.now.since(since))),
                 mode: host.mode.map(mode_to_wire),
                 serving_epoch: host.serving.map(|epoch| epoch.0),
                 deployed: held.filter_map(|manifest| names.known(*manifest)).collect(),
                 agent_version: host.agent_version.clone(),
                 blockers: host_blockers(host, &view).into_iter().map(v1::Blocker::from).collect(),
+                lease_left_ms: host.leased_until.map(|until| ms(until.since(view.now))),
+                halted_k: host.halted.map(|k| k.0),
                 certificate_expires_unix_ms: shared.certificate_expiry(&host.host).map(|at| at.0),
             }
         })
@@ -74,7 +74,12 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
         solo: shared.root.root().is_solo(),
         coordinator_version: env!("CARGO_PKG_VERSION").to_owned(),
         last_end: history.last_end.map(|end| rollout_end(&end, &names)),
+        halted_k: record.halted.map(|k| k.0),
     })
+}
+
+fn ms(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The versions of a fleet's releases.
@@ -144,6 +149,13 @@ fn host_blockers(host: &HostView, view: &View) -> Vec<Blocker> {
     let serving = host.serving.map_or(ServingReport::Dark, ServingReport::Open);
     let is_dark = view.record.serving.is_some() && serving != ServingReport::Open(view.record.epoch);
     let is_closing = matches!(view.record.phase, Phase::Decided(_));
+    if let Some(halted) = host.halted.or(view.record.halted)
+        && is_dark
+        && !blockers.iter().any(|blocker| blocker.code == Code::Halted)
+    {
+        let detail = format!("it was halted after rollout {halted}; only a newer order resumes it");
+        blockers.push(Blocker::host(Code::Halted, &host.host, detail));
+    }
     if blockers.is_empty() && is_dark && !is_closing {
         let detail = format!("it serves nothing, while the fleet serves epoch {}", view.record.epoch);
         blockers.push(Blocker::host(Code::HostDark, &host.host, detail));

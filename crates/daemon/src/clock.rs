@@ -7,12 +7,15 @@ use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
-use muster_model::{BootId, BootTime, UnixTime};
+use muster_model::{BootId, BootTime, ClockState, UnixTime};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::Error;
 
 const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
+const CPUINFO_PATH: &str = "/proc/cpuinfo";
+/// Where Linux says which hypervisor it runs on, if it was told.
+const HYPERVISOR_PATH: &str = "/sys/hypervisor/type";
 
 /// Milliseconds of `CLOCK_BOOTTIME`.
 ///
@@ -38,6 +41,20 @@ pub fn boot_id() -> Result<BootId, Error> {
     let path = Path::new(BOOT_ID_PATH);
     let text = fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     BootId::new(text.trim_ascii_end()).map_err(|reason| Error::BootId { path: path.to_owned(), reason })
+}
+
+/// Whether this machine's clock goes on whatever happens to the machine, as far as can be told from within: that of a
+/// virtual machine stands still while it is paused.
+#[must_use]
+pub fn clock_state() -> ClockState {
+    let is_virtual = |cpuinfo: &str| {
+        let mut flags = cpuinfo.lines().filter(|line| line.starts_with("flags"));
+        flags.next().is_some_and(|line| line.split_ascii_whitespace().any(|flag| flag == "hypervisor"))
+    };
+    match (fs::read_to_string(CPUINFO_PATH), Path::new(HYPERVISOR_PATH).exists()) {
+        (Ok(cpuinfo), false) if !is_virtual(&cpuinfo) => ClockState::Steady,
+        (Ok(_) | Err(_), _) => ClockState::Pausable,
+    }
 }
 
 #[cfg(test)]

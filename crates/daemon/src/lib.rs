@@ -12,7 +12,7 @@ mod limits;
 mod logging;
 mod shutdown;
 
-pub use clock::{boot_id, boot_time, unix_time};
+pub use clock::{boot_id, boot_time, clock_state, unix_time};
 pub use config::{Fragment, Fragments, Place, SYSTEM_FOLDERS};
 pub use error::Error;
 pub use fault::{crash_point, fault_point};

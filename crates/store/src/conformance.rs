@@ -25,6 +25,7 @@ fn an_empty_store_is_at_the_genesis<S: Store>(store: &S) {
     assert_eq!(store.head(), Head::genesis());
     assert_eq!(store.position().durable.seq(), 0);
     assert_eq!(store.first_seq(), 1);
+    store.confirm().expect("the only one who has it open is its writer");
     for from in [0, 1, 2, u64::MAX] {
         assert!(read(store, from).is_empty());
     }

@@ -124,6 +124,15 @@ pub enum StoreError {
         /// The process id of the holder, if it wrote one.
         holder: Option<u32>,
     },
+    /// The store's folder is no longer the one that this process has locked.
+    #[error(
+        "{} is not the file that this process has locked: another process may lead by now, so this one must end",
+        path.display()
+    )]
+    Usurped {
+        /// The lock file.
+        path: PathBuf,
+    },
     /// The disk is full.
     #[error("no space left for {}; free some space, then start the process again", path.display())]
     NoSpace {
@@ -233,6 +242,7 @@ impl StoreError {
         match self {
             Self::Broken { .. }
             | Self::Poisoned
+            | Self::Usurped { .. }
             | Self::NoSpace { .. }
             | Self::Io { .. }
             | Self::Database { .. }

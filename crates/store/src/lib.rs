@@ -83,6 +83,12 @@ pub trait Store: Send {
         payload: AnchorPayload<'_>,
     ) -> Result<Position, StoreError>;
 
+    /// Whether this process is still the one writer, read anew: a grant may be given on the strength of it.
+    ///
+    /// # Errors
+    /// [`StoreError::Usurped`] if another process may write the store, [`StoreError::Poisoned`].
+    fn confirm(&self) -> Result<(), StoreError>;
+
     /// Every record from `from` on. 0 and 1 both mean the beginning; past the head there is nothing.
     ///
     /// # Errors

@@ -1,8 +1,9 @@
 //! One writer: an exclusive lock that ends with the process.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read as _, Seek as _, Write as _};
-use std::path::Path;
+use std::io::{ErrorKind, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
 use crate::StoreError;
 
@@ -13,6 +14,7 @@ const HOLDER_BYTES_MAX: u64 = 10;
 #[derive(Debug)]
 pub(crate) struct Lock {
     file: File,
+    path: PathBuf,
 }
 
 impl Lock {
@@ -37,7 +39,21 @@ impl Lock {
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(std::process::id().to_string().as_bytes()))
             .map_err(|source| StoreError::io("write", path, source))?;
-        Ok(Self { file })
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Whether the path still names the file that is locked: one who moves or restores the folder under a running
+    /// process could have another lock it as well.
+    pub(crate) fn confirm(&self) -> Result<(), StoreError> {
+        let held = self.file.metadata().map_err(|source| StoreError::io("look at", &self.path, source))?;
+        match std::fs::metadata(&self.path) {
+            Ok(named) if (named.dev(), named.ino()) == (held.dev(), held.ino()) => Ok(()),
+            Ok(_) => Err(StoreError::Usurped { path: self.path.clone() }),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Err(StoreError::Usurped { path: self.path.clone() })
+            }
+            Err(source) => Err(StoreError::io("look at", &self.path, source)),
+        }
     }
 }
 

@@ -31,6 +31,10 @@ impl Store for MemStore {
         self.records.first().map_or(1, |record| record.seq)
     }
 
+    fn confirm(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     fn append(
         &mut self,
         expected: Head,

@@ -21,7 +21,7 @@ pub struct SledStore {
     first_seq: u64,
     health: Health,
     /// Dropped last, after sled has let go of its files.
-    _lock: Lock,
+    lock: Lock,
 }
 
 /// Whether memory and disk are known to agree.
@@ -43,7 +43,7 @@ impl SledStore {
 
     /// Puts together what was found to agree.
     pub(crate) fn assemble(log: Log, anchor: Anchor, first_seq: u64, lock: Lock) -> Self {
-        Self { log, anchor, first_seq, health: Health::Sound, _lock: lock }
+        Self { log, anchor, first_seq, health: Health::Sound, lock }
     }
 
     /// Removes everything before the newest base, which is durable and acknowledged.
@@ -87,6 +87,11 @@ impl Store for SledStore {
 
     fn first_seq(&self) -> u64 {
         self.first_seq
+    }
+
+    fn confirm(&self) -> Result<(), StoreError> {
+        self.check_sound()?;
+        self.lock.confirm()
     }
 
     fn append(

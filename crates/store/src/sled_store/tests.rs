@@ -84,6 +84,20 @@ fn a_new_store_is_fresh_and_a_closed_one_is_clean() {
 }
 
 #[test]
+fn a_store_whose_folder_was_replaced_is_no_longer_led() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("store");
+    let (store, _) = open(&dir, REFUSE);
+    store.confirm().unwrap();
+    fs::rename(&dir, dir.with_extension("aside")).unwrap();
+    assert!(matches!(store.confirm(), Err(StoreError::Usurped { .. })));
+    // Someone else may lead what lies there now.
+    let (other, _) = open(&dir, REFUSE);
+    other.confirm().unwrap();
+    assert!(matches!(store.confirm(), Err(StoreError::Usurped { .. })));
+}
+
+#[test]
 fn an_empty_store_opens_again() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path(), REFUSE));

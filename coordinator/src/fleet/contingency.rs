@@ -1,0 +1,54 @@
+//! Step 15: the order to roll back that the operators signed beforehand.
+
+use std::sync::Arc;
+
+use muster_daemon::unix_time;
+use muster_model::{Code, FleetName, Refusal};
+use muster_rollout::fleet::{Papers, Proposal};
+use muster_trust::TrustRoot;
+
+use super::FleetHandle;
+use crate::ledger::Documents;
+use crate::status::{blob_refusal, chain};
+
+/// Proposes what was signed, as an operator would. Its own gate decides; one that is shut leaves what is served as it is.
+pub(super) async fn propose(
+    handle: Arc<FleetHandle>,
+    documents: Documents,
+    root: Arc<TrustRoot>,
+    papers: Papers,
+) {
+    let name = handle.name.clone();
+    let read = tokio::task::spawn_blocking(move || proposal(&documents, &root, &name, papers));
+    let outcome = match read.await {
+        Ok(Ok(proposal)) => {
+            let k = proposal.order.counter;
+            tracing::warn!(fleet = %handle.name, %k, "too many hosts did not start: the fleet rolls back");
+            handle.propose(proposal).await
+        }
+        Ok(Err(refusal)) => Err(refusal),
+        Err(error) => Err(Refusal::of(Code::StoreFailed, error.to_string())),
+    };
+    if let Err(refusal) = outcome {
+        tracing::error!(fleet = %handle.name, %refusal, "the fleet does not roll back, and serves what it serves");
+    }
+}
+
+fn proposal(
+    documents: &Documents,
+    root: &TrustRoot,
+    fleet: &FleetName,
+    papers: Papers,
+) -> Result<Proposal, Refusal> {
+    let invalid = |error| Refusal::of(Code::SignatureInvalid, chain(&error));
+    let now = unix_time();
+    let order = documents.read(papers.order).map_err(|error| blob_refusal(&error))?;
+    let release = documents.read(papers.release).map_err(|error| blob_refusal(&error))?;
+    Ok(Proposal {
+        order: root.verify_order(&order, now).map_err(invalid)?.into_document(),
+        release: root.verify_release(&release, fleet, now).map_err(invalid)?.into_document(),
+        papers,
+        contingency: None,
+        now,
+    })
+}
