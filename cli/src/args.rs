@@ -22,7 +22,7 @@ Exit codes:
   15  the roster is empty or has changed
   16  timed out while waiting
   17  aborted or rolled back
-  18  some host serves nothing
+  18  halted or fenced: some host serves nothing
 
 Begin with `muster dev up --dir DIR` on this machine, or with `muster init DIR` for a fleet of machines.
 `muster explain CODE` says what a code means.";
@@ -81,6 +81,8 @@ pub(crate) enum Command {
     Flip(commands::flip::Flip),
     Rollback(commands::rollback::Rollback),
     Abort(commands::abort::Abort),
+    Halt(commands::halt::Halt),
+    Resume(commands::resume::Resume),
     Find(commands::find::Find),
     #[command(subcommand)]
     Receipt(commands::receipt::ReceiptCommand),

@@ -9,12 +9,14 @@ pub(crate) mod dev;
 pub(crate) mod explain;
 pub(crate) mod find;
 pub(crate) mod flip;
+pub(crate) mod halt;
 pub(crate) mod host;
 pub(crate) mod init;
 pub(crate) mod man;
 pub(crate) mod receipt;
 pub(crate) mod release;
 pub(crate) mod restore;
+pub(crate) mod resume;
 pub(crate) mod rollback;
 pub(crate) mod roster;
 pub(crate) mod status;
@@ -73,6 +75,8 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Result<Exit, CliError> {
         Command::Flip(flip) => Box::pin(flip.run(&env)).await,
         Command::Rollback(rollback) => Box::pin(rollback.run(&env)).await,
         Command::Abort(abort) => Box::pin(abort.run(&env)).await,
+        Command::Halt(halt) => Box::pin(halt.run(&env)).await,
+        Command::Resume(resume) => Box::pin(resume.run(&env)).await,
         Command::Find(find) => Box::pin(find.run(&env)).await,
         Command::Receipt(receipt) => Box::pin(receipt.run(&env)).await,
         Command::Backup(backup) => Box::pin(backup.run(&env)).await,

@@ -31,7 +31,7 @@ pub(crate) enum Exit {
     TimedOut = 16,
     /// Aborted or rolled back.
     Aborted = 17,
-    /// Some host serves nothing.
+    /// Halted or fenced: some host serves nothing.
     Dark = 18,
 }
 
@@ -71,6 +71,11 @@ impl Exit {
             | Code::HistoryLost
             | Code::ReleaseExists
             | Code::ClosingUnproven
+            | Code::FenceTooSlow
+            | Code::DrainTooLong
+            | Code::ClockMayPause
+            | Code::ClockUncertain
+            | Code::HookFailed
             | Code::RolledBackCoordinator => Self::NotAllowed,
             Code::OrderExpired
             | Code::ReleaseExpired
@@ -83,11 +88,17 @@ impl Exit {
             | Code::StaleSession => Self::Stale,
             Code::Busy | Code::Superseded => Self::Superseded,
             Code::RosterEmpty | Code::RosterChanged => Self::RosterChanged,
-            Code::TimedOut => Self::TimedOut,
+            Code::TimedOut | Code::RenewalsSlow => Self::TimedOut,
             Code::AbortedByOperator | Code::CoordinatorRestarted | Code::NothingToAbort | Code::Decided => {
                 Self::Aborted
             }
-            Code::HostDark | Code::StartFailed | Code::StopFailed | Code::GuardFailed => Self::Dark,
+            Code::HostDark
+            | Code::StartFailed
+            | Code::StopFailed
+            | Code::GuardFailed
+            | Code::LeaseExpired
+            | Code::Halted
+            | Code::Unhealthy => Self::Dark,
             Code::WrongState | Code::Unsupported | Code::StoreFailed => Self::Internal,
         }
     }
@@ -145,7 +156,11 @@ mod tests {
             (Code::RosterChanged, 15),
             (Code::TimedOut, 16),
             (Code::AbortedByOperator, 17),
+            (Code::FenceTooSlow, 12),
+            (Code::RenewalsSlow, 16),
             (Code::StartFailed, 18),
+            (Code::Halted, 18),
+            (Code::LeaseExpired, 18),
             (Code::Unsupported, 1),
         ] {
             assert_eq!(Exit::of_code(code).number(), number, "{code}");

@@ -113,10 +113,46 @@ explanations! {
         "A host's guard does not answer, or refused.",
         "The guard makes every change of the link and of the service. Without it the host can neither open nor close.",
         "start muster-guard on the host and read its log";
+    LeaseExpired =>
+        "A host was armed, was not heard in time, and has stopped serving by itself.",
+        "While a flip is under way the right to serve is a lease. The host could not renew it in time, so its guard stopped the service: had it served on, it might have served beside the new release.",
+        "find out what held it up (network, a stopped agent, a busy machine); once it is connected it is let in again or opened by itself, without anyone asking";
+    FenceTooSlow =>
+        "A host may stop its service too slowly.",
+        "The guard tries out how long a fence takes, or could not try. The fleet's roster promises that it takes no longer than `fence_ms`, and the wait for a silent host rests on that.",
+        "look at the load of the host and at its hook `on_fence`, whose time-out counts, or allow more with `fence_ms` in the roster's `[policy.timing]`";
+    DrainTooLong =>
+        "A service may take longer to stop than its lease lasts.",
+        "A host drains under its running lease. A service that may take longer than half of it would be cut off by its own guard in every flip.",
+        "shorten the service's `stop_timeout_ms` and its hooks in guard.toml, or lengthen `lease_ms` in the roster's `[policy.timing]`";
+    RenewalsSlow =>
+        "A host answers too slowly to renew a lease.",
+        "Before hosts are armed, each must answer within a third of the lease. One that is slower could be fenced by a flip that goes well otherwise; nothing was armed.",
+        "look at load and network of the host and flip again, or lengthen `lease_ms` in the roster's `[policy.timing]`";
+    ClockMayPause =>
+        "A host's clock may stand still.",
+        "A virtual machine that can be paused stops its clock, and its lease with it: it could serve on when its time is long over. The fleet's policy does not accept that.",
+        "give the machine a stable clock source, or accept it with `clock = \"any\"` in the roster's policy: then whoever pauses an armed host must switch it off first";
+    ClockUncertain =>
+        "A host's time of day is not known well enough for fast mode.",
+        "In fast mode each host flips by its own clock. This one may be off by more than `clock_error_ms`, or has no time service that says how far.",
+        "look at the time service of the host (`chronyc tracking`), or flip in strict mode, which needs no time of day";
+    Halted =>
+        "The fleet, or a host of it, was halted.",
+        "Somebody stopped it at once. It serves nothing and starts nothing, whatever is restarted or rebooted, until a signed order with a higher number resumes it.",
+        "find out why it was halted; then `muster resume`, or `muster flip` to another release";
+    HookFailed =>
+        "A hook of a host failed or took too long.",
+        "The host's own configuration names a command for this step, and it did not end with 0 in its time.",
+        "read `hooks.log` in the fleet's state folder on the host, repair the command or its time-out in guard.toml, and run the command again";
     StartFailed =>
         "The service did not start.",
         "The release was opened, and its service ended at once or could not be started. The host serves nothing now.",
         "read the service's log on the host (`service.log` beside the releases of the fleet) and repair what it needs, or flip to a release that starts: with `muster rollback` to the one before, if there was one";
+    Unhealthy =>
+        "The service runs, but its health check does not pass.",
+        "The release was opened and its process lives, yet the check that guard.toml names did not pass in the tries it has. The host serves nothing now.",
+        "read the service's log on the host (`service.log` beside the releases of the fleet); repair what it needs or the check itself, or go back with `muster rollback`";
     StopFailed =>
         "The service or the link did not stop.",
         "The host could not prove that it no longer serves the old release, so no other host may open the new one.",

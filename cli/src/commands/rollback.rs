@@ -1,6 +1,6 @@
 use clap::Args;
 
-use super::flip::{TimingArgs, Verb, carry_out};
+use super::flip::{ModeArgs, RolloutArgs, Verb, carry_out};
 use crate::args::FleetArg;
 use crate::commands::Env;
 use crate::error::CliError;
@@ -12,7 +12,8 @@ use crate::view::ReleaseView;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   muster rollback
-  muster rollback --to 1.3.0")]
+  muster rollback --to 1.3.0
+  muster rollback --mode fast")]
 pub(crate) struct Rollback {
     /// Go back to this release instead of the one that was served before
     #[arg(long, value_name = "RELEASE")]
@@ -20,7 +21,9 @@ pub(crate) struct Rollback {
     #[command(flatten)]
     fleet: FleetArg,
     #[command(flatten)]
-    timing: TimingArgs,
+    rollout: RolloutArgs,
+    #[command(flatten)]
+    mode: ModeArgs,
 }
 
 impl Rollback {
@@ -43,6 +46,7 @@ impl Rollback {
             }
         };
         env.ui.say(format_args!("rolling {fleet} back to {target}"));
-        Box::pin(carry_out(env, &session, &fleet, target, self.timing.into(), Verb::Rollback)).await
+        let terms = self.rollout.terms(self.mode);
+        Box::pin(carry_out(env, &session, &fleet, target, terms, Verb::Rollback)).await
     }
 }

@@ -22,7 +22,7 @@ pub(crate) enum RosterCommand {
 impl RosterCommand {
     pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
         match self {
-            Self::Draft(draft) => draft.run(env),
+            Self::Draft(draft) => Box::pin(draft.run(env)).await,
             Self::Apply(apply) => Box::pin(apply.run(env)).await,
             Self::Show(show) => Box::pin(show.run(env)).await,
         }

@@ -1,11 +1,14 @@
+mod host;
+
 use clap::Args;
-use muster_model::{Blocker, Digest, FleetName};
+use muster_model::{Blocker, Code, Digest, FleetName};
 use muster_proto::convert::{self, ConvertError};
 use muster_proto::v1;
 use serde::Serialize;
 
+use self::host::{HostView, Served, Width};
 use crate::args::FleetArg;
-use crate::clock::{date_text, span_text};
+use crate::clock::span_text;
 use crate::commands::Env;
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -14,9 +17,6 @@ use crate::view::{ReleaseView, phase_text};
 
 /// How many hosts are listed where not all were asked for.
 const HOSTS_LISTED_MAX: usize = 24;
-
-/// How many releases on a host's disk are named; the newest are.
-const DEPLOYED_NAMED_MAX: usize = 3;
 
 /// How many reasons of the last rollout's end are shown.
 const END_REASONS_MAX: usize = 4;
@@ -57,6 +57,7 @@ struct View {
     serving: Option<ReleaseView>,
     previous: Option<ReleaseView>,
     phase: &'static str,
+    halted_since_rollout: Option<u64>,
     solo: bool,
     roster_revision: u64,
     roster_digest: Digest,
@@ -94,20 +95,6 @@ struct EndView {
     blockers: Vec<Blocker>,
 }
 
-#[derive(Debug, Serialize)]
-struct HostView {
-    host: String,
-    connected: bool,
-    age_ms: Option<u64>,
-    mode: Option<String>,
-    serving_epoch: Option<u64>,
-    serving: Option<ReleaseView>,
-    deployed: Vec<ReleaseView>,
-    agent_version: Option<String>,
-    certificate_expires: Option<String>,
-    blockers: Vec<Blocker>,
-}
-
 impl View {
     fn new(fleet: FleetName, status: v1::FleetStatus, detail: Detail) -> Result<Self, ConvertError> {
         let phase = phase_text(status.phase());
@@ -118,6 +105,12 @@ impl View {
             .map(|host| HostView::new(host, &served))
             .collect::<Result<Vec<_>, _>>()?;
         let mut blockers = convert::blockers(status.blockers)?;
+        if let Some(k) = status.halted_k
+            && !blockers.iter().any(|blocker| blocker.code == Code::Halted)
+        {
+            let detail = format!("the fleet was halted after rollout {k}; only an order resumes it");
+            blockers.push(Blocker::fleet(Code::Halted, detail));
+        }
         blockers.extend(hosts.iter().flat_map(|host| host.blockers.iter().cloned()));
         blockers.sort();
         blockers.dedup();
@@ -127,6 +120,7 @@ impl View {
             serving: served.release,
             previous: ReleaseView::optional(status.previous.as_ref())?,
             phase,
+            halted_since_rollout: status.halted_k,
             solo: status.solo,
             roster_revision: status.roster_revision,
             roster_digest: convert::digest("roster_digest", &status.roster_digest)?,
@@ -154,12 +148,6 @@ impl View {
             Exit::of_blockers(&self.blockers)
         }
     }
-}
-
-/// What the fleet serves.
-struct Served {
-    epoch: u64,
-    release: Option<ReleaseView>,
 }
 
 impl RolloutView {
@@ -216,92 +204,6 @@ impl EndView {
     }
 }
 
-impl HostView {
-    fn new(wire: v1::HostStatus, served: &Served) -> Result<Self, ConvertError> {
-        use v1::host_mode::Kind;
-        let mode = wire.mode.as_ref().map(|mode| match mode.kind() {
-            Kind::Unspecified => "unknown".to_owned(),
-            Kind::Serve => format!("serve {}", mode.epoch),
-            Kind::Armed => format!("armed {} over {}", mode.k, mode.epoch),
-            Kind::Closed => format!("closed {}", mode.k),
-        });
-        Ok(Self {
-            host: convert::host(&wire.host)?.to_string(),
-            connected: wire.connected,
-            age_ms: wire.age_ms,
-            mode,
-            serving_epoch: wire.serving_epoch,
-            // The epoch is the host's word, what it stands for the coordinator's.
-            serving: served.release.clone().filter(|_| wire.serving_epoch == Some(served.epoch)),
-            deployed: wire.deployed.iter().map(ReleaseView::try_from).collect::<Result<_, _>>()?,
-            agent_version: wire.agent_version,
-            certificate_expires: wire
-                .certificate_expires_unix_ms
-                .map(|unix_ms| date_text(muster_model::UnixTime(unix_ms))),
-            blockers: convert::blockers(wire.blockers)?,
-        })
-    }
-
-    /// Unknown is never shown as good, nor as dark.
-    fn serving_text(&self, width: Width) -> String {
-        match (self.connected, self.serving_epoch, &self.serving, width) {
-            (false, _, _, _) => "unknown".to_owned(),
-            (true, None, _, _) => "nothing".to_owned(),
-            (true, Some(epoch), Some(release), Width::Wide) => format!("epoch {epoch}, {}", release.short()),
-            (true, Some(epoch), Some(_), Width::Narrow) | (true, Some(epoch), None, _) => {
-                format!("epoch {epoch}")
-            }
-        }
-    }
-
-    fn connection_text(&self) -> String {
-        match (self.connected, self.age_ms) {
-            (true, Some(age_ms)) => format!("for {}", span_text(age_ms)),
-            (true, None) => "yes".to_owned(),
-            (false, Some(age_ms)) => format!("lost {} ago", span_text(age_ms)),
-            (false, None) => "never seen".to_owned(),
-        }
-    }
-
-    /// Nothing about it needs a look.
-    fn is_ordinary(&self, epoch: u64) -> bool {
-        let serves_as_all = epoch == 0 || self.serving_epoch == Some(epoch);
-        self.connected && self.blockers.is_empty() && serves_as_all
-    }
-
-    fn row(&self, width: Width) -> [String; 5] {
-        let named = match width {
-            Width::Wide => DEPLOYED_NAMED_MAX,
-            Width::Narrow => 1,
-        };
-        [
-            self.host.clone(),
-            self.connection_text(),
-            self.mode.clone().unwrap_or_else(|| "unknown".to_owned()),
-            self.serving_text(width),
-            self.deployed_text(named),
-        ]
-    }
-
-    /// The releases on its disk; of many the last ones.
-    fn deployed_text(&self, named: usize) -> String {
-        let versions: Vec<&str> = self.deployed.iter().map(|release| release.version.as_str()).collect();
-        match versions.len().checked_sub(named) {
-            Some(more @ 1..) => format!("{more} more, {}", versions[more..].join(", ")),
-            Some(0) | None => versions.join(", "),
-        }
-    }
-}
-
-/// How much room the terminal has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Width {
-    /// Enough.
-    Wide,
-    /// Little, so that what stands above the table is not repeated in it.
-    Narrow,
-}
-
 impl Report for View {
     const SCHEMA: &'static str = "muster.status/1";
 
@@ -323,7 +225,14 @@ impl View {
     fn print_fleet(&self, page: &mut Page) {
         let serving = self.serving.as_ref().map_or_else(|| "nothing yet".to_owned(), ToString::to_string);
         page.line(format_args!("fleet    {}, epoch {}, {}", self.fleet, self.epoch, self.phase));
-        page.line(format_args!("serving  {serving}"));
+        if let Some(k) = self.halted_since_rollout {
+            let text = format_args!(
+                "since rollout {k}; nothing is served until `muster resume` or a flip elsewhere"
+            );
+            page.labelled(Tone::Bad, "HALTED", text);
+        }
+        let serving_now = if self.halted_since_rollout.is_some() { "served  " } else { "serving " };
+        page.line(format_args!("{serving_now} {serving}"));
         if let Some(previous) = &self.previous {
             page.line(format_args!("before   {previous}"));
         }

@@ -54,6 +54,9 @@ pub(crate) enum Driver {
     Supervise {
         /// The program and its arguments.
         command: Vec<String>,
+        /// How long the service may take to stop before it is killed; as long as the guard allows if not said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stop_timeout_ms: Option<u64>,
     },
 }
 
@@ -134,6 +137,18 @@ struct GuardFleet<'a> {
     link: PathBuf,
     releases: PathBuf,
     driver: &'a Driver,
+}
+
+impl Driver {
+    /// The same driver, for a fleet whose lease leaves a service no more time than this to stop.
+    pub(crate) fn stopping_within(self, stop_timeout_ms: u64) -> Self {
+        match self {
+            Self::Link => Self::Link,
+            Self::Supervise { command, .. } => {
+                Self::Supervise { command, stop_timeout_ms: Some(stop_timeout_ms) }
+            }
+        }
+    }
 }
 
 /// Issues the identity of a host and writes its bundle to `DIR/hosts/NAME`, which must not exist.

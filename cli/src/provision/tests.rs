@@ -133,7 +133,10 @@ fn the_guard_accepts_what_is_written_for_it() {
     let bundle = issue_host(
         temporary.path(),
         &name("host-1"),
-        &HostOptions { driver: Driver::Supervise { command: command.clone() }, ..host_options() },
+        &HostOptions {
+            driver: Driver::Supervise { command: command.clone(), stop_timeout_ms: Some(900) },
+            ..host_options()
+        },
     )
     .unwrap();
     let path = bundle.folder.join("guard.toml");

@@ -101,7 +101,10 @@ impl Timing {
     pub(crate) fn check(&self) -> Result<(), DocumentError> {
         let invalid = |reason: String| Err(DocumentError::Invalid { kind: "roster", reason });
         if self.rate_error_ppm > RATE_ERROR_PPM_MAX {
-            return invalid(format!("a clock-rate error of {} ppm is beyond any clock", self.rate_error_ppm));
+            return invalid(format!(
+                "rate_error_ppm is {}, beyond any clock; at most {RATE_ERROR_PPM_MAX} are accepted",
+                self.rate_error_ppm
+            ));
         }
         for (name, value) in
             [("lease_ms", self.lease_ms), ("fence_ms", self.fence_ms), ("wait_ms", self.wait_ms)]

@@ -3,6 +3,8 @@
 //! The demo types the commands that an operator types and runs this very program for each; nothing is simulated. It
 //! ends with 0 only if every command ended as it has to and named what it has to name.
 
+mod cut_off;
+mod hold;
 mod releases;
 mod stage;
 mod story;
@@ -13,17 +15,20 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use self::cut_off::CutOff;
 use self::stage::Stage;
+use self::story::Figures;
 use super::super::Env;
 use super::{DevError, Interrupts};
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::output::{Page, Report, Tone};
 
-/// Replay the Knight accident of 2012: eight hosts, one of them missed, told step by step with real processes.
+/// Replay the Knight accident of 2012: eight hosts, one of them missed, told step by step with real processes. Then one is
+/// cut off in the middle of a flip.
 ///
-/// Everything happens in a folder of its own, which is removed at the end, and on 127.0.0.1. It takes less than half a
-/// minute.
+/// Everything happens in a folder of its own, which is removed at the end, and on 127.0.0.1. It takes little more than
+/// half a minute.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   muster dev demo
@@ -60,9 +65,9 @@ impl Demo {
         };
         // Whatever happened, nothing of it is left behind; but what went wrong first is what is reported.
         let cleared = stage.clear();
-        let flips = told?;
+        let Figures { flips, cut_off } = told?;
         cleared?;
-        env.ui.report(&Told { hosts: story::HOSTS, steps: story::STEPS, flips })?;
+        env.ui.report(&Told { hosts: story::HOSTS, steps: story::STEPS, flips, cut_off })?;
         Ok(Exit::Proven)
     }
 }
@@ -74,6 +79,7 @@ struct Told {
     steps: usize,
     /// What each flip said of its dark window.
     flips: Vec<String>,
+    cut_off: CutOff,
 }
 
 impl Report for Told {

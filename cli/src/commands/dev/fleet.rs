@@ -6,14 +6,14 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use muster_model::{FleetName, HostName, IdentityName};
+use muster_model::{FleetName, HostName, IdentityName, Timing};
 use muster_mtls::{Address, create_private_directory};
 use serde::{Deserialize, Serialize};
 
 use super::DevError;
 use super::port::free_port;
 use super::process::Identity;
-use crate::clock::unix_time;
+use crate::clock::{millis, unix_time};
 use crate::context::{CONTEXT_FILE, Context};
 use crate::error::CliError;
 use crate::files::{Existing, read_bounded, write};
@@ -22,6 +22,12 @@ use crate::provision::{Driver, HostOptions, InitOptions, hosts, init, issue_host
 /// What marks a folder as ours, and says what is in it.
 const MARK_FILE: &str = "dev.toml";
 const MARK_BYTES_MAX: u64 = 4096;
+
+/// The lease of a fleet for which none was asked: short enough to watch a host fence itself.
+pub(super) const LEASE_DEFAULT: Duration = Duration::from_secs(2);
+
+/// How long fencing may take on this machine, in milliseconds.
+const FENCE_MS: u64 = 500;
 
 const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -34,6 +40,8 @@ pub(super) struct Wanted {
     pub(super) hosts: u16,
     /// How they serve.
     pub(super) driver: Driver,
+    /// How long an armed host serves on without being heard.
+    pub(super) lease: Duration,
 }
 
 /// The fleet in a folder.
@@ -47,6 +55,8 @@ pub(super) struct LocalFleet {
     pub(super) hosts: Vec<HostName>,
     /// How they serve.
     pub(super) driver: Driver,
+    /// How long an armed host serves on without being heard, by the fleet's first roster.
+    pub(super) lease: Duration,
     /// Where its coordinator listens.
     pub(super) coordinator: Address,
 }
@@ -83,6 +93,8 @@ pub(super) struct Lock {
 struct Mark {
     fleet: FleetName,
     hosts: u16,
+    #[serde(default = "lease_ms_default")]
+    lease_ms: u64,
     driver: Driver,
 }
 
@@ -99,7 +111,12 @@ impl LocalFleet {
             now: unix_time(),
         };
         init(dir, &options)?;
-        let mark = Mark { fleet: wanted.fleet.clone(), hosts: wanted.hosts, driver: wanted.driver.clone() };
+        let mark = Mark {
+            fleet: wanted.fleet.clone(),
+            hosts: wanted.hosts,
+            lease_ms: millis(wanted.lease),
+            driver: wanted.driver.clone(),
+        };
         let text = toml::to_string(&mark).expect("a mark has string keys and no failing serialisers");
         let text = format!("# Made by `muster dev up`.\n{text}");
         write(&dir.join(MARK_FILE), text.as_bytes(), 0o644, Existing::Keep)?;
@@ -117,7 +134,8 @@ impl LocalFleet {
         let mark = read_mark(&dir)?;
         let coordinator = Context::read(&context_file(&dir))?.coordinator().clone();
         let hosts = (1..=mark.hosts).map(host_name).collect();
-        Ok(Self { dir, name: mark.fleet, hosts, driver: mark.driver, coordinator })
+        let lease = Duration::from_millis(mark.lease_ms);
+        Ok(Self { dir, name: mark.fleet, hosts, driver: mark.driver, lease, coordinator })
     }
 
     /// Issues the hosts that there are not yet: all of a new fleet, or those that an interrupted command left out.
@@ -126,7 +144,8 @@ impl LocalFleet {
         let options = HostOptions {
             coordinator: self.coordinator.clone(),
             fleets: vec![self.name.clone()],
-            driver: self.driver.clone(),
+            // A service that may take longer to stop than its lease allows could not take part.
+            driver: self.driver.clone().stopping_within(self.timing().drain_ms_max()),
             state: None,
             link: None,
             valid_for: CERTIFICATE_LIFETIME,
@@ -149,6 +168,11 @@ impl LocalFleet {
             Err(TryLockError::WouldBlock) => Err(DevError::InUse { dir: dir.to_owned() }.into()),
             Err(TryLockError::Error(source)) => Err(CliError::file("lock", dir)(source)),
         }
+    }
+
+    /// The times of its first roster.
+    pub(super) fn timing(&self) -> Timing {
+        Timing::with_lease(millis(self.lease), FENCE_MS)
     }
 
     /// The operator's context file.
@@ -275,6 +299,10 @@ fn read_mark(dir: &Path) -> Result<Mark, CliError> {
     toml::from_str(text).map_err(|error| wrong(error.to_string()))
 }
 
+fn lease_ms_default() -> u64 {
+    millis(LEASE_DEFAULT)
+}
+
 fn host_name(number: u16) -> HostName {
     HostName::new(&format!("host-{number}")).expect("the word and a number are a valid name")
 }
@@ -289,7 +317,9 @@ mod tests {
 
     fn wanted() -> Wanted {
         let command = vec!["./bin/server".to_owned(), "--quiet".to_owned()];
-        Wanted { fleet: FleetName::new("demo").unwrap(), hosts: 2, driver: Driver::Supervise { command } }
+        let driver = Driver::Supervise { command, stop_timeout_ms: None };
+        let fleet = FleetName::new("demo").unwrap();
+        Wanted { fleet, hosts: 2, driver, lease: Duration::from_millis(1500) }
     }
 
     #[test]
@@ -312,7 +342,10 @@ mod tests {
         }
         let guard = fs::read_to_string(found.guards()[0].config()).unwrap();
         let guard: muster_guard::GuardConfig = toml::from_str(&guard).unwrap();
+        let muster_guard::Driver::Supervise(service) = &guard.fleets[0].driver else { panic!("supervised") };
+        assert_eq!(service.stop_timeout_ms, 750, "half of the lease");
         assert!(guard.validate().is_ok());
+        assert_eq!((found.lease, found.timing().wait_ms), (Duration::from_millis(1500), 2500));
     }
 
     #[test]

@@ -11,11 +11,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
+
+/// A signal takes effect at once, but on a machine that is busy.
+const SUSPEND_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A process that was alive when it was looked at.
 #[derive(Debug)]
@@ -65,6 +68,31 @@ impl Process {
         }
     }
 
+    /// Suspends it, and returns once it is: from then on it does nothing until it goes on.
+    pub(super) fn suspend(&self) -> io::Result<()> {
+        self.signal(Signal::STOP)?;
+        let deadline = Instant::now() + SUSPEND_PATIENCE;
+        loop {
+            match self.state()? {
+                Some(b'T' | b't') => return Ok(()),
+                Some(b'Z' | b'X') | None => return Err(io::ErrorKind::NotFound.into()),
+                Some(_) if Instant::now() >= deadline => return Err(io::ErrorKind::TimedOut.into()),
+                Some(_) => std::thread::yield_now(),
+            }
+        }
+    }
+
+    /// The letter by which the kernel tells what it does; none once it is gone.
+    fn state(&self) -> io::Result<Option<u8>> {
+        let stat = match fs::read(format!("/proc/{}/stat", self.pid())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            read => read?,
+        };
+        // The name before it stands in parentheses, and may have any character in it.
+        let after_name = stat.iter().rposition(|byte| *byte == b')').map(|end| end + 2);
+        Ok(after_name.and_then(|start| stat.get(start).copied()))
+    }
+
     /// Waits until it has ended, and says whether it has.
     pub(super) fn has_ended_by(&self, deadline: Instant) -> io::Result<bool> {
         loop {
@@ -110,10 +138,8 @@ fn parse(command: &[u8], cwd: &Path) -> Option<Identity> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
-    use std::time::Duration;
-
     use super::*;
+    use std::process::{Command, Stdio};
 
     #[test]
     fn only_the_command_line_of_a_daemon_is_one() {
@@ -142,6 +168,8 @@ mod tests {
         assert_eq!(u32::try_from(process.pid()).unwrap(), child.id());
         assert!(daemons().unwrap().iter().all(|(_, found)| found.pid() != process.pid()));
         assert!(!process.has_ended_by(Instant::now()).unwrap());
+        process.suspend().unwrap();
+        assert_eq!(process.state().unwrap(), Some(b'T'));
         process.signal(Signal::KILL).unwrap();
         assert!(process.has_ended_by(Instant::now() + Duration::from_secs(20)).unwrap());
         child.wait().unwrap();

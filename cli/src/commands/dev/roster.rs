@@ -1,6 +1,6 @@
 //! The first roster of a local fleet: all its hosts.
 
-use muster_model::{BootGatePolicy, Member, Policy, Roster, RosterRevision};
+use muster_model::{BootGatePolicy, ClockPolicy, Member, Policy, Roster, RosterRevision};
 use muster_proto::v1;
 use muster_trust::{Signer, sign};
 
@@ -21,8 +21,10 @@ pub(super) async fn apply(session: &Session, fleet: &LocalFleet) -> Result<(), C
         .into_iter()
         .filter(|bundle| fleet.hosts.contains(&bundle.name))
         .map(|bundle| Member { name: bundle.name, attestation_key: bundle.attestation_key });
-    // The hosts' links lie in the fleet's folder, which a reboot does not empty.
-    let policy = Policy { boot_gate: BootGatePolicy::Optional };
+    // The hosts' links lie in the fleet's folder, which a reboot does not empty. All hosts are this machine, so that they
+    // pause together, and with them the coordinator.
+    let (boot_gate, clock) = (BootGatePolicy::Optional, ClockPolicy::Any);
+    let policy = Policy { boot_gate, clock, timing: fleet.timing() };
     let roster = Roster::new(fleet.name.clone(), RosterRevision(1), policy, members.collect())
         .map_err(|source| CliError::Document { doing: doing.clone(), source })?;
     let key = session.context().operator_key()?;

@@ -8,9 +8,11 @@ use serde::Serialize;
 use super::super::Env;
 use super::super::host::DriverArgs;
 use super::down::StoppedReport;
-use super::fleet::{Daemon, LocalFleet, Program, Wanted, is_fleet};
+use super::fleet::{Daemon, LEASE_DEFAULT, LocalFleet, Program, Wanted, is_fleet};
 use super::start::{self, Programs, Started, StartedView, started_lines};
 use super::{DevError, Interrupts, stop};
+use crate::args::duration;
+use crate::clock::millis;
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::output::{Page, Report, Tone, counted};
@@ -31,6 +33,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 #[command(after_help = "Examples:
   muster dev up --dir ./fleet --hosts 8
   muster dev up --dir ./fleet --hosts 3 --detach
+  muster dev up --dir ./fleet --lease 15s
   muster dev up --dir ./fleet --driver supervise --command ./bin/server --port 0")]
 pub(crate) struct Up {
     /// The fleet's folder
@@ -45,6 +48,9 @@ pub(crate) struct Up {
     /// Leave the fleet running in the background
     #[arg(long)]
     detach: bool,
+    /// How long an armed host of a new fleet serves on without being heard, from 300ms on [default: 2s]
+    #[arg(long, value_name = "DURATION", value_parser = lease)]
+    lease: Option<Duration>,
     #[command(flatten)]
     driver: DriverArgs,
 }
@@ -83,7 +89,9 @@ impl Up {
         if !is_fleet(&self.dir) {
             let name =
                 self.fleet.unwrap_or_else(|| FleetName::new("demo").expect("the word is a valid name"));
-            let wanted = Wanted { fleet: name, hosts: self.hosts.unwrap_or(HOSTS_DEFAULT), driver };
+            let hosts = self.hosts.unwrap_or(HOSTS_DEFAULT);
+            let lease = self.lease.unwrap_or(LEASE_DEFAULT);
+            let wanted = Wanted { fleet: name, hosts, driver, lease };
             return LocalFleet::create(&self.dir, &wanted);
         }
         let fleet = LocalFleet::open(&self.dir)?;
@@ -94,12 +102,25 @@ impl Up {
         self.fleet.as_ref().map_or(Ok(()), |name| same(&self.dir, "the fleet", &fleet.name, name))?;
         let hosts = self.hosts.map(usize::from);
         hosts.map_or(Ok(()), |hosts| same(&self.dir, "a number of hosts of", &fleet.hosts.len(), &hosts))?;
+        let ms = |lease| format!("{}ms", millis(lease));
+        self.lease.map_or(Ok(()), |lease| same(&self.dir, "a lease of", &ms(fleet.lease), &ms(lease)))?;
         if driver != Driver::Link && driver != fleet.driver {
             return Err(different(&self.dir, "hosts with another driver or command", "this one"));
         }
         fleet.complete()?;
         Ok(fleet)
     }
+}
+
+/// Renewals come every third of a lease, and take their time.
+fn lease(text: &str) -> Result<Duration, String> {
+    const LEASE_MIN: Duration = Duration::from_millis(300);
+    const LEASE_MAX: Duration = Duration::from_secs(3600);
+    let lease = duration(text)?;
+    if !(LEASE_MIN..=LEASE_MAX).contains(&lease) {
+        return Err("a lease lasts from 300ms to 1h".to_owned());
+    }
+    Ok(lease)
 }
 
 fn same<T: PartialEq + std::fmt::Display>(

@@ -53,7 +53,7 @@ fn supervised(command: Vec<String>) -> Result<Driver, CliError> {
             ),
         });
     }
-    Ok(Driver::Supervise { command })
+    Ok(Driver::Supervise { command, stop_timeout_ms: None })
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use muster_model::{BootGatePolicy, FleetName, HostName};
+use muster_model::{BootGatePolicy, Code, FleetName, HostName, Policy};
 
 use super::file::{HostFile, PolicyFile, RosterFile};
 use crate::commands::Env;
 use crate::commands::host::fleet_folder;
+use crate::connect::Session;
 use crate::context::{CONTEXT_FILE, Context};
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -13,7 +14,9 @@ use crate::files::{Existing, write};
 use crate::output::{Format, counted, json};
 use crate::provision::{HostBundle, hosts};
 
-/// Write a roster of the hosts that were issued, to read over, edit and apply. Nothing is signed or sent.
+/// Write a roster of the hosts that were issued, to read over, edit and apply. Nothing is signed or changed.
+///
+/// The policy is the one of the fleet's present roster, as far as the coordinator can be asked for it.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   muster roster draft --out roster.toml && muster roster apply roster.toml")]
@@ -27,9 +30,9 @@ pub(crate) struct Draft {
     /// The folder that `muster init` made [default: the one that holds the context]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Whether a host's link must vanish at a reboot
-    #[arg(long, value_enum, default_value_t = BootGate::Required)]
-    boot_gate: BootGate,
+    /// Whether a host's link must vanish at a reboot [default: as in the present roster; required in the first]
+    #[arg(long, value_enum)]
+    boot_gate: Option<BootGate>,
     /// Write to this file instead of stdout
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -45,21 +48,22 @@ enum BootGate {
 }
 
 impl Draft {
-    pub(super) fn run(self, env: &Env) -> Result<Exit, CliError> {
+    pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
         let dir = fleet_folder(self.dir, env)?;
         let issued = hosts(&dir)?;
         let of_context = || Context::read(&dir.join("operator").join(CONTEXT_FILE)).ok()?.fleet().cloned();
         let fleet = self.fleet.or_else(of_context).map_or_else(|| only_fleet(&issued), Ok)?;
         let chosen = choose(issued, &fleet, &self.hosts)?;
+        let present = present_policy(env, &dir, &fleet).await;
+        let boot_gate = match self.boot_gate {
+            None => present.boot_gate,
+            Some(BootGate::Required) => BootGatePolicy::Required,
+            Some(BootGate::Optional) => BootGatePolicy::Optional,
+        };
         let file = RosterFile {
             fleet,
             revision: None,
-            policy: PolicyFile {
-                boot_gate: match self.boot_gate {
-                    BootGate::Required => BootGatePolicy::Required,
-                    BootGate::Optional => BootGatePolicy::Optional,
-                },
-            },
+            policy: PolicyFile::from(Policy { boot_gate, ..present }),
             hosts: chosen
                 .into_iter()
                 .map(|host| HostFile { name: host.name, attestation_key: host.attestation_key })
@@ -76,6 +80,24 @@ impl Draft {
             Format::Text | Format::Junit => {}
         }
         Ok(Exit::Proven)
+    }
+}
+
+/// The policy of the fleet's roster; the usual one of a fleet that has none yet, or where the coordinator cannot be asked.
+async fn present_policy(env: &Env, dir: &Path, fleet: &FleetName) -> Policy {
+    let context = dir.join("operator").join(CONTEXT_FILE);
+    let present = async { Box::pin(Session::open(Some(&context)).await?.roster(fleet)).await };
+    match Box::pin(present).await {
+        Ok(roster) => roster.document().policy(),
+        Err(CliError::Refused { refusal, .. })
+            if matches!(refusal.code(), Some(Code::FleetUnknown | Code::RosterEmpty)) =>
+        {
+            Policy::default()
+        }
+        Err(error) => {
+            env.ui.warn(format_args!("{error}; the draft has the usual policy, whatever the present one is"));
+            Policy::default()
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use muster_model::{BootGatePolicy, Digest, FleetName, HostName, PublicKey};
+use muster_model::{BootGatePolicy, ClockPolicy, Digest, FleetName, HostName, Policy, PublicKey, Timing};
 use serde::Serialize;
 
 use crate::args::FleetArg;
+use crate::clock::span_text;
 use crate::commands::Env;
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -36,7 +37,7 @@ impl Show {
             fleet,
             revision: document.revision().0,
             digest: roster.payload_digest(),
-            boot_gate: document.policy().boot_gate,
+            policy: document.policy(),
             signers: roster.signers().to_vec(),
             solo: session.root().root().is_solo(),
             hosts: document
@@ -54,7 +55,8 @@ struct Shown {
     fleet: FleetName,
     revision: u64,
     digest: Digest,
-    boot_gate: BootGatePolicy,
+    #[serde(flatten)]
+    policy: Policy,
     signers: Vec<PublicKey>,
     solo: bool,
     hosts: Vec<Row>,
@@ -73,6 +75,7 @@ impl Report for Shown {
         page.line(format_args!("fleet     {}", self.fleet));
         page.line(format_args!("revision  {} with {}", self.revision, counted(self.hosts.len(), "host")));
         page.line(format_args!("digest    {}", self.digest));
+        print_policy(page, self.policy);
         for signer in &self.signers {
             page.line(format_args!("signed by {signer}"));
         }
@@ -82,5 +85,48 @@ impl Report for Shown {
         page.gap();
         let rows = self.hosts.iter().map(|row| [row.host.to_string(), row.attestation_key.to_string()]);
         page.table(["HOST", "ATTESTATION KEY"], rows.collect());
+    }
+}
+
+fn print_policy(page: &mut Page, Policy { boot_gate, clock, timing }: Policy) {
+    let boot_gate = match boot_gate {
+        BootGatePolicy::Required => "a host's link must vanish at a reboot",
+        BootGatePolicy::Optional => "a link that outlives a reboot is accepted",
+    };
+    let clock = match clock {
+        ClockPolicy::Steady => "its clock must not stand still",
+        ClockPolicy::Any => "a clock that may pause is accepted",
+    };
+    page.line(format_args!("policy    {boot_gate}; {clock}"));
+    let Timing { lease_ms, fence_ms, rate_error_ppm, wait_ms, clock_error_ms } = timing;
+    page.line(format_args!(
+        "timing    lease {}, fence {}, clock rates within {rate_error_ppm} ppm: wait {}",
+        exact(lease_ms),
+        exact(fence_ms),
+        exact(wait_ms)
+    ));
+    page.line(format_args!("          time of day within {} in fast mode", exact(clock_error_ms)));
+}
+
+/// Nothing of a time that others are derived from is rounded away.
+fn exact(ms: u64) -> String {
+    if ms.is_multiple_of(1000) { span_text(ms) } else { format!("{ms}ms") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_is_shown_with_all_its_times() {
+        let mut page = Page::new(false);
+        let timing = Timing { wait_ms: 3_100, ..Timing::with_lease(2000, 500) };
+        let policy = Policy { clock: ClockPolicy::Any, timing, ..Policy::default() };
+        print_policy(&mut page, policy);
+        insta::assert_snapshot!(page.into_text(), @"
+        policy    a host's link must vanish at a reboot; a clock that may pause is accepted
+        timing    lease 2s, fence 500ms, clock rates within 100000 ppm: wait 3100ms
+                  time of day within 10ms in fast mode
+        ");
     }
 }

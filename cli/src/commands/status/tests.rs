@@ -1,4 +1,4 @@
-use muster_model::{Code, HostName};
+use muster_model::HostName;
 
 use super::*;
 use crate::output::json;
@@ -147,6 +147,7 @@ fn the_json_has_a_schema_and_stable_names() {
       },
       "previous": null,
       "phase": "settled",
+      "halted_since_rollout": null,
       "solo": true,
       "roster_revision": 2,
       "roster_digest": "sha256:0909090909090909090909090909090909090909090909090909090909090909",
@@ -166,6 +167,10 @@ fn the_json_has_a_schema_and_stable_names() {
           "mode": null,
           "serving_epoch": null,
           "serving": null,
+          "lease_left_ms": null,
+          "fenced": false,
+          "lapsed": false,
+          "halted_since_rollout": null,
           "deployed": [],
           "agent_version": "0.1.0",
           "certificate_expires": "2027-01-15T08:00:00Z",
@@ -282,4 +287,92 @@ fn the_reasons_of_the_last_end_do_not_push_the_hosts_off_the_screen() {
     let status = v1::FleetStatus { last_end: Some(end), ..status() };
     let text = text(&View::new(FleetName::new("demo").unwrap(), status, Detail::Brief).unwrap());
     assert!(text.contains("\n         … and 5 more (all of them with --output json)\n"), "{text}");
+}
+
+fn row_of(host: v1::HostStatus, phase: v1::Phase) -> (View, String) {
+    let name = host.host.clone();
+    let status = v1::FleetStatus { hosts: vec![host], phase: phase.into(), ..status() };
+    let view = View::new(FleetName::new("demo").unwrap(), status, Detail::Brief).unwrap();
+    let text = text(&view);
+    let row = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap().to_owned();
+    (view, row)
+}
+
+#[test]
+fn an_armed_host_shows_how_long_it_may_still_serve() {
+    let armed = v1::HostStatus { lease_left_ms: Some(1_400), ..host("host-1", v1::host_mode::Kind::Armed) };
+    let (view, row) = row_of(armed, v1::Phase::Arming);
+    assert!(row.contains("ARMED 5 over 3, 1s left  epoch 3, 1.2.0"), "{row}");
+    assert_eq!(view.exit_code(), Exit::Proven, "being armed is nothing wrong");
+    assert_eq!(view.hosts[0].lease_left_ms, Some(1_400));
+}
+
+#[test]
+fn a_host_that_fenced_itself_is_shown_and_counts() {
+    let fenced = v1::HostStatus {
+        serving_epoch: None,
+        lease_left_ms: Some(0),
+        ..host("host-1", v1::host_mode::Kind::Armed)
+    };
+    let (view, row) = row_of(fenced, v1::Phase::Arming);
+    assert!(row.contains("FENCED 5  nothing"), "{row}");
+    assert!(view.hosts[0].fenced && !view.hosts[0].lapsed);
+    assert_eq!((view.blockers[0].code, view.exit_code()), (Code::LeaseExpired, Exit::Dark));
+}
+
+#[test]
+fn a_lapsed_host_is_dark_and_waits_to_be_opened_whether_connected_or_not() {
+    for connected in [true, false] {
+        let silent = v1::HostStatus {
+            connected,
+            mode: Some(v1::HostMode { kind: v1::host_mode::Kind::Armed.into(), epoch: 2, k: 5 }),
+            // Its last word, from before the others opened.
+            serving_epoch: Some(2),
+            ..host("host-1", v1::host_mode::Kind::Armed)
+        };
+        let (view, row) = row_of(silent, v1::Phase::Opened);
+        assert!(row.contains("lapsed 5  nothing"), "{row}");
+        assert!(view.hosts[0].lapsed && !view.hosts[0].fenced);
+        assert_eq!((view.hosts[0].blockers[0].code, view.exit_code()), (Code::HostDark, Exit::Dark));
+    }
+}
+
+#[test]
+fn a_halted_fleet_and_a_halted_host_cannot_be_missed() {
+    let stopped = v1::HostStatus {
+        halted_k: Some(5),
+        serving_epoch: None,
+        ..host("host-1", v1::host_mode::Kind::Serve)
+    };
+    let status =
+        v1::FleetStatus { halted_k: Some(5), hosts: vec![stopped.clone()], previous: None, ..status() };
+    let view = View::new(FleetName::new("demo").unwrap(), status, Detail::Brief).unwrap();
+    assert_eq!((view.halted_since_rollout, view.exit_code()), (Some(5), Exit::Dark));
+    insta::assert_snapshot!(text(&view), @"
+    fleet    demo, epoch 3, settled
+    HALTED: since rollout 5; nothing is served until `muster resume` or a flip elsewhere
+    served   1.2.0 (sha256:0202020202020202020202020202020202020202020202020202020202020202)
+    hosts    1 of 1 connected, roster revision 2
+    solo mode: one person alone can sign orders, rosters or releases
+
+    HOST    CONNECTED  MODE    SERVES   ON DISK
+    host-1  for 2m 5s  HALTED  nothing  1.1.0, 1.2.0
+
+    blockers:
+      halted: the fleet was halted after rollout 5; only an order resumes it
+      halted at host-1: it was halted, and serves nothing until an order resumes it
+      next (halted): find out why it was halted; then `muster resume`, or `muster flip` to another release
+    ");
+    // Somebody stood at the host itself.
+    let (view, row) = row_of(stopped, v1::Phase::Settled);
+    assert!(row.contains("HALTED") && row.contains("nothing"), "{row}");
+    assert_eq!((view.halted_since_rollout, view.exit_code()), (None, Exit::Dark));
+    // A halt that the coordinator explains is not explained twice.
+    let explained = Blocker::host(Code::Halted, &HostName::new("host-1").unwrap(), "by alice");
+    let told = v1::HostStatus {
+        halted_k: Some(5),
+        blockers: vec![explained.into()],
+        ..host("host-1", v1::host_mode::Kind::Serve)
+    };
+    assert_eq!(row_of(told, v1::Phase::Settled).0.blockers.len(), 1);
 }

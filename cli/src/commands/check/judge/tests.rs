@@ -1,6 +1,6 @@
 use muster_model::{
-    Assurance, BootGate, BootId, Commitment, Epoch, FleetName, HostFacts, Member, Policy, RosterRevision,
-    Scope,
+    Assurance, BootGate, BootId, ClockState, Commitment, Epoch, FleetName, HostFacts, Member, Policy,
+    RosterRevision, Scope,
 };
 use muster_trust::{KeyAlgorithm, Signer, SigningKey, sign, verify};
 
@@ -73,6 +73,10 @@ impl Fleet {
             boot_id: BootId::new("01234567-89ab-cdef-0123-456789abcdef").unwrap(),
             scope: Scope::Link,
             boot_gate: BootGate::None,
+            clock: ClockState::Steady,
+            clock_error_ms: None,
+            fence_ms: Some(40),
+            drain_ms: 0,
             assurance: Assurance::Sha256,
             agent_version: "0.1.0".to_owned(),
             agent_config: digest(3),

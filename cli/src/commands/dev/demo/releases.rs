@@ -1,4 +1,4 @@
-//! The two releases of the replay, and the copy by hand.
+//! The releases of the replay, and the copy by hand.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,6 +11,9 @@ pub(super) const OLD: &str = "2012.07.01";
 
 /// The release with the Retail Liquidity Program.
 pub(super) const NEW: &str = "2012.08.01-rlp";
+
+/// The one after it.
+pub(super) const NEXT: &str = "2012.08.02-rlp";
 
 /// The file that is forgotten when the release is copied by hand.
 pub(super) const FORGOTTEN: &str = "lib/rlp.sh";
@@ -62,10 +65,16 @@ const NEW_FILES: &[Source] = &[
     Source { path: FORGOTTEN, mode: PLAIN, text: "rlp() { echo \"retail child order of $1\"; }\n" },
 ];
 
-/// Writes the trees of both releases into `dir`, each under its version.
+/// What the next release has beside the files of the new one.
+const ADDED_FILES: &[Source] =
+    &[Source { path: "conf/limits.toml", mode: PLAIN, text: "child_orders_max = 1000\n" }];
+
+/// Writes the trees of the releases into `dir`, each under its version.
 pub(super) fn write(dir: &Path) -> Result<(), CliError> {
-    for (version, files) in [(OLD, OLD_FILES), (NEW, NEW_FILES)] {
-        for file in files {
+    for (version, files, added) in
+        [(OLD, OLD_FILES, &[][..]), (NEW, NEW_FILES, &[]), (NEXT, NEW_FILES, ADDED_FILES)]
+    {
+        for file in files.iter().chain(added) {
             let path = dir.join(version).join(file.path);
             let folder = path.parent().unwrap_or(dir);
             fs::create_dir_all(folder).map_err(CliError::file("create", folder))?;

@@ -7,15 +7,18 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use muster_guard::{FleetState, Guard as _, GuardClient};
 use muster_model::HostName;
+use muster_proto::v1;
 use tempfile::TempDir;
 
 use super::super::DevError;
-use super::super::fleet::{Daemon, LocalFleet, Program, Wanted};
+use super::super::fleet::{Daemon, LEASE_DEFAULT, LocalFleet, Program, Wanted};
 use super::super::start::{self, Programs, Started};
 use super::super::{ready, stop};
-use super::Pace;
+use super::hold::{Hold, Suspended};
 use super::story::{FLEET, HOSTS};
+use super::{Pace, cut_off};
 use crate::connect::Session;
 use crate::error::CliError;
 use crate::output::{Format, Page, Tone, Ui};
@@ -35,6 +38,7 @@ pub(super) struct Stage {
     fleet: Option<LocalFleet>,
     session: Option<Session>,
     started: Vec<Started>,
+    hold: Option<Hold>,
     step: usize,
 }
 
@@ -59,6 +63,7 @@ impl Stage {
             fleet: None,
             session: None,
             started: Vec::new(),
+            hold: None,
             step: 0,
         })
     }
@@ -67,9 +72,11 @@ impl Stage {
     pub(super) async fn open(&mut self) -> Result<(), CliError> {
         let _lock = LocalFleet::lock(&self.dir)?;
         let name = FLEET.parse().expect("the replay's fleet has a valid name");
-        let fleet =
-            LocalFleet::create(&self.dir, &Wanted { fleet: name, hosts: HOSTS, driver: Driver::Link })?;
+        let wanted = Wanted { fleet: name, hosts: HOSTS, driver: Driver::Link, lease: LEASE_DEFAULT };
+        let fleet = LocalFleet::create(&self.dir, &wanted)?;
         self.fleet = Some(fleet.clone());
+        // Before the guard of that host reads its configuration.
+        self.hold = Some(Hold::install(&fleet, &fleet.hosts[cut_off::HELD - 1])?);
         self.session =
             Some(Box::pin(start::fleet(&fleet, &self.programs, &[], &mut self.started, &self.ui)).await?);
         Ok(())
@@ -93,6 +100,36 @@ impl Stage {
     /// The fleet that is up.
     pub(super) fn fleet(&self) -> &LocalFleet {
         self.fleet.as_ref().expect("the story begins by opening the stage")
+    }
+
+    /// What holds a rollout up at one of the hosts.
+    pub(super) fn hold(&self) -> &Hold {
+        self.hold.as_ref().expect("the story begins by opening the stage")
+    }
+
+    /// The fleet as the coordinator sees it.
+    pub(super) async fn status(&self) -> Result<v1::FleetStatus, CliError> {
+        let session = self.session.as_ref().expect("the story begins by opening the stage");
+        Box::pin(session.status(&self.fleet().name)).await
+    }
+
+    /// What a host's guard says of the fleet, past the agent and the coordinator.
+    pub(super) fn guard_state(&self, host: &HostName) -> Result<FleetState, CliError> {
+        let socket = self.fleet().host_folder(host).join("guard.sock");
+        match GuardClient::new(&socket).status(&self.fleet().name) {
+            Ok(state) => Ok(state),
+            Err(error) => self.failed(format!("the guard of {host} did not answer: {error}")),
+        }
+    }
+
+    /// Suspends one program of a host, for as long as what is returned lives.
+    pub(super) fn suspend(&self, program: Program, host: &HostName) -> Result<Suspended, CliError> {
+        let daemon = self.fleet().on(program, host);
+        let running = stop::running(self.fleet())?;
+        let Some((_, process)) = running.into_iter().find(|(found, _)| *found == daemon) else {
+            return self.failed(format!("{daemon} was not running"));
+        };
+        Suspended::new(process).map_err(|source| CliError::System { doing: "suspend a process", source })
     }
 
     /// A host by its number.

@@ -1,5 +1,6 @@
 //! The story, in the order in which it happened, and then as it should have.
 
+use super::cut_off::{self, CutOff};
 use super::releases::{self, FORGOTTEN, NEW, OLD};
 use super::stage::Stage;
 use super::typed::{Ending, Played, Shown};
@@ -10,12 +11,12 @@ pub(super) const HOSTS: u16 = 8;
 /// The service that ran on them.
 pub(super) const FLEET: &str = "smars";
 /// The steps of the story.
-pub(super) const STEPS: usize = 6;
+pub(super) const STEPS: usize = 7;
 
 /// The server that was missed.
 const MISSED: usize = 8;
 
-const DEPLOYED: Ending<'_> = report(0, &["deployed 8 of 8"]);
+pub(super) const DEPLOYED: Ending<'_> = report(0, &["deployed 8 of 8"]);
 const DONE: Ending<'_> = report(0, &[]);
 
 /// How long a deployment waits for a host that is not there.
@@ -27,8 +28,15 @@ struct Digests {
     new: String,
 }
 
-/// Tells the story, and returns what the flips said of their dark windows.
-pub(super) async fn tell(stage: &mut Stage) -> Result<Vec<String>, CliError> {
+/// What was measured on the way.
+pub(super) struct Figures {
+    /// What the flips said of their dark windows.
+    pub(super) flips: Vec<String>,
+    pub(super) cut_off: CutOff,
+}
+
+/// Tells the story.
+pub(super) async fn tell(stage: &mut Stage) -> Result<Figures, CliError> {
     stage.say("1 August 2012, Knight Capital: eight servers route orders. A release is copied to them by hand; one is");
     stage.say(
         "missed. This is that day again, with eight hosts of this machine: real processes, real mutual TLS.",
@@ -44,8 +52,9 @@ pub(super) async fn tell(stage: &mut Stage) -> Result<Vec<String>, CliError> {
     Box::pin(repaired(stage)).await?;
     let flipped = Box::pin(flipped(stage, &digests)).await?;
     let rolled_back = Box::pin(rolled_back(stage, &digests)).await?;
+    let cut_off = Box::pin(cut_off::tell(stage)).await?;
     compared(stage, &flipped);
-    Ok(vec![flipped, rolled_back])
+    Ok(Figures { flips: vec![flipped, rolled_back], cut_off })
 }
 
 async fn first_release(stage: &mut Stage) -> Result<String, CliError> {
@@ -134,23 +143,24 @@ fn compared(stage: &Stage, flipped: &str) {
         "today          7 of 8 was not enough: nothing flipped, and the missing host and file were named.",
     );
     stage.good(format_args!("               Then all eight moved together; {flipped}."));
+    stage.good("               And a host that was lost in the middle of a flip stopped by itself before the others went on.");
 }
 
-async fn push(stage: &Stage, version: &str) -> Result<Played, CliError> {
+pub(super) async fn push(stage: &Stage, version: &str) -> Result<Played, CliError> {
     let tree = format!("build/{version}");
     stage.types(&["release", "push", &tree, "--version", version], &DONE).await
 }
 
-const fn report<'a>(code: i32, names: &'a [&'a str]) -> Ending<'a> {
+pub(super) const fn report<'a>(code: i32, names: &'a [&'a str]) -> Ending<'a> {
     Ending { code, names, shown: Shown::Report }
 }
 
-const fn progress<'a>(code: i32, names: &'a [&'a str]) -> Ending<'a> {
+pub(super) const fn progress<'a>(code: i32, names: &'a [&'a str]) -> Ending<'a> {
     Ending { code, names, shown: Shown::Progress }
 }
 
 /// The digest that a command wrote.
-fn digest_in(stage: &Stage, played: &Played) -> Result<String, CliError> {
+pub(super) fn digest_in(stage: &Stage, played: &Played) -> Result<String, CliError> {
     let is_part = |c: char| c == ':' || c.is_ascii_alphanumeric();
     let found =
         played.text.split(|c| !is_part(c)).find(|word| word.starts_with("sha256:") && word.len() == 71);
@@ -167,7 +177,7 @@ fn dark_window(played: &Played) -> String {
 }
 
 /// Looks at the links of all hosts, past every program of ours.
-fn all_serve(stage: &Stage, version: &str, digest: &str) -> Result<(), CliError> {
+pub(super) fn all_serve(stage: &Stage, version: &str, digest: &str) -> Result<(), CliError> {
     let hex = digest.trim_start_matches("sha256:");
     let links = stage.links()?;
     for (release, hosts) in &links {

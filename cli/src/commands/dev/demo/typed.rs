@@ -1,9 +1,12 @@
 //! The commands that the replay types: run for real, shown in a form that can be read, and held to how they must end.
 
+use std::io;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use muster_model::Code;
+use tokio::task::JoinHandle;
+use tokio::time::error::Elapsed;
 
 use super::stage::Stage;
 use crate::error::CliError;
@@ -47,29 +50,40 @@ pub(super) struct Played {
     pub(super) text: String,
 }
 
+/// A command that was typed and has not been looked at since. It is killed with this.
+pub(super) struct Typing {
+    line: String,
+    output: JoinHandle<Result<io::Result<Output>, Elapsed>>,
+}
+
 impl Stage {
     /// Types a command, runs it, shows what it writes, and makes sure that it ends as it has to.
     pub(super) async fn types(&self, arguments: &[&str], ending: &Ending<'_>) -> Result<Played, CliError> {
+        let typing = self.begins(arguments);
+        self.ends(typing, ending).await
+    }
+
+    /// Types a command and runs it beside the story.
+    pub(super) fn begins(&self, arguments: &[&str]) -> Typing {
         let line = format!("muster {}", arguments.join(" "));
         self.show(|page| page.line(format_args!("$ {line}")));
-        let Some(output) = self.run(arguments).await? else {
-            return self.failed(format!("`{line}` did not end within a minute"));
-        };
-        let code = output.status.code();
-        let ended = code.map_or_else(|| output.status.to_string(), |code| format!("exit code {code}"));
-        let report = String::from_utf8_lossy(&output.stdout);
-        let text = format!("{}{report}", String::from_utf8_lossy(&output.stderr));
-        let shown = match ending.shown {
-            Shown::Report if !report.is_empty() => &*report,
-            Shown::Report | Shown::Progress => &text,
-        };
-        let tone = if output.status.success() { Tone::Good } else { Tone::Bad };
-        self.show(|page| {
-            shortened(shown)
-                .iter()
-                .for_each(|line| page.line(format_args!("  │ {line}").to_string().trim_end()));
-            page.toned(tone, format_args!("  └ {ended}"));
-        });
+        let mut command = tokio::process::Command::new(OWN_EXECUTABLE);
+        command
+            .arg0("muster")
+            .args(arguments)
+            .current_dir(&self.fleet().dir)
+            .env("MUSTER_CONTEXT", self.fleet().context())
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output =
+            tokio::spawn(async move { tokio::time::timeout(COMMAND_PATIENCE, command.output()).await });
+        Typing { line, output }
+    }
+
+    /// Waits for the end of a command, shows what it wrote, and makes sure that it ended as it has to.
+    pub(super) async fn ends(&self, typing: Typing, ending: &Ending<'_>) -> Result<Played, CliError> {
+        let line = typing.line.clone();
+        let (code, ended, text) = self.watch(typing, ending.shown).await?;
         if code != Some(ending.code) {
             return self.failed(format!("`{line}` ended with {ended} instead of {}", ending.code));
         }
@@ -80,20 +94,62 @@ impl Stage {
         Ok(Played { text })
     }
 
-    /// Nothing if the command did not end in time; it is killed then.
-    async fn run(&self, arguments: &[&str]) -> Result<Option<Output>, CliError> {
-        let running = tokio::process::Command::new(OWN_EXECUTABLE)
-            .arg0("muster")
-            .args(arguments)
-            .current_dir(&self.fleet().dir)
-            .env("MUSTER_CONTEXT", self.fleet().context())
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
-        match tokio::time::timeout(COMMAND_PATIENCE, running).await {
-            Ok(output) => output.map(Some).map_err(CliError::file("run", OWN_EXECUTABLE)),
-            Err(_) => Ok(None),
+    /// Waits for the end of a command that must not have succeeded, and shows what it wrote.
+    pub(super) async fn fails(&self, typing: Typing) -> Result<(), CliError> {
+        let line = typing.line.clone();
+        match self.watch(typing, Shown::Progress).await? {
+            (Some(0), _, _) => self.failed(format!("`{line}` succeeded, which it should not have")),
+            _ => Ok(()),
         }
+    }
+
+    /// Waits for the end of a command and shows what it wrote: its exit code, that in words, and all that it wrote.
+    async fn watch(&self, typing: Typing, wanted: Shown) -> Result<(Option<i32>, String, String), CliError> {
+        let line = typing.line.clone();
+        let Some(output) = typing.output().await? else {
+            return self.failed(format!("`{line}` did not end within a minute"));
+        };
+        let code = output.status.code();
+        let ended = code.map_or_else(|| output.status.to_string(), |code| format!("exit code {code}"));
+        let report = String::from_utf8_lossy(&output.stdout);
+        let text = format!("{}{report}", String::from_utf8_lossy(&output.stderr));
+        let shown = match wanted {
+            Shown::Report if !report.is_empty() => &*report,
+            Shown::Report | Shown::Progress => &text,
+        };
+        let tone = if output.status.success() { Tone::Good } else { Tone::Bad };
+        self.show(|page| {
+            shortened(shown)
+                .iter()
+                .for_each(|line| page.line(format_args!("  │ {line}").to_string().trim_end()));
+            page.toned(tone, format_args!("  └ {ended}"));
+        });
+        Ok((code, ended, text))
+    }
+}
+
+impl Typing {
+    /// Whether the command has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.output.is_finished()
+    }
+
+    /// Nothing if the command did not end in time; it is killed then.
+    async fn output(mut self) -> Result<Option<Output>, CliError> {
+        match (&mut self.output).await {
+            Ok(Ok(output)) => output.map(Some).map_err(CliError::file("run", OWN_EXECUTABLE)),
+            Ok(Err(_)) => Ok(None),
+            Err(error) => Err(CliError::System {
+                doing: "run a command of the replay",
+                source: io::Error::other(error),
+            }),
+        }
+    }
+}
+
+impl Drop for Typing {
+    fn drop(&mut self) {
+        self.output.abort();
     }
 }
 

@@ -1,0 +1,202 @@
+//! One host of a status: what it is known to serve, and by what right.
+
+use muster_model::{Blocker, Code, HostName};
+use muster_proto::convert::{self, ConvertError};
+use muster_proto::v1;
+use serde::Serialize;
+
+use crate::clock::{date_text, span_text};
+use crate::view::ReleaseView;
+
+/// How many releases on a host's disk are named; the newest are.
+const DEPLOYED_NAMED_MAX: usize = 3;
+
+#[derive(Debug, Serialize)]
+pub(super) struct HostView {
+    pub(super) host: String,
+    pub(super) connected: bool,
+    age_ms: Option<u64>,
+    mode: Option<String>,
+    serving_epoch: Option<u64>,
+    serving: Option<ReleaseView>,
+    /// While it is armed: for how long it may still serve without being heard.
+    pub(super) lease_left_ms: Option<u64>,
+    /// It was armed, was not heard in time, and has stopped serving by itself.
+    pub(super) fenced: bool,
+    /// The others opened without its word that it had closed. It is dark, and is opened once it is heard again.
+    pub(super) lapsed: bool,
+    /// The last rollout when it was halted.
+    pub(super) halted_since_rollout: Option<u64>,
+    deployed: Vec<ReleaseView>,
+    pub(super) agent_version: Option<String>,
+    pub(super) certificate_expires: Option<String>,
+    pub(super) blockers: Vec<Blocker>,
+}
+
+/// What the fleet serves.
+pub(super) struct Served {
+    pub(super) epoch: u64,
+    pub(super) release: Option<ReleaseView>,
+}
+
+impl HostView {
+    pub(super) fn new(wire: v1::HostStatus, served: &Served) -> Result<Self, ConvertError> {
+        let host = convert::host(&wire.host)?;
+        let standing = Standing::of(&wire, served);
+        let mut blockers = convert::blockers(wire.blockers.clone())?;
+        blockers.extend(standing.blocker(&host).filter(|own| !blockers.iter().any(|it| it.code == own.code)));
+        // What a lapsed host said last is of an epoch that its lease for has run out since.
+        let serving_epoch = if standing == Standing::Lapsed { None } else { wire.serving_epoch };
+        Ok(Self {
+            host: host.to_string(),
+            connected: wire.connected,
+            age_ms: wire.age_ms,
+            mode: wire.mode.as_ref().map(|mode| mode_text(mode, standing)),
+            serving_epoch,
+            // The epoch is the host's word, what it stands for the coordinator's.
+            serving: served.release.clone().filter(|_| serving_epoch == Some(served.epoch)),
+            lease_left_ms: wire.lease_left_ms,
+            fenced: standing == Standing::Fenced,
+            lapsed: standing == Standing::Lapsed,
+            halted_since_rollout: wire.halted_k,
+            deployed: wire.deployed.iter().map(ReleaseView::try_from).collect::<Result<_, _>>()?,
+            agent_version: wire.agent_version,
+            certificate_expires: wire
+                .certificate_expires_unix_ms
+                .map(|unix_ms| date_text(muster_model::UnixTime(unix_ms))),
+            blockers,
+        })
+    }
+
+    /// Unknown is never shown as good, nor as dark.
+    fn serving_text(&self, width: Width) -> String {
+        match (self.connected || self.lapsed, self.serving_epoch, &self.serving, width) {
+            (false, _, _, _) => "unknown".to_owned(),
+            (true, None, _, _) => "nothing".to_owned(),
+            (true, Some(epoch), Some(release), Width::Wide) => format!("epoch {epoch}, {}", release.short()),
+            (true, Some(epoch), Some(_), Width::Narrow) | (true, Some(epoch), None, _) => {
+                format!("epoch {epoch}")
+            }
+        }
+    }
+
+    fn connection_text(&self) -> String {
+        match (self.connected, self.age_ms) {
+            (true, Some(age_ms)) => format!("for {}", span_text(age_ms)),
+            (true, None) => "yes".to_owned(),
+            (false, Some(age_ms)) => format!("lost {} ago", span_text(age_ms)),
+            (false, None) => "never seen".to_owned(),
+        }
+    }
+
+    /// Nothing about it needs a look.
+    pub(super) fn is_ordinary(&self, epoch: u64) -> bool {
+        let serves_as_all = epoch == 0 || self.serving_epoch == Some(epoch);
+        self.connected && self.blockers.is_empty() && serves_as_all
+    }
+
+    pub(super) fn row(&self, width: Width) -> [String; 5] {
+        let named = match width {
+            Width::Wide => DEPLOYED_NAMED_MAX,
+            Width::Narrow => 1,
+        };
+        [
+            self.host.clone(),
+            self.connection_text(),
+            self.mode_text(),
+            self.serving_text(width),
+            self.deployed_text(named),
+        ]
+    }
+
+    /// Its mode, and for how long an armed host may still serve.
+    fn mode_text(&self) -> String {
+        match (&self.mode, self.lease_left_ms) {
+            (None, _) => "unknown".to_owned(),
+            (Some(mode), Some(left_ms)) if !self.fenced && !self.lapsed => {
+                format!("{mode}, {} left", span_text(left_ms))
+            }
+            (Some(mode), _) => mode.clone(),
+        }
+    }
+
+    /// The releases on its disk; of many the last ones.
+    fn deployed_text(&self, named: usize) -> String {
+        let versions: Vec<&str> = self.deployed.iter().map(|release| release.version.as_str()).collect();
+        match versions.len().checked_sub(named) {
+            Some(more @ 1..) => format!("{more} more, {}", versions[more..].join(", ")),
+            Some(0) | None => versions.join(", "),
+        }
+    }
+}
+
+/// How much room the terminal has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Width {
+    /// Enough.
+    Wide,
+    /// Little, so that what stands above the table is not repeated in it.
+    Narrow,
+}
+
+/// By what right a host serves, or why it does not, as far as the fleet's phase and its own word tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// Nothing holds it.
+    Free,
+    /// Under a lease.
+    Armed,
+    /// Its lease ran out.
+    Fenced,
+    /// Its lease must have run out, and the others have opened since.
+    Lapsed,
+    /// It was halted.
+    Halted,
+}
+
+impl Standing {
+    fn of(wire: &v1::HostStatus, served: &Served) -> Self {
+        use v1::host_mode::Kind;
+        if wire.halted_k.is_some() {
+            return Self::Halted;
+        }
+        let Some(mode) = wire.mode.as_ref().filter(|mode| mode.kind() == Kind::Armed) else {
+            return Self::Free;
+        };
+        // Armed over what the fleet has left behind: OPENED is durable only once its lease must have run out.
+        if mode.epoch < served.epoch {
+            Self::Lapsed
+        } else if wire.connected && wire.serving_epoch.is_none() {
+            Self::Fenced
+        } else {
+            Self::Armed
+        }
+    }
+
+    fn blocker(self, host: &HostName) -> Option<Blocker> {
+        let (code, detail) = match self {
+            Self::Free | Self::Armed => return None,
+            Self::Fenced => (Code::LeaseExpired, "its lease ran out, and it has stopped serving by itself"),
+            Self::Lapsed => {
+                let detail =
+                    "it was not heard while the fleet closed; it is dark, and opens once it is heard";
+                (Code::HostDark, detail)
+            }
+            Self::Halted => (Code::Halted, "it was halted, and serves nothing until an order resumes it"),
+        };
+        Some(Blocker::host(code, host, detail))
+    }
+}
+
+fn mode_text(mode: &v1::HostMode, standing: Standing) -> String {
+    use v1::host_mode::Kind;
+    match (mode.kind(), standing) {
+        (_, Standing::Halted) => "HALTED".to_owned(),
+        (Kind::Unspecified, _) => "unknown".to_owned(),
+        (Kind::Serve, _) => format!("serve {}", mode.epoch),
+        (Kind::Closed, _) => format!("closed {}", mode.k),
+        (Kind::Armed, Standing::Lapsed) => format!("lapsed {}", mode.k),
+        (Kind::Armed, Standing::Fenced) => format!("FENCED {}", mode.k),
+        (Kind::Armed, Standing::Free | Standing::Armed) => format!("ARMED {} over {}", mode.k, mode.epoch),
+    }
+}
