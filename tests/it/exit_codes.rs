@@ -124,9 +124,15 @@ fn codes_of_a_fleet_at_rest() {
 fn codes_of_missing_hosts_and_coordinators() {
     let (fleet, _tree, one) = deployed();
     // 2: the command line does not say what to do.
-    for arguments in
-        [&["flip"][..], &["chekc"], &["deploy", "2.0", "--timeout", "0s"], &["flip", "2.0", "--mode", "slow"]]
-    {
+    for arguments in [
+        &["flip"][..],
+        &["chekc"],
+        &["deploy", "2.0", "--timeout", "0s"],
+        &["flip", "2.0", "--mode", "slow"],
+        &["flip", "2.0", "--max-lapsed", "2"],
+        &["halt", "demo"],
+        &["halt", "demo", "--reason", "there is no terminal to ask on"],
+    ] {
         let usage = fleet.muster(arguments).expect_code(2);
         assert!(usage.stdout.is_empty() && !usage.stderr.is_empty(), "{usage}");
     }
@@ -216,6 +222,9 @@ fn codes_of_rosters() {
     let path = draft.to_str().unwrap();
     fleet.json(&["roster", "draft", "--fleet", "demo", "--out", path]).expect_code(0);
     let text = fs::read_to_string(&draft).unwrap();
+    for kept in ["boot_gate = \"optional\"", "clock = \"any\"", "lease_ms = 2000", "wait_ms = 3100"] {
+        assert!(text.contains(kept), "the draft does not keep `{kept}`: {text}");
+    }
     // 15: an empty roster proves nothing.
     let (head, _) = text.split_once("[[host]]").unwrap();
     fs::write(&draft, head).unwrap();
@@ -223,12 +232,57 @@ fn codes_of_rosters() {
     // 15: the roster that somebody else has applied meanwhile.
     let shown = fleet.json(&["roster", "show"]).expect_code(0);
     assert_eq!(shown.json()["revision"], 1, "{shown}");
+    assert_eq!((&shown.json()["clock"], &shown.json()["timing"]["lease_ms"]), (&"any".into(), &2000.into()));
     let signed = fleet.scratch().join("roster.json");
     let envelope = Caller::operator(&fleet).roster();
     fs::write(&signed, envelope).unwrap();
     expect(&fleet, &["roster", "apply", signed.to_str().unwrap()], 15, "roster-changed");
     fleet.assert_all_serve(&one);
     fleet.json(&["flip", "2.0"]).expect_code(0);
+}
+
+#[test]
+fn codes_of_a_halt_and_of_resuming() {
+    let (fleet, _tree, one) = deployed();
+    let serve = || fleet.hosts().iter().filter(|host| host.serves().is_some()).count();
+    // 13: nobody has halted it.
+    expect(&fleet, &["resume"], 13, "already-serving");
+    let halt = ["halt", "demo", "--reason", "orders twice", "--yes"];
+    // 0: every host has said that it serves nothing.
+    let halted = fleet.json(&halt).expect_code(0);
+    assert_honest(&halted, 0, "");
+    assert_eq!(halted.json()["dark"], serde_json::json!(["host-1", "host-2"]), "{halted}");
+    assert_eq!(serve(), 0);
+    // 18: halted.
+    let status = expect(&fleet, &["status", "--check"], 18, "halted");
+    assert!(status["halted_since_rollout"].is_u64(), "{status}");
+    // 13: what was halted is resumed, not flipped to.
+    let again = fleet.json(&["flip", "1.0"]).expect_code(13);
+    assert!(again.expect_blocker("already-serving", "", "").detail.contains("muster resume"), "{again}");
+    // Whatever is restarted, nothing is served.
+    fleet.host(1).agent.kill();
+    fleet.coordinator().kill();
+    fleet.coordinator().start(&[]);
+    fleet.host(1).agent.start(&[]);
+    fleet.wait_connected(2);
+    assert_eq!(serve(), 0);
+    let resumed = fleet.json(&["resume"]).expect_code(0);
+    assert_eq!(resumed.json()["outcome"], "flipped");
+    fleet.assert_all_serve(&one);
+    // 11: a host that is not connected may serve on, and is named.
+    fleet.host(2).agent.kill();
+    fleet.wait_connected(1);
+    let missed = fleet.json(&halt).expect_code(11);
+    missed.expect_blocker("host-missing", "host-2", "");
+    assert_eq!(missed.json()["dark"], serde_json::json!(["host-1"]), "{missed}");
+    expect(&fleet, &["resume"], 11, "host-missing");
+    // It hears of the halt when it returns; another release ends a halt as well.
+    fleet.host(2).agent.start(&[]);
+    fleet.wait_connected(2);
+    wait_until("all have stopped", PATIENCE, || (serve() == 0).then_some(()));
+    fleet.json(&["flip", "2.0"]).expect_code(0);
+    assert_eq!(serve(), 2);
+    fleet.json(&["status", "--check"]).expect_code(0);
 }
 
 /// Runs a command that fails, and makes sure that what it says has all of these words.
@@ -247,7 +301,10 @@ fn slips_of_a_newcomer_are_answered_with_the_next_step() {
     say(&fleet, &["receipt", "show"], 11, &["nothing was flipped in demo yet", "next: flip a release"]);
     say(&fleet, &["flip", "410"], 11, &["no release `410`", "next: demo has no release yet"]);
     say(&fleet, &["rollback"], 2, &["next: go forward instead"]);
+    say(&fleet, &["resume"], 2, &["nothing to resume", "next: deploy a release"]);
     let digest = fleet.push(&tree, "1.0");
+    let first = ["flip", "1.0", "--on-failure", "rollback"];
+    say(&fleet, &first, 2, &["nothing that it could be rolled back to", "next: use --on-failure hold"]);
     let short = digest.trim_start_matches("sha256:").get(..7).unwrap();
     say(&fleet, &["flip", short], 11, &["did you mean", "which is 1.0?", "at least 8 hex digits"]);
     say(&fleet, &["flip", "zzz"], 11, &["next: there are 1.0;"]);
@@ -328,6 +385,19 @@ fn a_service_that_does_not_start_leaves_its_host_dark() {
 }
 
 #[test]
+fn a_release_that_starts_nowhere_is_rolled_back_by_itself_if_that_was_ordered() {
+    let fleet = Fleet::up_with(2, &["--driver", "supervise", "--command", "./bin/run"]);
+    let one = fleet.release(&artifact(&[("bin/run", "#!/bin/sh\nexec sleep 600\n")]), "1.0");
+    fleet.push(&artifact(&[("bin/other", "#!/bin/sh\n")]), "2.0");
+    fleet.json(&["deploy", "2.0"]).expect_code(0);
+    // 17: it went back; what was asked for did not come about.
+    let back = fleet.json(&["flip", "2.0", "--on-failure", "rollback"]).expect_code(17);
+    assert_eq!(back.text_at("/outcome"), "rolled_back");
+    fleet.assert_all_serve(&one);
+    fleet.json(&["status", "--check"]).expect_code(0);
+}
+
+#[test]
 fn a_reader_that_has_gone_is_no_failure() {
     let (fleet, _tree, _one) = deployed();
     for (arguments, code) in [
@@ -371,6 +441,8 @@ fn every_command_writes_one_document_and_nothing_else_to_stdout() {
         (&["deploy", "1.0"], "muster.deploy/1"),
         (&["rollback"], "muster.flip/1"),
         (&["rollback", "--to", "2.0"], "muster.flip/1"),
+        (&["halt", "demo", "--reason", "a drill", "--yes"], "muster.halt/1"),
+        (&["resume"], "muster.flip/1"),
         (&["release", "pack", tree.argument(), "--fleet", "demo", "--version", "2.0"], "muster."),
         (&["release", "push", tree.argument(), "--version", "2.0"], "muster.push/1"),
         (&["release", "list"], "muster."),

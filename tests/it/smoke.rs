@@ -139,6 +139,8 @@ fn a_local_fleet_is_stopped_and_started_again_with_what_it_had() {
 
     let other = run(&["dev", "up", "--dir", dir, "--hosts", "3", "--detach"], &[]).expect_code(2);
     assert!(other.stderr.contains("a number of hosts of 2, and 3"), "{other}");
+    let longer = run(&["dev", "up", "--dir", dir, "--lease", "15s", "--detach"], &[]).expect_code(2);
+    assert!(longer.stderr.contains("a lease of 2000ms, and 15000ms"), "{longer}");
     let up = fleet.start(&[]).json();
     assert_eq!(up["schema"], "muster.dev/1");
     assert_eq!(up["context"], json!(fleet.context()));
