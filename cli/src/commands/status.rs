@@ -244,6 +244,7 @@ impl View {
         if let Some(rollout) = &self.rollout {
             rollout.print(page);
         }
+        self.print_leases(page);
         if let Some(end) = &self.last_end {
             end.print(page);
         }
@@ -261,6 +262,17 @@ impl View {
                 "solo mode",
                 "one person alone can sign orders, rosters or releases",
             );
+        }
+    }
+
+    /// How many hosts would stop by themselves, and how soon the first of them: of a large fleet not all are listed.
+    fn print_leases(&self, page: &mut Page) {
+        let leases = self.hosts.iter().filter_map(HostView::lease_ms);
+        if let Some(first_ms) = leases.clone().min() {
+            let armed = counted(leases.count(), "host");
+            let text =
+                format_args!("{armed}; unless heard, the first fences itself in {}", span_text(first_ms));
+            page.labelled(Tone::Warning, "ARMED", text);
         }
     }
 

@@ -89,6 +89,11 @@ impl HostView {
         }
     }
 
+    /// For how long it may still serve, where that is limited.
+    pub(super) fn lease_ms(&self) -> Option<u64> {
+        self.lease_left_ms.filter(|_| !self.fenced && !self.lapsed)
+    }
+
     /// Nothing about it needs a look.
     pub(super) fn is_ordinary(&self, epoch: u64) -> bool {
         let serves_as_all = epoch == 0 || self.serving_epoch == Some(epoch);
@@ -111,12 +116,10 @@ impl HostView {
 
     /// Its mode, and for how long an armed host may still serve.
     fn mode_text(&self) -> String {
-        match (&self.mode, self.lease_left_ms) {
+        match (&self.mode, self.lease_ms()) {
             (None, _) => "unknown".to_owned(),
-            (Some(mode), Some(left_ms)) if !self.fenced && !self.lapsed => {
-                format!("{mode}, {} left", span_text(left_ms))
-            }
-            (Some(mode), _) => mode.clone(),
+            (Some(mode), Some(left_ms)) => format!("{mode}, {} left", span_text(left_ms)),
+            (Some(mode), None) => mode.clone(),
         }
     }
 

@@ -304,6 +304,8 @@ fn an_armed_host_shows_how_long_it_may_still_serve() {
     let (view, row) = row_of(armed, v1::Phase::Arming);
     assert!(row.contains("ARMED 5 over 3, 1s left  epoch 3, 1.2.0"), "{row}");
     assert_eq!(view.exit_code(), Exit::Proven, "being armed is nothing wrong");
+    let line = "\nARMED: 1 host; unless heard, the first fences itself in 1s\n";
+    assert!(text(&view).contains(line), "{}", text(&view));
     assert_eq!(view.hosts[0].lease_left_ms, Some(1_400));
 }
 
