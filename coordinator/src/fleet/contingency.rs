@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use muster_daemon::unix_time;
 use muster_model::{Code, FleetName, Refusal};
-use muster_rollout::fleet::{Papers, Proposal};
+use muster_rollout::fleet::{Event, Papers, Proposal};
 use muster_trust::TrustRoot;
 
 use super::FleetHandle;
+use super::driver::Input;
 use crate::ledger::Documents;
 use crate::status::{blob_refusal, chain};
 
@@ -31,6 +32,8 @@ pub(super) async fn propose(
     };
     if let Err(refusal) = outcome {
         tracing::error!(fleet = %handle.name, %refusal, "the fleet does not roll back, and serves what it serves");
+        // The coordinator is ending if nobody listens.
+        let _ = handle.tell(Input::Event(Box::new(Event::RollBackRefused(refusal)))).await;
     }
 }
 

@@ -28,6 +28,14 @@ pub(super) struct Flip {
     to: Digest,
     hosts: u32,
     deadline: Instant,
+    follows: Follows,
+}
+
+/// Whether the rollout may be followed by one that leads back, which belongs to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Follows {
+    Nothing,
+    Contingency,
 }
 
 /// What the operators signed.
@@ -61,6 +69,7 @@ impl Flip {
         let (k, to, hosts) = (order.document().counter, order.document().to, order.document().hosts);
         let order_name = order.envelope_digest();
         let papers = Papers { order: order_name, release: release_name, roster: fleet.roster().envelope };
+        let follows = if signed.contingency.is_some() { Follows::Contingency } else { Follows::Nothing };
         let contingency = match signed.contingency {
             Some(envelope) => Some(contingency(shared, order.document(), envelope, papers.roster).await?),
             None => None,
@@ -81,7 +90,7 @@ impl Flip {
         tracing::info!(fleet = %name, %k, %to, %operator, "flip proposed");
         fleet.propose(proposal).await?;
         let deadline = Instant::now() + timeout;
-        Ok(Self { shared: Arc::clone(shared), fleet, reports, k, to, hosts, deadline })
+        Ok(Self { shared: Arc::clone(shared), fleet, reports, k, to, hosts, deadline, follows })
     }
 
     /// Tells how it goes until the rollout has ended, time is up, or nobody listens.
@@ -98,7 +107,7 @@ impl Flip {
                 () = events.closed() => return,
             };
             let event = match report {
-                Ok(Report::Reached { k, stage, host, done }) if k == self.k => {
+                Ok(Report::Reached { k, stage, host, done }) if self.is_about(k) => {
                     Event::Progress(v1::RolloutProgress {
                         k: k.0,
                         stage: wire_stage(stage).into(),
@@ -108,7 +117,7 @@ impl Flip {
                         blockers: Vec::new(),
                     })
                 }
-                Ok(Report::Trouble { k, blockers }) if k == self.k => {
+                Ok(Report::Trouble { k, blockers }) if self.is_about(k) => {
                     last_blockers.clone_from(&blockers);
                     Event::Progress(v1::RolloutProgress {
                         k: k.0,
@@ -118,7 +127,7 @@ impl Flip {
                         ..v1::RolloutProgress::default()
                     })
                 }
-                Ok(Report::Ended(end)) if end.k == self.k => {
+                Ok(Report::Ended(end)) if self.is_about(end.k) => {
                     let names = self.names();
                     let _ = events.send(Ok(ended(rollout_end(&end, &names)))).await;
                     return;
@@ -191,6 +200,11 @@ impl Flip {
         };
         let _ = events.send(Ok(ended(rollout_end(&end, &self.names())))).await;
         true
+    }
+
+    /// Step 15: a rollback that the operator signed beforehand is part of what the operator waits for.
+    fn is_about(&self, k: RolloutId) -> bool {
+        k == self.k || (self.follows == Follows::Contingency && k == self.k.next())
     }
 
     fn names(&self) -> Names {

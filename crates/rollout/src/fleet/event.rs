@@ -72,6 +72,8 @@ pub enum Event {
     },
     /// The decision is durable: the wait for silent hosts begins now, as [`Effect::BeginWait`] asked for.
     WaitBegun,
+    /// The order to roll back, which [`Effect::RollBack`] had proposed, was not taken.
+    RollBackRefused(Refusal),
     /// The deadline of [`super::Fleet::next_deadline`] has passed.
     DeadlineReached,
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use muster_model::{
-    Blocker, BootTime, Closure, Code, Commitment, Digest, Epoch, FlipMode, HostMode, HostName, RolloutId,
-    Secret, Secrets, ToHost,
+    Blocker, BootTime, Closure, Code, Commitment, Digest, Epoch, FlipMode, HostMode, HostName, Refusal,
+    RolloutId, Secret, Secrets, ToHost,
 };
 
 use super::figures::Figures;
@@ -58,10 +58,13 @@ enum Reported {
 }
 
 /// Step 15: whether the order to roll back was used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum RolledBack {
     No,
+    /// It is being proposed: how the rollout ends is not known before that is.
     Proposed,
+    /// It was not taken, for these reasons.
+    Refused(Vec<Blocker>),
 }
 
 /// Step 15. "`rollback` above a threshold (default 10 %, at least 2 hosts)": one host in this many.
@@ -425,7 +428,10 @@ impl Fleet {
         };
         self.secrets = secrets;
         self.record.epoch = self.record.epoch.next();
-        self.record.previous = self.record.serving.replace(rollout.to);
+        // A fleet that resumes what it served can still be rolled back to what was served before that.
+        if self.record.serving != Some(rollout.to) {
+            self.record.previous = self.record.serving.replace(rollout.to);
+        }
         self.record.halted = None;
         // "OPENED lists whom it offers." Nothing was offered to a host whose lease has lapsed: until something is, that
         // is evidence enough for removing it. An offer is recorded before it is sent.
@@ -447,6 +453,16 @@ impl Fleet {
         reached(k, Stage::Opened, None, self.hosts.len(), out);
     }
 
+    /// Step 15. "A rollback that is refused leaves e+1 serving."
+    pub(super) fn rollback_refused(&mut self, refusal: Refusal, out: &mut Out) {
+        if let Progress::Opening(opened) = &mut self.progress
+            && opened.rolled_back == RolledBack::Proposed
+        {
+            opened.rolled_back = RolledBack::Refused(refusal.blockers);
+            self.report_if_all_answered(out);
+        }
+    }
+
     /// Once every host has either measured what it serves or said why it cannot, there is nothing left to wait for.
     fn report_if_all_answered(&mut self, out: &mut Out) {
         let Phase::Opened(opening) = &self.record.phase else { return };
@@ -461,6 +477,11 @@ impl Fleet {
                 [] => blockers.push(gate::missing(&host.name)),
                 trouble => blockers.extend(trouble.iter().cloned()),
             }
+        }
+        match &opened.rolled_back {
+            RolledBack::Proposed => return,
+            RolledBack::Refused(reasons) => blockers.extend(reasons.iter().cloned()),
+            RolledBack::No => {}
         }
         if opened.reported == Reported::Dark {
             return;

@@ -173,6 +173,7 @@ impl Fleet {
             }
             Event::LeadConfirmed { read } => self.lead_confirmed(read, now, &mut out),
             Event::WaitBegun => self.wait_begun(now),
+            Event::RollBackRefused(refusal) => self.rollback_refused(refusal, &mut out),
             Event::DeadlineReached => self.deadline_reached(now, &mut out),
         }
         self.step(out)
@@ -263,6 +264,9 @@ impl Host {
     fn serves(&mut self, epoch: Option<Epoch>) {
         if let Some(known) = &mut self.known {
             known.serving = epoch;
+            if epoch.is_some() {
+                known.halted = None;
+            }
         }
         if self.measured != epoch {
             self.measured = None;

@@ -366,8 +366,14 @@ impl Fleet {
 
     /// A host stopped serving by itself, or could not begin to.
     fn dark(&mut self, index: usize, refusal: Refusal, nonce: Option<Nonce>, now: BootTime, out: &mut Out) {
+        let halted = self.record.halted;
         let host = &mut self.hosts[index];
         host.serves(None);
+        if refusal.blockers.iter().any(|blocker| blocker.code == Code::Halted)
+            && let Some(known) = &mut host.known
+        {
+            known.halted = Some(halted.unwrap_or(known.last_k));
+        }
         host.trouble =
             refusal.blockers.iter().map(|blocker| crate::gate::at_host(blocker, &host.name)).collect();
         if matches!(self.progress, Progress::Probing(_) | Progress::Arming(_)) {

@@ -1,9 +1,9 @@
 //! Halt: an operator's word that nothing is served any more, until an order says otherwise.
 
-use muster_model::{Code, Refusal, RolloutId};
+use muster_model::{Code, FromHost, Refusal, RolloutId};
 
 use super::event::{Effect, GuardState, Halt};
-use super::{Host, Out};
+use super::{Halting, Host, Out};
 
 impl Host {
     /// The fleet was halted after its rollout `k`.
@@ -18,7 +18,18 @@ impl Host {
         // What is about to be opened was offered before the halt.
         self.opening = None;
         self.lease = None;
+        self.halting = Halting::Untold;
         out.effects.push(Effect::Halt);
+    }
+
+    /// The guard has obeyed. One that served until then has told that it is dark; one that did not says so now.
+    pub(super) fn tell_halted(&mut self, guard: GuardState, halt: Halt, out: &mut Out) {
+        if (self.halting, halt, guard) == (Halting::Untold, Halt::Halted, GuardState::Dark)
+            && let Some(refusal) = self.halted_at(self.record.last_k)
+        {
+            self.halting = Halting::Told;
+            out.send(FromHost::Dark { refusal, nonce: None });
+        }
     }
 
     /// Someone halted the host's guard, perhaps while no agent ran: it is the host's word as well. And the host's word is

@@ -44,6 +44,14 @@ pub struct Host {
     /// Step 8: what is needed to renew the lease. Volatile: after a restart nothing is renewed any more.
     lease: Option<Lease>,
     quiesced: Quiesced,
+    halting: Halting,
+}
+
+/// Whether the coordinator was told that the host has obeyed a halt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Halting {
+    Told,
+    Untold,
 }
 
 /// Whether the service was prepared for being stopped.
@@ -133,6 +141,7 @@ impl Host {
             close_attempts: 0,
             lease: None,
             quiesced: Quiesced::Unknown,
+            halting: Halting::Told,
         }
     }
 
@@ -165,6 +174,7 @@ impl Host {
             Event::Guard { state, since, halt, refusal } => {
                 self.guard_was_halted(state, halt, &mut out);
                 self.guard_says(state, since.unwrap_or(now.boot), refusal, entropy, &mut out);
+                self.tell_halted(state, halt, &mut out);
             }
         }
         let records = if out.record_changed { vec![self.record.clone()] } else { Vec::new() };
