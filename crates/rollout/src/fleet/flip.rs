@@ -307,6 +307,7 @@ impl Fleet {
         }
         let host = &mut self.hosts[index];
         host.trouble.clear();
+        host.was_resumed();
         if !matches!(host.mode(), Some(HostMode::Armed(..))) {
             host.set_mode(HostMode::Serve(epoch));
         }

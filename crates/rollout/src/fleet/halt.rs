@@ -54,4 +54,18 @@ impl super::Host {
     pub(super) fn halted(&self) -> Option<RolloutId> {
         self.known.as_ref().and_then(|known| known.halted)
     }
+
+    /// Takes note that the host refuses to open because it was halted, perhaps by hand since it joined.
+    pub(super) fn was_halted(&mut self) {
+        if let Some(known) = &mut self.known {
+            known.halted.get_or_insert(known.last_k);
+        }
+    }
+
+    /// Takes note that the host serves: no halt holds any more.
+    pub(super) fn was_resumed(&mut self) {
+        if let Some(known) = &mut self.known {
+            known.halted = None;
+        }
+    }
 }

@@ -165,7 +165,8 @@ impl Fleet {
                 }
             }
             (Phase::Settled | Phase::Preparing(_) | Phase::Opened(_), HostMode::Serve(epoch)) => {
-                if !is_halted {
+                // Also while the fleet is halted a host that is new learns the epoch, without opening.
+                if !is_halted || is_new(epoch, known.last_k) {
                     self.admit(index, epoch, known.last_k, known.serving, out);
                 }
             }
@@ -225,9 +226,7 @@ impl Fleet {
     ) {
         let Some(release) = self.record.serving else { return };
         let is_current = epoch == self.record.epoch;
-        // A host that never served is new in the roster, or a machine that was made anew and readmitted.
-        let is_new = epoch.0 == 0 && last_k.0 == 0;
-        if !is_current && !is_new {
+        if !is_current && !is_new(epoch, last_k) {
             let detail = format!("it is settled on epoch {epoch}, the fleet on {}", self.record.epoch);
             self.trouble(index, Code::StaleEpoch, detail);
             return;
@@ -392,6 +391,11 @@ impl Fleet {
             self.reconcile(index, out);
         }
     }
+}
+
+/// A host that never served is new in the roster, or a machine that was made anew and readmitted.
+const fn is_new(epoch: Epoch, last_k: RolloutId) -> bool {
+    epoch.0 == 0 && last_k.0 == 0
 }
 
 impl Out {

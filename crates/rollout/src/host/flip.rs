@@ -197,6 +197,7 @@ impl Host {
         let resume = match self.record.halted.take() {
             None => Resume::No,
             Some(_) => {
+                self.resuming = Resume::Yes;
                 out.record_changed = true;
                 Resume::Yes
             }
@@ -206,6 +207,7 @@ impl Host {
 
     /// Steps 3 and 12, after the guard has answered.
     pub(super) fn opened(&mut self, epoch: Epoch, outcome: Result<BootTime, Refusal>, out: &mut Out) {
+        self.resuming = Resume::No;
         let allowed = self.record.may_serve().filter(|serving| serving.epoch == epoch);
         let Some(release) = allowed.and_then(|serving| serving.release) else {
             return self.close_what_must_not_serve(out);
@@ -250,13 +252,15 @@ impl Host {
             );
             return;
         }
-        if let Some(refusal) = self.halted_at(self.record.last_k) {
-            out.send(FromHost::Dark { refusal, nonce: None });
-            return;
-        }
         let admitted = Serving { epoch, release: Some(release) };
         let is_new = self.record.last_k == RolloutId(0)
             && self.record.mode == Mode::Serve(Serving { epoch: Epoch(0), release: None });
+        // A host that is new must learn the epoch also while the fleet is halted, or the order that resumes the fleet
+        // would not fit it. It opens nothing.
+        if let Some(refusal) = self.halted_at(self.record.last_k).filter(|_| !is_new) {
+            out.send(FromHost::Dark { refusal, nonce: None });
+            return;
+        }
         if !is_new && self.record.mode != Mode::Serve(admitted) {
             let detail = format!("this host cannot be admitted to epoch {epoch} of {release}");
             out.refuse(None, Refusal::of(Code::StaleEpoch, detail));

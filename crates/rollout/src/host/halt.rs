@@ -2,7 +2,7 @@
 
 use muster_model::{Code, FromHost, Refusal, RolloutId};
 
-use super::event::{Effect, GuardState, Halt};
+use super::event::{Effect, GuardState, Halt, Resume};
 use super::{Halting, Host, Out};
 
 impl Host {
@@ -32,18 +32,20 @@ impl Host {
         }
     }
 
-    /// Someone halted the host's guard, perhaps while no agent ran: it is the host's word as well. And the host's word is
-    /// the guard's, if the guard has not heard it yet.
-    pub(super) fn guard_was_halted(&mut self, guard: GuardState, halt: Halt, out: &mut Out) {
-        match (halt, self.record.halted) {
-            (Halt::Halted, None) => {
-                self.record.halted = Some(self.record.last_k);
-                self.opening = None;
-                self.lease = None;
-                out.record_changed = true;
-            }
-            (Halt::Running, Some(_)) if guard != GuardState::Unknown => out.effects.push(Effect::Halt),
-            (Halt::Halted, Some(_)) | (Halt::Running, _) => {}
+    /// Someone halted the host's guard, perhaps while no agent ran: it is the host's word as well.
+    pub(super) fn guard_was_halted(&mut self, halt: Halt, out: &mut Out) {
+        if halt == Halt::Halted && self.record.halted.is_none() && self.resuming == Resume::No {
+            self.record.halted = Some(self.record.last_k);
+            self.opening = None;
+            self.lease = None;
+            out.record_changed = true;
+        }
+    }
+
+    /// A halt that the guard never heard of, because the agent died on the way or the guard was gone, is still to be done.
+    pub(super) fn halt_what_serves(&self, out: &mut Out) {
+        if self.record.halted.is_some() && matches!(self.guard, GuardState::Open(..)) {
+            out.effects.push(Effect::Halt);
         }
     }
 

@@ -41,6 +41,8 @@ pub struct Host {
     opening: Option<Serving>,
     /// How often the guard failed to close in a row.
     close_attempts: u32,
+    /// Whether the guard is being asked to end a halt. Volatile: what it says before it answers is older.
+    resuming: Resume,
     /// Step 8: what is needed to renew the lease. Volatile: after a restart nothing is renewed any more.
     lease: Option<Lease>,
     quiesced: Quiesced,
@@ -139,6 +141,7 @@ impl Host {
             round: None,
             opening: None,
             close_attempts: 0,
+            resuming: Resume::No,
             lease: None,
             quiesced: Quiesced::Unknown,
             halting: Halting::Told,
@@ -172,8 +175,9 @@ impl Host {
             Event::Closed { k, outcome } => self.closed(k, outcome, entropy, &mut out),
             Event::Opened { epoch, outcome } => self.opened(epoch, outcome, &mut out),
             Event::Guard { state, since, halt, refusal } => {
-                self.guard_was_halted(state, halt, &mut out);
+                self.guard_was_halted(halt, &mut out);
                 self.guard_says(state, since.unwrap_or(now.boot), refusal, entropy, &mut out);
+                self.halt_what_serves(&mut out);
                 self.tell_halted(state, halt, &mut out);
             }
         }
