@@ -2,7 +2,7 @@
 
 use muster_model::{Blocker, BootTime, Code, Digest, Epoch, Refusal, RolloutId};
 
-use super::machine::{GuardLease, GuardWork};
+use super::machine::{GuardLease, GuardProcess, GuardWork, Tree};
 use super::papers::policy;
 use super::world::{Mistake, World};
 use crate::host::{Event, GuardState, Halt, Resume};
@@ -10,9 +10,16 @@ use crate::host::{Event, GuardState, Halt, Resume};
 impl World {
     /// The guard does what it was asked, and answers if there is an answer.
     pub(super) fn ask_guard(&mut self, index: usize, asked: &GuardWork) -> Option<Event> {
+        if self.machines[index].guard_process == GuardProcess::Down {
+            return without_guard(asked);
+        }
         match *asked {
-            GuardWork::Say => Some(self.guard_says(index)),
-            GuardWork::Quiesce { k } => Some(Event::Quiesced { k, outcome: Ok(()) }),
+            GuardWork::Say | GuardWork::Found => Some(self.guard_says(index)),
+            GuardWork::Quiesce { k } => {
+                let fails = self.random.chance(self.hooks_fail_per_mille);
+                let failed = || Refusal::of(Code::GuardFailed, "the hook ended with status 1");
+                Some(Event::Quiesced { k, outcome: if fails { Err(failed()) } else { Ok(()) } })
+            }
             GuardWork::Lease { k, deadline } => {
                 let latched = self.machines[index].lease.is_some_and(|lease| lease.latched);
                 let machine = &mut self.machines[index];
@@ -42,9 +49,7 @@ impl World {
                 Some(self.set_switch(index, k, (at, epoch, release)))
             }
             GuardWork::Halt => {
-                let machine = &mut self.machines[index];
-                machine.halted = true;
-                machine.guard = None;
+                self.halt_guard(index);
                 Some(self.guard_says(index))
             }
             GuardWork::Close { k } => Some(self.close_guard(index, k)),
@@ -66,10 +71,42 @@ impl World {
 
     /// Somebody halts the fleet on one host, without asking anyone.
     pub(super) fn halt_by_hand(&mut self, index: usize) {
+        self.halt_guard(index);
+        self.machines[index].guard_work.push_back(GuardWork::Say);
+    }
+
+    /// The guard dies. "Its death stops the service while armed": the service is its child, or is bound to it.
+    pub(super) fn guard_dies(&mut self, index: usize) {
+        let machine = &mut self.machines[index];
+        if std::mem::replace(&mut machine.guard_process, GuardProcess::Down) == GuardProcess::Down {
+            return;
+        }
+        if machine.lease.take().is_some() {
+            machine.guard = None;
+        }
+        note!(self, "  the guard of {} dies", self.machines[index].name);
+        if self.machines[index].agent.is_some() {
+            self.machines[index].guard_work.push_back(GuardWork::Say);
+        }
+    }
+
+    /// The guard is back, and looks for what it served.
+    pub(super) fn guard_returns(&mut self, index: usize) {
+        let machine = &mut self.machines[index];
+        if std::mem::replace(&mut machine.guard_process, GuardProcess::Up) == GuardProcess::Down
+            && machine.agent.is_some()
+        {
+            machine.guard_work.push_back(GuardWork::Found);
+        }
+    }
+
+    fn halt_guard(&mut self, index: usize) {
         let machine = &mut self.machines[index];
         machine.halted = true;
         machine.guard = None;
-        machine.guard_work.push_back(GuardWork::Say);
+        if let Some(lease) = &mut machine.lease {
+            lease.switch = None;
+        }
     }
 
     /// When the next guard acts by itself.
@@ -77,7 +114,7 @@ impl World {
         let alarms = self.machines.iter().enumerate().filter_map(|(index, machine)| {
             let lease = machine.lease.filter(|lease| !lease.latched)?;
             let at = match lease.switch {
-                Some((at, ..)) => machine.clock.when(at),
+                Some((at, ..)) => machine.clock.when(BootTime(at.0 + machine.start_ms)),
                 None => machine.clock.when(BootTime(lease.deadline.0 + machine.fence_ms)),
             };
             Some((at, index))
@@ -144,21 +181,51 @@ impl World {
 
     fn open_guard(&mut self, index: usize, epoch: Epoch, release: Digest, resume: Resume) -> Event {
         let fails = self.random.chance(self.guard_fails_per_mille);
+        let at = self.position_of(release);
         let machine = &mut self.machines[index];
+        let was_open = machine.guard == Some((epoch, release));
         if resume == Resume::Yes {
             machine.halted = false;
         }
-        if fails || machine.opens_to_fail > 0 || machine.halted {
+        let tree = machine.trees[at];
+        if fails || machine.opens_to_fail > 0 || machine.halted || tree == Tree::Missing {
             machine.opens_to_fail = machine.opens_to_fail.saturating_sub(1);
             machine.guard = None;
             let blocker = Blocker::host(Code::StartFailed, &machine.name, "the service ended at once");
             return Event::Opened { epoch, outcome: Err(Refusal::because(blocker)) };
         }
         machine.guard = Some((epoch, release));
+        // P8: a permit implies that what runs is the release, as far as the last look at the tree in this boot goes.
+        let is_unseen = !was_open && !machine.examined[at];
         // Only ADMIT and OPEN lead here: a fence that had latched is over.
         machine.lease = None;
         let at = machine.clock.at(self.now);
+        if is_unseen {
+            self.violate(format!(
+                "P8: {} opened a tree that it had not found good",
+                self.machines[index].name
+            ));
+        }
         self.check();
         Event::Opened { epoch, outcome: Ok(at) }
+    }
+}
+
+/// What an agent makes of it that nobody answers.
+fn without_guard(asked: &GuardWork) -> Option<Event> {
+    let refusal = || Refusal::of(Code::GuardFailed, "the guard does not answer");
+    match *asked {
+        GuardWork::Say | GuardWork::Found | GuardWork::Lift { .. } | GuardWork::Halt => Some(Event::Guard {
+            state: GuardState::Unknown,
+            since: None,
+            halt: Halt::Running,
+            refusal: Some(refusal()),
+        }),
+        GuardWork::Quiesce { k } => Some(Event::Quiesced { k, outcome: Err(refusal()) }),
+        GuardWork::Lease { k, .. } => Some(Event::Leased { k, outcome: Err(refusal()) }),
+        GuardWork::Extend { .. } => None,
+        GuardWork::Switch { k, .. } => Some(Event::SwitchSet { k, outcome: Err(refusal()) }),
+        GuardWork::Close { k } => Some(Event::Closed { k, outcome: Err(refusal()) }),
+        GuardWork::Open { epoch, .. } => Some(Event::Opened { epoch, outcome: Err(refusal()) }),
     }
 }

@@ -2,27 +2,38 @@
 
 use std::fmt::Write as _;
 use std::ops::Range;
+use std::time::Instant;
 
-use muster_model::{BootTime, Closure, Digest, FlipMode, JoinReport, Nonce, Secret, ToHost, Token};
+use muster_model::{BootTime, Digest, FlipMode};
 
-use super::machine::{Clock, Disk, Hold, Link, Origin, Pace, Tree};
+use super::faults::{FAULTS, inflict, is_duplicate, recover, some_clock};
+use super::link::{Delay, Hold, Route};
+use super::machine::{Image, Machine, Pace, Run};
 use super::papers::host_name;
+use super::provoke::{FORGED_PER_MILLE, forge, provoke};
+use super::random::SplitMix64;
 use super::world::{Mistake, RELEASES, World};
-use crate::fleet::{Event, Fleet, Identity, Phase};
-use crate::host::Mode;
+use crate::fleet::{Fleet, Phase};
 
 /// How many histories are run unless it is told otherwise.
 const HISTORIES: u64 = 3_000;
 const ACTIONS_MAX: u64 = 250;
-/// How often something is said in the coordinator's name, where that is the mistake.
-const FORGED_PER_MILLE: u64 = 250;
-const HOSTS_MAX: usize = 5;
+/// Enough hosts for any mistake to show, where little gets in its way.
+const FEW_HOSTS: usize = 3;
+/// How much more happens in a large fleet.
+const ACTIONS_FOR_HOST: u64 = 60;
+/// Up to how many hosts faults are as frequent as they may be: in a larger fleet each of them stops all hosts.
+const FAIR_HOSTS: u64 = 5;
+/// Where that is the mistake: how much more the time of day is off than hosts attest.
+const FAR_OFF: i64 = 20;
+/// How long a service may take to start at an instant.
+const START_MS_MAX: u64 = 20;
 /// How often a history flips at instants.
 const FAST_PER_MILLE: u64 = 150;
-/// Longer than a lease and shorter than a wait.
-const PAUSE_MS_MAX: u64 = 450;
 /// How many deadlines a world without faults needs at most.
 const DEADLINES_TO_HEAL_MAX: usize = 8;
+/// Histories that are compared with themselves.
+const TRACED_SEEDS: [u64; 6] = [1, 2, 3, 5, 8, 13];
 /// Lines of the trace that are shown; what matters is near its end.
 const TRACE_LINES_MAX: usize = 400;
 
@@ -39,7 +50,7 @@ pub(super) struct Coverage {
     pub(super) decided: u64,
     pub(super) aborted: u64,
     pub(super) opens_forged: u64,
-    pub(super) actions: u64,
+    pub(super) hosts: u64,
 }
 
 /// Which faults a history has, and how often. Each history leaves some out, so that others get further.
@@ -49,58 +60,41 @@ struct Weather {
     kinds: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Fault {
-    Cut,
-    GiveUp,
-    HangUp,
-    CrashAgent,
-    Reboot,
-    CrashCoordinator,
-    Abort,
-    Tamper,
-    ServiceEnds,
-    Deadline,
-    Clone,
-    RollBackDisk,
-    AddHost,
-    RemoveHost,
-    Partition,
-    PassTime,
-}
-
-const FAULTS: [Fault; 16] = [
-    Fault::Cut,
-    Fault::GiveUp,
-    Fault::HangUp,
-    Fault::CrashAgent,
-    Fault::Reboot,
-    Fault::CrashCoordinator,
-    Fault::Abort,
-    Fault::Tamper,
-    Fault::ServiceEnds,
-    Fault::Deadline,
-    Fault::Clone,
-    Fault::RollBackDisk,
-    Fault::AddHost,
-    Fault::RemoveHost,
-    Fault::Partition,
-    Fault::PassTime,
-];
-
 #[test]
 fn random_histories_keep_every_invariant_and_settle() {
     let seeds = match number("MUSTER_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("MUSTER_HISTORIES").unwrap_or(HISTORIES),
     };
+    let (begun, histories) = (Instant::now(), seeds.end - seeds.start);
     let coverage = match search(None, seeds) {
         Ok(coverage) => coverage,
         Err(failure) => panic!("{}", explain(&failure, None)),
     };
+    print_rate(histories, coverage, begun);
     // A search that never gets anywhere finds nothing.
     let is_search = number("MUSTER_SEED").is_none();
     assert!(!is_search || (coverage.decided > 0 && coverage.aborted > 0), "{coverage:?}");
+}
+
+#[test]
+fn two_runs_of_a_seed_give_identical_traces() {
+    let traces = || TRACED_SEEDS.map(|seed| trace(seed, None)).map(|trace| Digest::of(trace.as_bytes()));
+    let (first, second) = std::thread::scope(|scope| {
+        let (first, second) = (scope.spawn(traces), scope.spawn(traces));
+        (first.join().expect("a history panicked"), second.join().expect("a history panicked"))
+    });
+    assert_eq!(first, second);
+    assert_eq!(first, traces());
+}
+
+#[expect(clippy::print_stderr, reason = "a figure to report, for whoever runs many histories")]
+fn print_rate(histories: u64, coverage: Coverage, begun: Instant) {
+    let seconds = begun.elapsed().as_secs_f64();
+    eprintln!(
+        "{histories} histories in {seconds:.1} s, {:.0} a second: {coverage:?}",
+        histories as f64 / seconds
+    );
 }
 
 /// Runs histories until one breaks an invariant.
@@ -132,23 +126,29 @@ pub(super) fn search(mistake: Option<Mistake>, seeds: Range<u64>) -> Result<Cove
         sum.decided += part.decided;
         sum.aborted += part.aborted;
         sum.opens_forged += part.opens_forged;
-        sum.actions += part.actions;
+        sum.hosts += part.hosts;
     }
     Ok(sum)
 }
 
 /// Lives a failed history again, and tells it.
 pub(super) fn explain(failure: &Failure, mistake: Option<Mistake>) -> String {
-    let mut world = new_world(failure.seed, mistake);
-    world.log = Some(Vec::new());
-    live(&mut world);
-    let log = world.log.unwrap_or_default();
+    let trace = trace(failure.seed, mistake);
+    let lines = trace.lines().count();
     let mut text = String::new();
-    for line in log.iter().skip(log.len().saturating_sub(TRACE_LINES_MAX)) {
+    for line in trace.lines().skip(lines.saturating_sub(TRACE_LINES_MAX)) {
         let _ = writeln!(text, "{line}");
     }
     let _ = writeln!(text, "{}\nreplay with MUSTER_SEED={}", failure.violation, failure.seed);
     text
+}
+
+/// All that happens in a history.
+fn trace(seed: u64, mistake: Option<Mistake>) -> String {
+    let mut world = new_world(seed, mistake);
+    world.log = Some(Vec::new());
+    live(&mut world);
+    world.log.unwrap_or_default().join("\n")
 }
 
 impl Coverage {
@@ -158,7 +158,7 @@ impl Coverage {
         self.decided += decided;
         self.aborted += world.fates.len() as u64 - decided;
         self.opens_forged += world.opens_forged;
-        self.actions += ACTIONS_MAX;
+        self.hosts += world.machines.len() as u64;
     }
 }
 
@@ -167,31 +167,28 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 fn new_world(seed: u64, mistake: Option<Mistake>) -> World {
-    let hosts = 2 + usize::try_from(seed % 3).expect("small");
+    let hosts = if mistake.is_some() { FEW_HOSTS } else { hosts_of(seed) };
     let mut world = World::new(hosts, seed);
     world.mistake = mistake;
     world
 }
 
+/// Most fleets are small: there histories get further.
+fn hosts_of(seed: u64) -> usize {
+    let mut random = SplitMix64::new(!seed);
+    match random.below(1_000) {
+        0..=9 => 20 + random.index(31),
+        _ => 3 + random.index(6),
+    }
+}
+
 /// One history: faults for a while, then none, and then the fleet must be well.
 fn live(world: &mut World) {
     world.deploy_everywhere();
+    let weather = some_weather(world);
+    set_machines(world);
     world.start_all();
-    let weather =
-        Weather { faults_per_mille: [0, 20, 60, 150][world.random.index(4)], kinds: world.random.next() };
-    if weather.faults_per_mille > 0 && weather.kinds & 1 << 32 == 0 {
-        world.crash_per_mille = [2, 10][world.random.index(2)];
-    }
-    world.guard_fails_per_mille = [0, 0, 50, 300][world.random.index(4)];
-    world.guard_pace = [Pace::Usual, Pace::Slow][world.random.index(2)];
-    world.slow_per_mille = [0, 100, 300][world.random.index(3)];
-    world.max_lapsed = [0, 1, 2][world.random.index(3)];
-    // The mistakes are all about what strict mode promises.
-    if world.mistake.is_none() && world.random.chance(FAST_PER_MILLE) {
-        world.mode = FlipMode::Fast;
-    }
-    set_clocks(world);
-    for _ in 0..ACTIONS_MAX {
+    for _ in 0..ACTIONS_MAX.max(ACTIONS_FOR_HOST * world.machines.len() as u64) {
         act(world, weather);
         world.check();
         if world.violation.is_some() {
@@ -204,26 +201,64 @@ fn live(world: &mut World) {
     }
 }
 
-/// Clocks that are as far off as is allowed for, and guards that take as long as they may.
-fn set_clocks(world: &mut World) {
+fn some_weather(world: &mut World) -> Weather {
+    let rarely = |per_mille: u64, hosts: u64| (per_mille * FAIR_HOSTS / hosts.max(FAIR_HOSTS)).max(1);
+    let hosts = world.machines.len() as u64;
+    let faults = [0, 20, 60, 150][world.random.index(4)];
+    let weather = Weather {
+        faults_per_mille: if faults == 0 { 0 } else { rarely(faults, hosts) },
+        kinds: world.random.next(),
+    };
+    if faults > 0 && weather.kinds & 1 << 32 == 0 {
+        world.crash_per_mille = rarely([2, 10][world.random.index(2)], hosts);
+    }
+    world.guard_fails_per_mille = [0, 0, 50, 300][world.random.index(4)];
+    world.hooks_fail_per_mille = [0, 0, 0, 100][world.random.index(4)] * FAIR_HOSTS / hosts.max(FAIR_HOSTS);
+    world.guard_pace = [Pace::Usual, Pace::Slow][world.random.index(2)];
+    world.slow_per_mille = [0, 100, 300][world.random.index(3)];
+    world.read_ms_max = [0, 5, 40][world.random.index(3)];
+    world.max_lapsed = [0, 1, 2][world.random.index(3)];
+    world.drifts = world.random.chance(750);
+    // All mistakes but one are about what strict mode promises.
+    let is_fast = match world.mistake {
+        None => world.random.chance(FAST_PER_MILLE),
+        Some(mistake) => mistake == Mistake::TimeOfDayOff,
+    };
+    world.mode = if is_fast { FlipMode::Fast } else { FlipMode::Strict };
+    weather
+}
+
+/// Clocks that are as far off as is allowed for, links of all lengths, and guards that take as long as they may.
+fn set_machines(world: &mut World) {
     let timing = world.roster_in_force().policy().timing;
-    let rho = i64::try_from(timing.rate_error_ppm).expect("small");
-    let mut drift_ppm = || [-rho, 0, rho][world.random.index(3)];
-    world.clock = Clock { drift_ppm: drift_ppm() };
-    let drifts: Vec<i64> = world.machines.iter().map(|_| drift_ppm()).collect();
-    for (machine, drift_ppm) in world.machines.iter_mut().zip(drifts) {
-        machine.clock = Clock { drift_ppm };
-        machine.fence_ms = [1, timing.fence_ms][world.random.index(2)];
+    let attested = i64::try_from(timing.clock_error_ms).expect("small");
+    let is_off = world.mistake == Some(Mistake::TimeOfDayOff);
+    let error = if is_off { attested * FAR_OFF } else { attested };
+    world.clock = some_clock(world);
+    let jitter_ms = [0, 2, 10][world.random.index(3)];
+    for index in 0..world.machines.len() {
+        let clock = some_clock(world);
+        let machine = &mut world.machines[index];
+        let random = &mut world.random;
+        machine.clock = clock;
+        machine.unix_error_ms = [-error, 0, error][random.index(3)];
+        machine.fence_ms = [1, timing.fence_ms][random.index(2)];
+        machine.start_ms = random.below(START_MS_MAX);
+        if jitter_ms > 0 {
+            let mut delay = || Delay { least_ms: random.below(jitter_ms), jitter_ms };
+            machine.route = Route { up: delay(), down: delay() };
+        }
     }
 }
 
 fn act(world: &mut World, weather: Weather) {
-    world.now += world.random.below(5);
+    let pause = world.pause(5);
+    world.pass_time(world.now + pause);
     if world.random.chance(weather.faults_per_mille) {
         let kind = world.random.index(FAULTS.len());
         if weather.kinds & 1 << kind == 0 {
             let host = world.random.index(world.machines.len());
-            note!(world, "{:?} {}", FAULTS[kind], world.machines[host].name);
+            note!(world, "{} {:?} {}", world.now, FAULTS[kind], world.machines[host].name);
             inflict(world, FAULTS[kind], host);
             return;
         }
@@ -254,239 +289,24 @@ fn act(world: &mut World, weather: Weather) {
     }
 }
 
-fn inflict(world: &mut World, fault: Fault, host: usize) {
-    match fault {
-        Fault::Cut => world.cut(host),
-        Fault::GiveUp => world.give_up(host),
-        Fault::HangUp => {
-            if world.machines[host].link.is_some() {
-                world.hang_up(host);
-                world.host_event(host, crate::host::Event::Disconnected);
-            }
-        }
-        Fault::CrashAgent => world.crash_agent(host),
-        Fault::Reboot => world.reboot(host),
-        Fault::CrashCoordinator => world.crash_coordinator(),
-        Fault::Abort => {
-            if world.coordinator.fleet.is_some() {
-                let _ = world.abort();
-            }
-        }
-        Fault::Tamper => {
-            let release = world.random.index(RELEASES);
-            world.machines[host].trees[release] =
-                if world.random.chance(500) { Tree::Tampered } else { Tree::Missing };
-        }
-        Fault::ServiceEnds => world.end_service(host),
-        Fault::Deadline => {
-            world.pass_deadline();
-        }
-        Fault::Clone => join_a_clone(world, host),
-        Fault::RollBackDisk => roll_back_disk(world, host),
-        Fault::AddHost => {
-            let hosts = world.machines.len() + 1;
-            // Whoever was removed stays away: its journal is of another life.
-            let nobody_left = world.roster_in_force().hosts().len() == world.machines.len();
-            if world.coordinator.fleet.is_some() && hosts <= HOSTS_MAX && nobody_left {
-                let _ = world.change_roster(hosts);
-            }
-        }
-        Fault::RemoveHost => {
-            let hosts = world.roster_in_force().hosts().len() - 1;
-            if world.coordinator.fleet.is_some() && hosts > 0 {
-                if world.mistake == Some(Mistake::RemovedAfterOffer) {
-                    world.fenced.insert(host_name(hosts + 1));
-                    world.give_up(hosts);
-                }
-                let _ = world.change_roster(hosts);
-            }
-        }
-        Fault::Partition => world.machines[host].hold = Hold::Network,
-        Fault::PassTime => {
-            let pause = world.random.below(PAUSE_MS_MAX);
-            world.pass_time(world.now + pause);
-        }
-    }
-}
-
-/// What time and people put right.
-fn recover(world: &mut World, host: usize) {
-    note!(world, "recover {}", world.machines[host].name);
-    match world.random.below(5) {
-        4 => world.machines[host].hold = Hold::Nothing,
-        0 => world.start_coordinator(),
-        1 => world.start_agent(host),
-        2 => {
-            let release = world.random.index(RELEASES);
-            world.machines[host].trees[release] = Tree::Good;
-            if let Some(session) = world.machines[host].session() {
-                let (host, manifest) = (host_name(host + 1), world.releases[release].manifest);
-                world.coordinate(Event::Deployed { host, session, manifest });
-            }
-        }
-        _ => {
-            if matches!(world.machines[host].disk, Disk::Newest) && is_duplicate(world, host) {
-                world.readmit(&host_name(host + 1));
-            }
-        }
-    }
-}
-
-fn is_duplicate(world: &World, host: usize) -> bool {
-    let session = world.coordinator.sessions.get(&host_name(host + 1));
-    session.is_some_and(|session| session.identity == Identity::Duplicate)
-}
-
-/// Another machine with the same identity shows a token that the first one has used up. It must not be let in, and the
-/// identity must be quarantined.
-fn join_a_clone(world: &mut World, host: usize) {
-    let name = host_name(host + 1);
-    let Some(known) = world.coordinator.sessions.get(&name).cloned() else { return };
-    let is_member = world.roster_in_force().position(&name).is_some();
-    if world.coordinator.fleet.is_none() || known.readmitted || !is_member {
-        return;
-    }
-    let spent = world.machines[host].history.iter().rev().find(|(record, _)| {
-        record.token.is_some_and(|token| token != known.next && !known.accepts(Some(token)))
-    });
-    let Some((record, journal)) = spent.cloned() else { return };
-    let session = world.next_session();
-    let report = JoinReport {
-        token: record.token,
-        boot_id: known.boot_id,
-        agent_version: "0.1.0".to_owned(),
-        protocol: crate::fleet::PROTOCOL,
-        nonce: Nonce::from_bytes(world.random.bytes()),
-        journal,
-        standing: record.standing(),
-        serving: muster_model::ServingReport::Dark,
-    };
-    let next = Token::from_bytes(world.random.bytes());
-    world.coordinate(Event::Joining { host: name.clone(), session, report, next });
-    let Some(fleet) = &world.coordinator.fleet else { return };
-    let is_let_in = fleet.hosts().iter().any(|view| view.session == Some(session));
-    if is_let_in || !is_duplicate(world, host) {
-        world.violate(format!("P9: a clone of {name} was let in"));
-    }
-}
-
-/// The machine is restored from an image that is older than what it told when it joined last.
-fn roll_back_disk(world: &mut World, host: usize) {
-    let Some(known) = world.coordinator.sessions.get(&host_name(host + 1)) else { return };
-    let machine = &world.machines[host];
-    if known.readmitted || matches!(machine.disk, Disk::RolledBack(_)) {
-        return;
-    }
-    let older: Vec<_> = machine.history.iter().filter(|(_, head)| head.seq < known.journal.seq).collect();
-    if older.is_empty() {
-        return;
-    }
-    let (record, journal) = older[world.random.clone().index(older.len())].clone();
-    // By then nothing is under way any more.
-    world.reboot(host);
-    for link in std::mem::take(&mut world.machines[host].old_links) {
-        world.stream_left(host, &link);
-    }
-    let machine = &mut world.machines[host];
-    let newest =
-        (std::mem::replace(&mut machine.record, record), std::mem::replace(&mut machine.journal, journal));
-    machine.disk = Disk::RolledBack(Box::new(newest));
-}
-
-/// Brings about what a mistake about leases shows in: a host that hears nothing any more, at the worst moment.
-fn provoke(world: &mut World) {
-    let is_decided = matches!(world.coordinator.record.phase, Phase::Decided(_));
-    match world.mistake {
-        Some(Mistake::WaitTooShort | Mistake::WaitSkippedAtTakeOver) if is_decided => {
-            let held = world.random.index(world.machines.len());
-            if matches!(world.machines[held].record.mode, Mode::Armed { .. }) {
-                world.machines[held].hold = Hold::Network;
-            }
-            if world.mistake == Some(Mistake::WaitSkippedAtTakeOver) {
-                world.crash_coordinator();
-                world.start_coordinator();
-            }
-            world.pass_deadline();
-        }
-        Some(Mistake::CloseCancelsDeadline) if is_decided => {
-            let failing = world.random.index(world.machines.len());
-            world.machines[failing].closes_to_fail = 1;
-            let tried = world.machines[failing].lease.is_none() && world.machines[failing].guard.is_some();
-            if tried && matches!(world.machines[failing].record.mode, Mode::Armed { .. }) {
-                world.crash_agent(failing);
-                world.pass_deadline();
-            }
-        }
-        Some(Mistake::StaleAdmit) if world.random.chance(FORGED_PER_MILLE) => {
-            let rebooted = world.random.index(world.machines.len());
-            world.reboot(rebooted);
-            world.start_agent(rebooted);
-        }
-        Some(_) | None => {}
-    }
-}
-
-/// Says something in the coordinator's name that it would not say now.
-fn forge(world: &mut World) {
-    let index = world.random.index(world.machines.len());
-    let leadership = world.coordinator.record.leadership;
-    let machine = &world.machines[index];
-    if machine.session().is_none() {
-        return;
-    }
-    let message = match (world.mistake, &machine.record.mode) {
-        (Some(Mistake::StaleAdmit), Mode::Serve(_)) => match (machine.offered, machine.nonce) {
-            (Some((epoch, release)), Some(nonce)) if !machine.permitted => {
-                ToHost::Admit { epoch, release, nonce }
-            }
-            _ => return,
-        },
-        (Some(Mistake::StrayDisarm), Mode::Armed { k, .. }) => ToHost::Disarm { k: *k },
-        (Some(Mistake::ForgedOpen), Mode::Closed { k, next, .. }) => {
-            let (k, epoch, release) = (*k, next.epoch, next.release);
-            let mut secrets: Vec<Secret> =
-                world.machines.iter().filter_map(|it| revealed(&it.record.mode)).collect();
-            let wrong = Secret::from_bytes(world.random.bytes());
-            match world.random.below(3) {
-                // One too few, one wrong, or one too many.
-                0 => secrets.truncate(secrets.len().saturating_sub(1)),
-                1 => secrets[0] = wrong,
-                2.. => secrets.push(wrong),
-            }
-            ToHost::Open { k, epoch, release, secrets: secrets.into_iter().map(Closure::Revealed).collect() }
-        }
-        _ => return,
-    };
-    note!(world, "forged for {}: {message:?}", world.machines[index].name);
-    let link: Option<&mut Link> = world.machines[index].link.as_mut();
-    if let Some(link) = link {
-        world.opens_forged += u64::from(matches!(message, ToHost::Open { .. }));
-        // Ahead of what the coordinator says, but within the session.
-        let at = usize::from(matches!(link.down.front(), Some((_, ToHost::Joined { .. }, _))));
-        link.down.insert(at, (leadership, message, Origin::Forger));
-    }
-}
-
-/// What a host that has closed made known.
-const fn revealed(mode: &Mode) -> Option<Secret> {
-    match mode {
-        Mode::Closed { next, .. } => Some(next.secret),
-        Mode::Serve(_) | Mode::Armed { .. } => None,
-    }
-}
-
 /// No faults any more, and everything that people can put right is put right: then the fleet must settle.
 fn heal(world: &mut World) {
     note!(world, "--- heal ---");
     world.crash_per_mille = 0;
     world.guard_fails_per_mille = 0;
+    world.hooks_fail_per_mille = 0;
+    world.stop_deposed();
     for index in 0..world.machines.len() {
         world.machines[index].hold = Hold::Nothing;
-        if matches!(world.machines[index].disk, Disk::RolledBack(_)) {
+        world.machines[index].route = Route::default();
+        world.machines[index].run = Run::Running;
+        world.guard_returns(index);
+        if matches!(world.machines[index].image, Image::RolledBack(_)) {
             world.reboot(index);
             let machine = &mut world.machines[index];
-            if let Disk::RolledBack(newest) = std::mem::replace(&mut machine.disk, Disk::Newest) {
-                (machine.record, machine.journal) = *newest;
+            if let Image::RolledBack(newest) = std::mem::replace(&mut machine.image, Image::Newest) {
+                let (record, journal) = *newest;
+                machine.install(record, journal);
             }
         }
     }
@@ -503,7 +323,36 @@ fn heal(world: &mut World) {
     pass_deadlines(world);
     world.report_deployed();
     world.rest();
+    resume(world);
     expect_settled(world, "after everything was put right");
+}
+
+/// A fleet that was halted, or a host, serves nothing until an order resumes it.
+fn resume(world: &mut World) {
+    let roster = world.roster_in_force();
+    let is_member = |machine: &&Machine| roster.position(&machine.name).is_some();
+    let halted: Vec<&Machine> =
+        world.machines.iter().filter(is_member).filter(|it| it.record.halted.is_some()).collect();
+    if let Some(open) = halted.iter().find(|machine| machine.guard.is_some()) {
+        let violation = format!("stuck: {} is halted and serves", open.name);
+        return world.violate(violation);
+    }
+    if halted.is_empty() && world.coordinator.record.halted.is_none() {
+        return;
+    }
+    note!(world, "--- resume ---");
+    let serving = world.coordinator.record.serving;
+    let to = world.releases.iter().position(|it| Some(it.manifest) == serving).unwrap_or_default();
+    if world.violation.is_some() || world.coordinator.fleet.is_none() {
+        return;
+    }
+    // Hosts that are still to open cannot flip at an instant.
+    let proposal = world.proposal(to, |order| order.mode = FlipMode::Strict);
+    if let Err(refusal) = world.propose_this(&proposal) {
+        return world.violate(format!("stuck: a fleet that is halted cannot resume: {refusal}"));
+    }
+    world.rest();
+    pass_deadlines(world);
 }
 
 /// A rollout that waits for an answer that was lost is given up at its deadline; one that was decided has the others open

@@ -1,13 +1,19 @@
 //! What must hold in the simulated world after every action, and at every write and message.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use muster_model::{Epoch, FlipMode, FromHost, HostName, Purpose, RolloutId, ToHost};
 
-use super::machine::{Disk, Machine};
+use super::coordinator::Seat;
+use super::machine::{Image, Machine};
 use super::world::{Fate, World};
-use crate::fleet::{Armament, FleetRecord, Identity, Phase};
+use crate::fleet::{Armament, FleetRecord, Identity, Limits, Phase};
 use crate::host::{HostRecord, Mode, Switch, SwitchStage};
+
+/// "OPENED within W + 2 s."
+const COMPLETION_SLACK: Duration = Duration::from_secs(2);
+const CLOCK_TICK_MS: u64 = 1;
 
 impl World {
     /// What must hold at every moment.
@@ -29,15 +35,71 @@ impl World {
                     violations.push(format!("P2: epoch {} is served before it was opened", open.0));
                 }
             }
-            // P9: at most one active session for each host and fleet.
+            // P9: at most one active session for each host and fleet. What a leader has that was deposed does not count.
+            let leadership = self.coordinator.record.leadership;
             let links = machine.link.iter().chain(&machine.old_links);
-            if links.filter(|link| link.accepted && link.server_open).count() > 1 {
+            let active = links.filter(|it| it.accepted && it.server_open && it.leadership == leadership);
+            if active.count() > 1 {
                 violations.push(format!("P9: {} has two sessions", machine.name));
             }
         }
         for violation in violations {
             self.violate(violation);
         }
+        self.check_completed_in_time();
+        self.check_skew();
+    }
+
+    /// P12: once DECIDED and with a live leader and no more hosts silent than the order lets lapse, OPENED within W + 2 s.
+    fn check_completed_in_time(&mut self) {
+        let record = &self.coordinator.record;
+        let (Phase::Decided(armament), Some(fleet)) = (&record.phase, &self.coordinator.fleet) else {
+            self.completing = None;
+            return;
+        };
+        let now = self.clock_of(Seat::Leading).at(self.now);
+        let (k, leadership) = (armament.rollout.k, record.leadership);
+        let since = match self.completing {
+            Some((decided, leader, since)) if (decided, leader) == (k, leadership) => since,
+            Some(_) | None => now,
+        };
+        let (silent, lead) = match armament.rollout.mode {
+            FlipMode::Strict => (fleet.roster().hosts().len() - fleet.acknowledged(), Duration::ZERO),
+            FlipMode::Fast => (0, Limits::default().fast_lead),
+        };
+        let limit = fleet.roster().policy().timing.wait() + lead + COMPLETION_SLACK;
+        let is_late = now.since(since) > limit && silent <= armament.rollout.max_lapsed as usize;
+        self.completing = Some((k, leadership, since));
+        if is_late {
+            self.violate(format!("P12: rollout {k} was decided and is not opened after {limit:?}"));
+        }
+    }
+
+    /// P13: in fast mode no release is served beside the next for longer than clocks, fences and starts are apart.
+    fn check_skew(&mut self) {
+        let mut served = self.machines.iter().filter_map(|machine| machine.guard);
+        let first = served.next();
+        let is_mixed = self.mode == FlipMode::Fast && served.any(|open| Some(open) != first);
+        let since = is_mixed.then(|| self.mixed_since.unwrap_or(self.now));
+        self.mixed_since = since;
+        let bound = self.skew_ms_max();
+        if let Some(since) = since.filter(|since| self.now - since > bound) {
+            let skew = self.now - since;
+            self.violate(format!("P13: two releases are served for {skew} ms, and may be for {bound} ms"));
+        }
+    }
+
+    /// "Skew ≤ 2ε + F + start jitter", and what the hosts' clocks may drift apart in the time to the instant, which is
+    /// turned into each host's own time when it arms.
+    fn skew_ms_max(&self) -> u64 {
+        let timing = self.roster_in_force().policy().timing;
+        let start_ms = self.machines.iter().map(|machine| machine.start_ms).max().unwrap_or_default();
+        let drift = self.machines.iter().map(|machine| machine.clock.drift_ppm.unsigned_abs()).max();
+        let drift = drift.unwrap_or_default();
+        let on_hosts = 2 * timing.clock_error_ms + timing.fence_ms + start_ms;
+        let apart = 2 * drift * self.instant_ahead_ms / (1_000_000 - drift);
+        // Each of the two ends is read off a clock of whole milliseconds.
+        on_hosts + on_hosts * drift / (1_000_000 - drift) + apart + 2 * CLOCK_TICK_MS
     }
 
     /// What must hold when a fleet record is written.
@@ -54,6 +116,17 @@ impl World {
             if target != rollout.to {
                 self.violate(format!("P10: rollout {} has two targets", rollout.k));
             }
+        }
+        self.events += 1;
+        match (&before.phase, &next.phase) {
+            (Phase::Arming(was), Phase::Arming(is)) if was == is => {}
+            (Phase::Arming(was), _) => {
+                self.left_arming.insert(was.rollout.k, self.events);
+            }
+            _ => {}
+        }
+        if let Phase::Arming(Armament { instant: Some(instant), .. }) = &next.phase {
+            self.instant_ahead_ms = instant.0.saturating_sub(self.unix_now().0);
         }
         match (&before.phase, &next.phase) {
             (Phase::Decided(was), Phase::Decided(is)) if was == is => {}
@@ -134,8 +207,13 @@ impl World {
     }
 
     /// P7: no message of the coordinator's without its durable record before it.
-    pub(super) fn check_to_host(&mut self, host: &HostName, message: &ToHost) {
-        let record = &self.coordinator.record;
+    pub(super) fn check_to_host(&mut self, seat: Seat, host: &HostName, message: &ToHost) {
+        self.check_granted(host, message);
+        // One that was deposed speaks of what was durable when it led.
+        let record = match (seat, self.coordinator.at(seat)) {
+            (Seat::Deposed, Some(fleet)) => fleet.record(),
+            (Seat::Leading | Seat::Deposed, _) => &self.coordinator.record,
+        };
         let is_offered = record.offers.include(host);
         let is_durable = match message {
             ToHost::Joined { next } => {
@@ -173,9 +251,23 @@ impl World {
             self.violate(format!("P7: the coordinator said {message:?} to {host} before it was durable"));
         }
         let rolled_back =
-            self.machines.iter().any(|it| it.name == *host && matches!(it.disk, Disk::RolledBack(_)));
+            self.machines.iter().any(|it| it.name == *host && matches!(it.image, Image::RolledBack(_)));
         if rolled_back && matches!(message, ToHost::Joined { .. }) {
             self.violate(format!("{host} was let in with a disk that was rolled back"));
+        }
+    }
+
+    /// P5: a grant rests on a read begun after the request: at some moment since, the rollout was in ARMING and its leader
+    /// led.
+    fn check_granted(&mut self, host: &HostName, message: &ToHost) {
+        let ToHost::Grant { k, n } = message else { return };
+        let heard = self.machines.iter().find(|machine| machine.name == *host).and_then(|it| it.heard);
+        let Some((heard_k, heard_n, heard)) = heard else { return };
+        let left = self.left_arming.get(k).copied();
+        if (heard_k, heard_n) == (*k, *n) && left.is_some_and(|left| left < heard) {
+            self.violate(format!(
+                "P5: {host} is granted what it asked for after rollout {k} had left ARMING"
+            ));
         }
     }
 
@@ -254,9 +346,9 @@ impl World {
 
 /// What a host has promised. A disk that was rolled back does not undo it: such a host is not let in.
 const fn newest(machine: &Machine) -> &HostRecord {
-    match &machine.disk {
-        Disk::Newest => &machine.record,
-        Disk::RolledBack(newest) => &newest.0,
+    match &machine.image {
+        Image::Newest => &machine.record,
+        Image::RolledBack(newest) => &newest.0,
     }
 }
 

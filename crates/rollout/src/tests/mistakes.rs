@@ -86,6 +86,36 @@ fn a_host_that_is_removed_after_an_offer_is_caught() {
 }
 
 #[test]
+fn a_deposed_leader_that_grants_without_reading_is_caught() {
+    let failure = caught(Mistake::GrantWithoutReading);
+    assert!(failure.violation.starts_with("P5"), "{failure:?}");
+}
+
+#[test]
+fn a_record_that_is_claimed_to_be_durable_before_its_sync_is_caught() {
+    let failure = caught(Mistake::DurableBeforeSync);
+    assert!(failure.violation.starts_with("P7"), "{failure:?}");
+}
+
+#[test]
+fn a_tree_that_is_not_looked_at_is_caught() {
+    let failure = caught(Mistake::TreesNotLookedAt);
+    assert!(failure.violation.starts_with("P8"), "{failure:?}");
+}
+
+#[test]
+fn a_time_of_day_that_is_further_off_than_attested_is_caught() {
+    let failure = caught(Mistake::TimeOfDayOff);
+    assert!(failure.violation.starts_with("P13"), "{failure:?}");
+}
+
+#[test]
+fn a_timer_that_never_fires_is_caught() {
+    let failure = caught(Mistake::TimerForgotten);
+    assert!(failure.violation.starts_with("P12"), "{failure:?}");
+}
+
+#[test]
 fn forged_open_is_refused_by_every_host() {
     match search(Some(Mistake::ForgedOpen), 0..HISTORIES) {
         Ok(coverage) => assert!(coverage.opens_forged > 0, "{coverage:?}"),

@@ -1,7 +1,9 @@
 //! N hosts and a coordinator in one deterministic world, on the code that runs in production.
 //!
-//! `world` and `machine` are the simulator, `invariants` what must always hold in it, `history` random histories,
-//! `mistakes` the proof that these find what they look for, and `scenarios` readable examples.
+//! `world` is the simulator: `clock`, `disk` and `link` are what its machines are made of, `machine`, `agent` and `guard`
+//! the hosts, `coordinator` and `store` those who lead, `operator` the people. `invariants` is what must always hold in it,
+//! `history` random histories with their `faults`, `mistakes` the proof that these find what they look for, which
+//! `provoke` brings to light, and `scenarios` readable examples.
 
 #![expect(
     clippy::disallowed_methods,
@@ -18,12 +20,21 @@ macro_rules! note {
     };
 }
 
+mod agent;
+mod clock;
+mod coordinator;
+mod disk;
+mod faults;
 mod guard;
 mod history;
 mod invariants;
+mod link;
 mod machine;
 mod mistakes;
+mod operator;
 mod papers;
+mod provoke;
 mod random;
 mod scenarios;
+mod store;
 mod world;

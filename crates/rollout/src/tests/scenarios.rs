@@ -3,6 +3,7 @@
 mod evidence;
 mod flips;
 mod halts;
+mod leaders;
 mod leases;
 mod membership;
 mod recovery;
@@ -10,7 +11,8 @@ mod refusals;
 
 use muster_model::{Blocker, Code, RolloutId, ToHost};
 
-use super::machine::{Link, Origin, Pending};
+use super::link::{Link, Origin};
+use super::machine::Pending;
 use super::world::World;
 use crate::fleet::{End, Phase};
 use crate::host::Mode;
@@ -68,7 +70,7 @@ impl World {
     fn say(&mut self, index: usize, message: ToHost) {
         let leadership = self.coordinator.record.leadership;
         let link: &mut Link = self.machines[index].link.as_mut().expect("the host is connected");
-        link.down.push_front((leadership, message, Origin::Forger));
+        link.down.insert(0, (leadership, message, Origin::Forger));
         self.advance(index, Pending::Down);
     }
 

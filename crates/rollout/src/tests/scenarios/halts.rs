@@ -1,18 +1,13 @@
 //! Halt and resume.
 
-use muster_model::{Blocker, Code, OrderKind, RolloutId};
+use muster_model::{Code, OrderKind, RolloutId};
 
+use super::super::machine::{GuardWork, Pending};
 use super::super::world::World;
 use super::{is_arming, is_decided, is_opened};
 use crate::fleet::{Outcome, Phase};
 
 impl World {
-    fn halt(&mut self) {
-        let fleet = self.coordinator.fleet.as_mut().expect("the coordinator is up");
-        let step = fleet.halt(Blocker::fleet(Code::Halted, "by ops"));
-        self.fleet_step(step);
-    }
-
     #[track_caller]
     fn expect_all_dark(&self) {
         assert_eq!(self.violation, None);
@@ -102,6 +97,73 @@ fn a_host_that_was_halted_by_hand_is_dark_until_the_next_order() {
     world.propose_this(&resume).expect("some host is halted");
     world.rest();
     world.expect_all_serve(0, 2);
+}
+
+#[test]
+fn a_host_that_is_halted_by_hand_while_it_is_connected_can_be_resumed() {
+    let mut world = World::settled();
+    world.halt_by_hand(1);
+    world.rest();
+    let fleet = world.coordinator.fleet.as_ref().expect("it is up");
+    assert_eq!(fleet.hosts()[1].halted, Some(RolloutId(1)), "it says so when it is offered to serve again");
+    world.flip(0);
+    world.expect_all_serve(0, 2);
+    let fleet = world.coordinator.fleet.as_ref().expect("it is up");
+    assert_eq!(fleet.hosts()[1].halted, None);
+}
+
+#[test]
+fn a_fleet_that_was_halted_resumes_with_a_host_that_joined_meanwhile() {
+    let mut world = World::settled();
+    world.halt();
+    world.rest();
+    world.change_roster(4).expect("it is settled");
+    world.deploy_everywhere();
+    world.rest();
+    world.report_deployed();
+    world.rest();
+    world.expect_all_dark();
+    world.flip(0);
+    world.expect_all_serve(0, 2);
+}
+
+#[test]
+fn a_halt_that_the_guard_did_not_hear_of_is_done_when_the_agent_is_back() {
+    let mut world = World::settled();
+    world.halt();
+    world.advance(1, Pending::Down);
+    assert!(world.machines[1].record.halted.is_some() && world.machines[1].guard.is_some());
+    world.machines[1].guard_work.clear();
+    world.crash_agent(1);
+    world.start_agent(1);
+    world.rest();
+    world.expect_all_dark();
+}
+
+#[test]
+fn a_halt_while_the_guard_is_gone_is_done_when_it_is_back() {
+    let mut world = World::settled();
+    world.guard_dies(1);
+    world.halt();
+    world.rest();
+    assert!(world.machines[1].guard.is_some(), "a link goes on without a guard");
+    world.guard_returns(1);
+    world.rest();
+    world.expect_all_dark();
+}
+
+#[test]
+fn a_guard_that_tells_of_a_halt_while_it_is_asked_to_end_it_does_not_halt_the_host_again() {
+    let mut world = World::settled();
+    world.halt();
+    world.rest();
+    world.propose(0).expect("an order resumes it");
+    let opens = |work: &GuardWork| matches!(work, GuardWork::Open { .. });
+    world.expect_until(|world| world.machines[1].guard_work.iter().any(opens));
+    world.machines[1].guard_work.push_front(GuardWork::Say);
+    world.rest();
+    world.expect_all_serve(0, 2);
+    assert_eq!(world.machines[1].record.halted, None);
 }
 
 #[test]

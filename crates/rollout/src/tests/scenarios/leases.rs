@@ -2,7 +2,8 @@
 
 use muster_model::{BootTime, Code, FlipMode, HostMode, ToHost};
 
-use super::super::machine::{Hold, Machine, Pending};
+use super::super::link::Hold;
+use super::super::machine::{Machine, Pending};
 use super::super::world::World;
 use super::{codes, is_armed, is_arming, is_closed, is_decided, is_opened};
 use crate::fleet::{Outcome, Phase};

@@ -119,7 +119,7 @@ fn a_coordinator_that_is_older_than_its_hosts_does_not_lead() {
     let backup = world.coordinator.record.clone();
     world.flip(0);
     world.crash_coordinator();
-    world.coordinator.record = backup;
+    world.coordinator.install(backup);
     world.start_coordinator();
     // The old stream ends, and the agent comes back.
     world.advance(0, Pending::Down);

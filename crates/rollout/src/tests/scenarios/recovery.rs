@@ -170,7 +170,8 @@ fn machine_that_is_made_anew_while_the_others_open_is_readmitted_and_the_fleet_s
     world.flip_until(1, is_opened);
     world.reboot(1);
     let (fleet, host) = (world.machines[1].record.fleet.clone(), world.machines[1].record.host.clone());
-    world.machines[1].record = HostRecord::first(fleet, host.clone());
+    let journal = world.machines[1].journal;
+    world.machines[1].install(HostRecord::first(fleet, host.clone()), journal);
     world.readmit(&host);
     world.start_agent(1);
     world.rest();
