@@ -308,8 +308,12 @@ impl Fleet {
         let host = &mut self.hosts[index];
         host.trouble.clear();
         host.was_resumed();
-        if !matches!(host.mode(), Some(HostMode::Armed(..))) {
-            host.set_mode(HostMode::Serve(epoch));
+        match host.mode() {
+            // It has armed since it began to serve this epoch.
+            Some(HostMode::Armed(_, armed_at)) if armed_at == epoch => {}
+            Some(HostMode::Armed(..) | HostMode::Serve(_) | HostMode::Closed(_)) | None => {
+                host.set_mode(HostMode::Serve(epoch));
+            }
         }
         host.serves(Some(epoch));
         let boot = host.session.as_ref().map(|session| session.boot_id.clone());
