@@ -204,6 +204,7 @@ impl World {
             Effect::Halt => self.ask_later(index, GuardWork::Halt),
             Effect::Close { k, .. } => self.ask_later(index, GuardWork::Close { k }),
             Effect::Open { epoch, release, resume } => {
+                self.check_permit(index, epoch, release);
                 self.ask_later(index, GuardWork::Open { epoch, release, resume });
             }
             Effect::Hang(refusal) => {

@@ -201,7 +201,7 @@ impl World {
     /// The coordinator's machine loses power, and what it wrote and did not sync.
     pub(super) fn power_off_coordinator(&mut self) {
         self.crash_coordinator();
-        self.coordinator.file.lose_power(&mut self.random);
+        self.seen.torn += u64::from(self.coordinator.file.lose_power(&mut self.random));
         self.coordinator.unsynced.clear();
         self.clock.restart(self.now);
     }
@@ -294,6 +294,7 @@ impl World {
         };
         if !records.is_empty() && !self.coordinator.may_write(seat) {
             note!(self, "  the write of {seat:?} is refused");
+            self.seen.refused_writes += 1;
             return self.stop(seat);
         }
         let writes = records.len() + usize::from(!records.is_empty());

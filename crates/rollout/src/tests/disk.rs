@@ -47,11 +47,12 @@ impl File {
         self.sync();
     }
 
-    /// The power goes: any suffix of what was not synced is lost, and what is left of it may be garbled.
-    pub(super) fn lose_power(&mut self, random: &mut SplitMix64) {
+    /// The power goes: any suffix of what was not synced is lost, and what is left of it may be garbled. Says whether
+    /// there was anything to lose.
+    pub(super) fn lose_power(&mut self, random: &mut SplitMix64) -> bool {
         let unsynced = self.bytes.len() - self.synced;
         if unsynced == 0 {
-            return;
+            return false;
         }
         self.bytes.truncate(self.synced + random.index(unsynced + 1));
         let kept = self.bytes.len() - self.synced;
@@ -60,6 +61,7 @@ impl File {
             let from = self.bytes.len() - garbled;
             self.bytes[from..].fill(0);
         }
+        true
     }
 
     /// Reads all records back, as a program does that starts: a torn tail is dropped, and what is left is synced before
@@ -104,7 +106,7 @@ fn what_was_synced_survives_and_a_torn_tail_is_dropped() {
         file.sync();
         file.append(b"written");
         file.append(b"written as well");
-        file.lose_power(&mut random);
+        assert!(file.lose_power(&mut random));
         let bodies = file.open().expect("nothing durable is damaged");
         let all: [&[u8]; 3] = [b"synced", b"written", b"written as well"];
         assert!(!bodies.is_empty() && all.starts_with(&bodies.iter().map(Vec::as_slice).collect::<Vec<_>>()));

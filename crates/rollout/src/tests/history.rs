@@ -6,24 +6,29 @@ use std::time::Instant;
 
 use muster_model::{BootTime, Digest, FlipMode};
 
-use super::faults::{FAULTS, inflict, is_duplicate, recover, some_clock};
+use super::faults::{FAULTS, PAUSE_MS_MAX, inflict, is_duplicate, recover, some_clock};
 use super::link::{Delay, Hold, Route};
 use super::machine::{Image, Machine, Pace, Run};
 use super::papers::host_name;
 use super::provoke::{FORGED_PER_MILLE, forge, provoke};
 use super::random::SplitMix64;
-use super::world::{Mistake, RELEASES, World};
+use super::world::{Mistake, RELEASES, Seen, World};
 use crate::fleet::{Fleet, Phase};
+use crate::host::Mode;
 
 /// How many histories are run unless it is told otherwise.
 const HISTORIES: u64 = 3_000;
-const ACTIONS_MAX: u64 = 250;
+const ACTIONS_MAX: u64 = 400;
 /// Enough hosts for any mistake to show, where little gets in its way.
 const FEW_HOSTS: usize = 3;
 /// How much more happens in a large fleet.
 const ACTIONS_FOR_HOST: u64 = 60;
 /// Up to how many hosts faults are as frequent as they may be: in a larger fleet each of them stops all hosts.
 const FAIR_HOSTS: u64 = 5;
+/// How much more often something goes wrong while hosts are armed or close.
+const CRITICAL_WEIGHT: u64 = 6;
+/// How often a host falls silent, if it is the worst moment for it.
+const SILENCED_PER_MILLE: u64 = 100;
 /// Where that is the mistake: how much more the time of day is off than hosts attest.
 const FAR_OFF: i64 = 20;
 /// How long a service may take to start at an instant.
@@ -51,6 +56,7 @@ pub(super) struct Coverage {
     pub(super) aborted: u64,
     pub(super) opens_forged: u64,
     pub(super) hosts: u64,
+    pub(super) seen: Seen,
 }
 
 /// Which faults a history has, and how often. Each history leaves some out, so that others get further.
@@ -74,7 +80,8 @@ fn random_histories_keep_every_invariant_and_settle() {
     print_rate(histories, coverage, begun);
     // A search that never gets anywhere finds nothing.
     let is_search = number("MUSTER_SEED").is_none();
-    assert!(!is_search || (coverage.decided > 0 && coverage.aborted > 0), "{coverage:?}");
+    let is_found = coverage.decided > 0 && coverage.aborted > 0 && coverage.seen.is_complete();
+    assert!(!is_search || histories < HISTORIES || is_found, "{coverage:?}");
 }
 
 #[test]
@@ -127,6 +134,7 @@ pub(super) fn search(mistake: Option<Mistake>, seeds: Range<u64>) -> Result<Cove
         sum.aborted += part.aborted;
         sum.opens_forged += part.opens_forged;
         sum.hosts += part.hosts;
+        sum.seen.add(part.seen);
     }
     Ok(sum)
 }
@@ -151,6 +159,20 @@ fn trace(seed: u64, mistake: Option<Mistake>) -> String {
     world.log.unwrap_or_default().join("\n")
 }
 
+impl Seen {
+    const fn add(&mut self, other: Self) {
+        self.lapsed += other.lapsed;
+        self.fast += other.fast;
+        self.refused_writes += other.refused_writes;
+        self.torn += other.torn;
+    }
+
+    /// Whether each has happened.
+    const fn is_complete(self) -> bool {
+        self.lapsed > 0 && self.fast > 0 && self.refused_writes > 0 && self.torn > 0
+    }
+}
+
 impl Coverage {
     fn add(&mut self, world: &World) {
         let decided =
@@ -159,6 +181,7 @@ impl Coverage {
         self.aborted += world.fates.len() as u64 - decided;
         self.opens_forged += world.opens_forged;
         self.hosts += world.machines.len() as u64;
+        self.seen.add(world.seen);
     }
 }
 
@@ -204,13 +227,13 @@ fn live(world: &mut World) {
 fn some_weather(world: &mut World) -> Weather {
     let rarely = |per_mille: u64, hosts: u64| (per_mille * FAIR_HOSTS / hosts.max(FAIR_HOSTS)).max(1);
     let hosts = world.machines.len() as u64;
-    let faults = [0, 20, 60, 150][world.random.index(4)];
+    let faults = [0, 5, 15, 50][world.random.index(4)];
     let weather = Weather {
         faults_per_mille: if faults == 0 { 0 } else { rarely(faults, hosts) },
         kinds: world.random.next(),
     };
     if faults > 0 && weather.kinds & 1 << 32 == 0 {
-        world.crash_per_mille = rarely([2, 10][world.random.index(2)], hosts);
+        world.crash_per_mille = rarely([4, 20][world.random.index(2)], hosts);
     }
     world.guard_fails_per_mille = [0, 0, 50, 300][world.random.index(4)];
     world.hooks_fail_per_mille = [0, 0, 0, 100][world.random.index(4)] * FAIR_HOSTS / hosts.max(FAIR_HOSTS);
@@ -254,7 +277,12 @@ fn set_machines(world: &mut World) {
 fn act(world: &mut World, weather: Weather) {
     let pause = world.pause(5);
     world.pass_time(world.now + pause);
-    if world.random.chance(weather.faults_per_mille) {
+    // What goes wrong between ARM and OPENED is what the protocol is for.
+    let weight = match world.coordinator.record.phase {
+        Phase::Arming(_) | Phase::Decided(_) => CRITICAL_WEIGHT,
+        Phase::Settled | Phase::Preparing(_) | Phase::Opened(_) => 1,
+    };
+    if world.random.chance(weather.faults_per_mille * weight) {
         let kind = world.random.index(FAULTS.len());
         if weather.kinds & 1 << kind == 0 {
             let host = world.random.index(world.machines.len());
@@ -262,6 +290,10 @@ fn act(world: &mut World, weather: Weather) {
             inflict(world, FAULTS[kind], host);
             return;
         }
+    }
+    if weather.faults_per_mille > 0 && weather.kinds & 1 << 33 == 0 && world.random.chance(SILENCED_PER_MILLE)
+    {
+        silence_an_armed_host(world);
     }
     if world.mistake.is_some() && world.random.chance(FORGED_PER_MILLE) {
         forge(world);
@@ -284,8 +316,20 @@ fn act(world: &mut World, weather: Weather) {
             world.connect(host);
         }
         25.. => {
-            world.progress();
+            if !world.progress() {
+                world.idle(PAUSE_MS_MAX);
+            }
         }
+    }
+}
+
+/// A host that has armed for a rollout that is decided hears nothing any more.
+fn silence_an_armed_host(world: &mut World) {
+    let host = world.random.index(world.machines.len());
+    let is_decided = matches!(world.coordinator.record.phase, Phase::Decided(_));
+    if is_decided && matches!(world.machines[host].record.mode, Mode::Armed { .. }) {
+        note!(world, "{} {} is cut off", world.now, world.machines[host].name);
+        world.machines[host].hold = Hold::Network;
     }
 }
 

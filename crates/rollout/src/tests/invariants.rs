@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use muster_model::{Epoch, FlipMode, FromHost, HostName, Purpose, RolloutId, ToHost};
+use muster_model::{Digest, Epoch, FlipMode, FromHost, HostName, Purpose, RolloutId, ToHost};
 
 use super::coordinator::Seat;
 use super::machine::{Image, Machine};
@@ -136,6 +136,8 @@ impl World {
             }
             (_, Phase::Decided(_)) => self.violate("P10: decided from another phase than ARMING"),
             (Phase::Decided(was), Phase::Opened(is)) if was.rollout.k == is.k => {
+                self.seen.lapsed += u64::from(!is.lapsed.is_empty());
+                self.seen.fast += u64::from(is.mode == FlipMode::Fast);
                 if is.mode == FlipMode::Strict {
                     self.check_opened(is.k, &is.lapsed);
                 }
@@ -161,6 +163,17 @@ impl World {
             || epoch_of(next) < epoch_of(before);
         if fell {
             let violation = format!("P6: a counter of {} fell", next.host);
+            self.violate(violation);
+        }
+    }
+
+    /// P8: a permit implies that what runs is the release, as far as the last look at its tree in this boot goes. What is
+    /// served already is not started again.
+    pub(super) fn check_permit(&mut self, index: usize, epoch: Epoch, release: Digest) {
+        let machine = &self.machines[index];
+        let is_open = machine.guard == Some((epoch, release));
+        if !is_open && !machine.examined[self.position_of(release)] {
+            let violation = format!("P8: {} opens a tree that it has not found good", machine.name);
             self.violate(violation);
         }
     }

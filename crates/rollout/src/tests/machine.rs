@@ -270,6 +270,12 @@ impl Machine {
         }
     }
 
+    /// When the agent's own deadline comes.
+    pub(super) fn next_due(&self) -> Option<u64> {
+        let agent = self.agent.as_ref().filter(|_| self.run == Run::Running)?;
+        agent.next_deadline().map(|due| self.clock.when(due))
+    }
+
     /// When the next message arrives that is under way.
     pub(super) fn next_arrival(&self) -> Option<u64> {
         let up = self.link.iter().chain(&self.old_links).filter(|link| link.server_open);
@@ -438,7 +444,7 @@ impl World {
         self.hang_up(index);
         let now = self.now;
         let machine = &mut self.machines[index];
-        machine.file.lose_power(&mut self.random);
+        self.seen.torn += u64::from(machine.file.lose_power(&mut self.random));
         machine.unsynced = None;
         machine.agent = None;
         machine.run = Run::Running;

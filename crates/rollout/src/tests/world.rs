@@ -130,8 +130,22 @@ pub(super) struct World {
     pub(super) opens_forged: u64,
     /// Orders to roll back that the coordinator called for by itself.
     pub(super) rollbacks: Vec<Papers>,
+    pub(super) seen: Seen,
     pub(super) violation: Option<String>,
     pub(super) log: Option<Vec<String>>,
+}
+
+/// How often what a history is about has happened in it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// A flip was completed over hosts that were silent.
+    pub(super) lapsed: u64,
+    /// A flip in fast mode was completed.
+    pub(super) fast: u64,
+    /// A leader that was deposed wanted to write.
+    pub(super) refused_writes: u64,
+    /// The power went while something was written.
+    pub(super) torn: u64,
 }
 
 /// Something that could happen next.
@@ -192,6 +206,7 @@ impl World {
             targets: BTreeMap::new(),
             opens_forged: 0,
             rollbacks: Vec::new(),
+            seen: Seen::default(),
             violation: None,
             log: None,
         };
@@ -311,6 +326,16 @@ impl World {
         }
         self.check();
         true
+    }
+
+    /// Nothing happens before the next timer, or for a while.
+    pub(super) fn idle(&mut self, ms_max: u64) {
+        let leader = self.coordinator.at(Seat::Leading).and_then(Fleet::next_deadline);
+        let leader = leader.map(|deadline| self.clock.when(deadline));
+        let agents = self.machines.iter().filter_map(Machine::next_due);
+        let next = agents.chain(leader).chain(self.next_alarm().map(|(at, _)| at)).min();
+        let until = next.unwrap_or(u64::MAX).min(self.now + ms_max);
+        self.pass_time(until.max(self.now));
     }
 
     /// How long passes before something happens: in a large fleet many things happen at once.

@@ -229,6 +229,26 @@ fn a_host_that_does_not_hear_the_decision_fences_before_the_instant() {
 }
 
 #[test]
+fn a_host_that_flips_at_the_instant_and_is_told_to_close_before_it_could_say_so_is_admitted_again() {
+    let mut world = World::settled();
+    world.mode = FlipMode::Fast;
+    world.flip_until(1, is_decided);
+    world.rest();
+    world.hold_still(0);
+    world.pass(3000);
+    let said = world.machines[0].guard_work.pop_front().expect("its guard has flipped");
+    world.rest();
+    world.pass_deadline();
+    assert!(is_opened(&world.coordinator.record.phase));
+    world.let_go(0);
+    world.cut(0);
+    world.expect_until(|world| !world.machines[0].guard_work.is_empty());
+    world.machines[0].guard_work.push_front(said);
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
 fn too_many_hosts_that_do_not_start_call_for_the_order_to_roll_back() {
     let mut world = World::settled();
     let proposal = world.proposal_with_contingency(1);
