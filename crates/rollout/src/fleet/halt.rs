@@ -56,9 +56,9 @@ impl super::Host {
     }
 
     /// Takes note that the host refuses to open because it was halted, perhaps by hand since it joined.
-    pub(super) fn was_halted(&mut self) {
+    pub(super) fn was_halted(&mut self, fleet: Option<RolloutId>) {
         if let Some(known) = &mut self.known {
-            known.halted.get_or_insert(known.last_k);
+            known.halted = Some(fleet.unwrap_or(known.last_k));
         }
     }
 

@@ -368,10 +368,8 @@ impl Fleet {
         let halted = self.record.halted;
         let host = &mut self.hosts[index];
         host.serves(None);
-        if refusal.blockers.iter().any(|blocker| blocker.code == Code::Halted)
-            && let Some(known) = &mut host.known
-        {
-            known.halted = Some(halted.unwrap_or(known.last_k));
+        if refusal.code() == Some(Code::Halted) {
+            host.was_halted(halted);
         }
         host.trouble =
             refusal.blockers.iter().map(|blocker| crate::gate::at_host(blocker, &host.name)).collect();
