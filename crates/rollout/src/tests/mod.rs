@@ -31,6 +31,7 @@ mod invariants;
 mod link;
 mod machine;
 mod mistakes;
+mod model;
 mod operator;
 mod papers;
 mod provoke;
