@@ -223,15 +223,8 @@ fn a_rollout_that_is_given_up_and_another() {
         sights: &[Sight::AbortThenFlip, Sight::TwoFlipsCompleted, Sight::RolloutFromOpened],
         ..CALM
     };
-    explore(
-        short,
-        Config {
-            ticks: 3,
-            clock: Clock::WhileDecided,
-            kinds: &[Fault::Abort, Fault::Cut, Fault::Reboot],
-            ..short
-        },
-    );
+    let kinds = &[Fault::Abort, Fault::Cut, Fault::Reboot, Fault::TakeOver];
+    explore(short, Config { kinds, removals: 1, ..short });
 }
 
 #[test]
@@ -247,10 +240,8 @@ fn a_host_that_is_removed() {
         sights: &[Sight::RemovalInOpened, Sight::RemovalThenFlip],
         ..CALM
     };
-    explore(
-        short,
-        Config { faults: 2, kinds: &[Fault::Cut, Fault::GiveUp, Fault::Abort, Fault::TakeOver], ..short },
-    );
+    let kinds = &[Fault::Cut, Fault::GiveUp, Fault::Abort, Fault::Reboot];
+    explore(short, Config { kinds, ..short });
 }
 
 #[test]
@@ -271,7 +262,7 @@ fn two_flips_and_any_faults_at_once() {
 #[test]
 fn faults_at_both_hosts() {
     let short = Config { name: "both hosts", victims: 2, faults: 2, kinds: ANY, ..CALM };
-    explore(short, Config { faults: 3, ..short });
+    explore(short, Config { rollouts: 2, removals: 1, ..short });
 }
 
 #[test]
@@ -292,5 +283,5 @@ fn slow_work() {
 #[test]
 fn three_hosts() {
     let short = Config { name: "three hosts", hosts: 3, faults: 1, kinds: ANY, ..CALM };
-    explore(short, Config { ticks: 3, clock: Clock::WhileDecided, ..short });
+    explore(short, Config { faults: 2, ..short });
 }
