@@ -191,7 +191,7 @@ impl Turn<'_> {
             }
             Effect::Seal { k, release: _ } => self.host_event(index, Event::Sealed { k, outcome: Ok(()) }),
             Effect::Quiesce { k } => self.ask_guard(index, GuardWork::Quiesce { k }),
-            Effect::Lease { k, deadline } => self.ask_guard(index, GuardWork::Lease { k, deadline }),
+            Effect::Lease { k, deadline, .. } => self.ask_guard(index, GuardWork::Lease { k, deadline }),
             Effect::Extend { k, deadline } => self.ask_guard(index, GuardWork::Extend { k, deadline }),
             Effect::Lift { k } => self.ask_guard(index, GuardWork::Lift { k }),
             Effect::Close { k, attempt: _ } => self.ask_guard(index, GuardWork::Close { k }),
