@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use muster_artifact::{BlobStore, clean_leftovers};
-use muster_daemon::{Shutdown, boot_id, clock_state};
+use muster_daemon::{Machine, Shutdown, boot_id, clock_state};
 use muster_guard::{Guard, GuardClient};
 use muster_model::{
     Assurance, BootGate, BootId, ClockState, Digest, Epoch, FleetName, HostFacts, HostName, Scope, UnixTime,
 };
-use muster_mtls::{Address, ClientTls, Credentials, Role};
+use muster_mtls::{Address, ClientTls, Credentials, Dialer, Role};
 use muster_proto::PROTOCOL;
 use muster_rollout::host::Profile;
 use muster_store::{Recovery, Store};
@@ -40,6 +40,8 @@ pub struct Coordinator {
     pub address: Address,
     /// With what this host proves who it is, and whom it trusts.
     pub tls: ClientTls,
+    /// How connections to it are made.
+    pub dialer: Dialer,
 }
 
 /// One fleet of an agent.
@@ -72,6 +74,8 @@ pub struct Parts {
     pub clock_error_ms: Option<u64>,
     /// A digest of the agent's configuration, which is attested.
     pub config: Digest,
+    /// Whose clocks, randomness and threads it uses.
+    pub machine: Machine,
     /// The fleets.
     pub fleets: Vec<FleetParts>,
 }
@@ -103,7 +107,7 @@ impl Parts {
             store: None,
         });
         Ok(Self {
-            coordinator: Coordinator { address: config.address()?, tls },
+            coordinator: Coordinator { address: config.address()?, tls, dialer: Dialer::default() },
             state: config.state.clone(),
             root: TrustRoot::pin(&root).map_err(trust(&config.root))?,
             attestation_key: SigningKey::read(&config.attestation_key)
@@ -113,6 +117,7 @@ impl Parts {
             jobs: config.jobs(),
             clock_error_ms: config.clock_error_ms,
             config: config.digest(),
+            machine: Machine::real(),
             fleets: fleets.collect(),
         })
     }
@@ -121,7 +126,7 @@ impl Parts {
 impl Agent {
     /// Puts an agent together: opens its blobs and journals, and removes what was left unfinished. Blocks.
     pub fn new(parts: Parts) -> Result<Self, AgentError> {
-        let Parts { coordinator, state, root, attestation_key, guard, guard_events, .. } = parts;
+        let Parts { coordinator, state, root, attestation_key, guard, guard_events, machine, .. } = parts;
         let identity = coordinator.tls.credentials().identity().clone();
         if identity.role != Role::Agent {
             return Err(AgentError::NotAnAgent { identity: identity.to_string() });
@@ -131,6 +136,7 @@ impl Agent {
             .map_err(|source| AgentError::State { host: host.clone(), source })?;
         let base = Base {
             host: host.clone(),
+            machine: machine.clone(),
             state,
             root: Arc::new(root),
             key: Arc::new(attestation_key),
@@ -154,7 +160,7 @@ impl Agent {
             let fleets = routes.iter().map(|route| (route.fleet.clone(), route.inbox.clone())).collect();
             GuardWatch { client, host: host.clone(), fleets }
         });
-        let line = Line { coordinator, host: host.clone(), routes };
+        let line = Line { coordinator, host: host.clone(), machine, routes };
         Ok(Self { host, line, drivers, watch })
     }
 
@@ -192,6 +198,7 @@ impl Agent {
 /// What the fleets of one agent share.
 struct Base {
     host: HostName,
+    machine: Machine,
     state: PathBuf,
     root: Arc<TrustRoot>,
     key: Arc<SigningKey>,
@@ -230,9 +237,15 @@ impl Base {
         let tools = Tools {
             fleet: fleet.clone(),
             host: self.host.clone(),
+            machine: self.machine.clone(),
             trees,
             lanes: Arc::clone(lanes),
-            library: Arc::new(Library::new(Arc::clone(root), self.host.clone(), fleet.clone())),
+            library: Arc::new(Library::new(
+                Arc::clone(root),
+                self.machine.clone(),
+                self.host.clone(),
+                fleet.clone(),
+            )),
             key: Arc::clone(key),
             deployer: deployer.clone(),
         };
@@ -254,6 +267,7 @@ impl Base {
         let (host, blobs) = (self.host.clone(), self.blobs.clone());
         Ok(Arc::new(Trees {
             host,
+            machine: self.machine.clone(),
             blobs,
             releases,
             seals,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use muster_artifact::{ArtifactError, BlobStore, BlobWriter, Durability};
-use muster_daemon::{crash_point, fault_point};
+use muster_daemon::{Machine, crash_point, fault_point};
 use muster_model::{Code, Digest, HostName, Refusal};
 use muster_proto::v1;
 use muster_proto::v1::blobs_client::BlobsClient;
@@ -22,6 +22,7 @@ const WRITE_BYTES: usize = 1 << 20;
 /// Pulls a blob into memory, at most `bytes_max` long, and checks that it is what its digest says.
 pub(crate) async fn pull(
     channel: Channel,
+    machine: &Machine,
     host: &HostName,
     what: &str,
     digest: Digest,
@@ -37,7 +38,7 @@ pub(crate) async fn pull(
         bytes.extend_from_slice(&chunk);
     }
     // Megabytes take milliseconds to hash, in which the runtime would do nothing else.
-    on_thread(host, {
+    on_thread(machine, host, {
         let (host, what) = (host.clone(), what.to_owned());
         move || {
             let measured = Digest::of(&bytes);
@@ -56,6 +57,7 @@ pub(crate) async fn pull(
 pub(crate) async fn pull_into(
     store: &BlobStore,
     channel: Channel,
+    machine: &Machine,
     host: &HostName,
     (digest, size): (Digest, u64),
     arrived: impl Fn(u64),
@@ -74,10 +76,10 @@ pub(crate) async fn pull_into(
         collected.extend_from_slice(&chunk);
         if collected.len() >= WRITE_BYTES {
             let bytes = std::mem::take(&mut collected);
-            sink = write(host, move || sink.write(&bytes)).await?;
+            sink = write(machine, host, move || sink.write(&bytes)).await?;
         }
     }
-    write(host, move || sink.write(&collected)?.finish()).await?;
+    write(machine, host, move || sink.write(&collected)?.finish()).await?;
     crash_point("agent.deploy.blob");
     Ok(())
 }
@@ -85,12 +87,13 @@ pub(crate) async fn pull_into(
 /// Puts bytes that are in memory into the store.
 pub(crate) async fn put(
     store: &BlobStore,
+    machine: &Machine,
     host: &HostName,
     digest: Digest,
     bytes: Vec<u8>,
 ) -> Result<Vec<u8>, Refusal> {
     let sink = Sink::Unopened { store: store.clone(), digest, size: bytes.len() as u64 };
-    write(host, move || {
+    write(machine, host, move || {
         sink.write(&bytes)?.finish()?;
         Ok(bytes)
     })
@@ -98,11 +101,12 @@ pub(crate) async fn put(
 }
 
 async fn write<T: Send + 'static>(
+    machine: &Machine,
     host: &HostName,
     work: impl FnOnce() -> Result<T, ArtifactError> + Send + 'static,
 ) -> Result<T, Refusal> {
     let at = host.clone();
-    on_thread(host, move || {
+    on_thread(machine, host, move || {
         fault_point("agent.blob.write").map_err(|error| refusal::of_io(&at, "write a blob", &error))?;
         work().map_err(|error| refusal::of_artifact(&at, &error))
     })

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_artifact::{ArtifactError, InstallOptions, Installed, Progress};
-use muster_daemon::{crash_point, fault_point, unix_time};
+use muster_daemon::{crash_point, fault_point};
 use muster_model::{Code, Digest, FleetName, HostName, MAX_MANIFEST_BYTES, Manifest, Refusal};
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body;
@@ -119,6 +119,7 @@ impl Shared {
             let _slot = self.slots.deployments.acquire().await.expect("slots are never closed");
             let counts = Counts::default();
             tokio::select! {
+                biased;
                 outcome = self.deploy(release, deploy.manifest_size, &counts) => outcome,
                 never = self.tell_progress(release, &counts) => match never {},
             }
@@ -143,8 +144,9 @@ impl Shared {
     /// The manifest of a release that this fleet's release keys have signed.
     async fn verify(&self, envelope: Vec<u8>) -> Result<Digest, Refusal> {
         let (root, fleet, host) = (Arc::clone(&self.root), self.fleet.clone(), self.host.clone());
-        on_thread(&self.host, move || {
-            root.verify_release(&envelope, &fleet, unix_time())
+        let now = self.trees.machine.unix_time();
+        on_thread(&self.trees.machine, &self.host, move || {
+            root.verify_release(&envelope, &fleet, now)
                 .map(|release| release.document().manifest)
                 .map_err(|error| refusal::of_trust(&host, Code::SignatureInvalid, &error))
         })
@@ -215,7 +217,8 @@ impl Shared {
     /// Builds the tree, or repairs it by an exchange, and measures it by reading it again.
     async fn install(&self, manifest: Arc<Manifest>) -> Result<Installed, Setback> {
         let (trees, host) = (Arc::clone(&self.trees), self.host.clone());
-        let installing = tokio::task::spawn_blocking(move || {
+        let machine = trees.machine.clone();
+        let installing = machine.run_blocking(move || {
             crash_point("agent.deploy.before-install");
             fault_point("agent.install")
                 .map_err(|error| Setback::Final(refusal::of_io(&host, "install a release", &error)))?;
@@ -242,7 +245,10 @@ impl Shared {
 
     async fn tell_inventory(&self, uplink: &Uplink) {
         let trees = Arc::clone(&self.trees);
-        let Ok(releases) = on_thread(&self.host, move || Ok(trees.inventory())).await else { return };
+        let Ok(releases) = on_thread(&self.trees.machine, &self.host, move || Ok(trees.inventory())).await
+        else {
+            return;
+        };
         let manifests = releases.iter().map(|release| release.as_bytes().to_vec()).collect();
         uplink.send(&self.fleet, Body::Inventory(v1::Inventory { manifests }));
     }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use muster_daemon::unix_time;
+use muster_daemon::Machine;
 use muster_model::{Code, Digest, Documents, FleetName, HostName, Refusal};
 use muster_rollout::host::Evidence;
 use muster_trust::{Authentic, ENVELOPE_BYTES_MAX, EVIDENCE_BYTES_MAX, TrustRoot, verify_evidence};
@@ -16,6 +16,7 @@ use crate::refusal;
 #[derive(Debug)]
 pub(crate) struct Library {
     root: Arc<TrustRoot>,
+    machine: Machine,
     host: HostName,
     fleet: FleetName,
     /// The last roster's envelope: the largest document, and the one that seldom changes.
@@ -31,8 +32,13 @@ struct Pulled {
 }
 
 impl Library {
-    pub(crate) const fn new(root: Arc<TrustRoot>, host: HostName, fleet: FleetName) -> Self {
-        Self { root, host, fleet, roster: Mutex::new(None) }
+    pub(crate) const fn new(
+        root: Arc<TrustRoot>,
+        machine: Machine,
+        host: HostName,
+        fleet: FleetName,
+    ) -> Self {
+        Self { root, machine, host, fleet, roster: Mutex::new(None) }
     }
 
     /// Pulls all four documents and verifies their signatures. Whether they fit together and fit this host is for
@@ -42,7 +48,7 @@ impl Library {
         channel: Channel,
         documents: Documents,
     ) -> Result<Box<Evidence>, Refusal> {
-        let one = |what, digest, max| pull(channel.clone(), &self.host, what, digest, max);
+        let one = |what, digest, max| pull(channel.clone(), &self.machine, &self.host, what, digest, max);
         let (order, release, roster, evidence) = tokio::try_join!(
             one("order", documents.order, ENVELOPE_BYTES_MAX),
             one("release", documents.release, ENVELOPE_BYTES_MAX),
@@ -50,8 +56,8 @@ impl Library {
             one("evidence", documents.evidence, EVIDENCE_BYTES_MAX),
         )?;
         let pulled = Pulled { order, release, roster, evidence };
-        let host = self.host.clone();
-        on_thread(&host, move || self.verify_signatures(&pulled)).await
+        let (machine, host) = (self.machine.clone(), self.host.clone());
+        on_thread(&machine, &host, move || self.verify_signatures(&pulled)).await
     }
 
     async fn roster(&self, channel: Channel, digest: Digest) -> Result<Arc<[u8]>, Refusal> {
@@ -59,13 +65,14 @@ impl Library {
         if let Some((_, roster)) = known.filter(|(known, _)| *known == digest) {
             return Ok(roster);
         }
-        let roster: Arc<[u8]> = pull(channel, &self.host, "roster", digest, ENVELOPE_BYTES_MAX).await?.into();
+        let roster: Arc<[u8]> =
+            pull(channel, &self.machine, &self.host, "roster", digest, ENVELOPE_BYTES_MAX).await?.into();
         *self.roster.lock().unwrap_or_else(PoisonError::into_inner) = Some((digest, Arc::clone(&roster)));
         Ok(roster)
     }
 
     fn verify_signatures(&self, pulled: &Pulled) -> Result<Box<Evidence>, Refusal> {
-        let now = unix_time();
+        let now = self.machine.unix_time();
         let refuse = |code| move |error| refusal::of_trust(&self.host, code, &error);
         let invalid = refuse(Code::SignatureInvalid);
         let order = self.root.verify_order(&pulled.order, now).map_err(invalid)?;

@@ -11,7 +11,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_daemon::{Shutdown, boot_time, crash_point, unix_time};
+use muster_daemon::{DECISIONS, Machine, Shutdown, crash_point};
 use muster_guard::{Drill, DriverKind, FleetState, Guard, GuardError};
 use muster_model::{
     Attestation, BootTime, Digest, Durable, FleetName, FromHost, HostName, Leadership, Nonce, Refusal, Scope,
@@ -76,6 +76,7 @@ pub(crate) enum Input {
 pub(crate) struct Tools {
     pub(crate) fleet: FleetName,
     pub(crate) host: HostName,
+    pub(crate) machine: Machine,
     pub(crate) trees: Arc<Trees>,
     pub(crate) lanes: Arc<Lanes>,
     pub(crate) library: Arc<Library>,
@@ -147,7 +148,7 @@ impl FleetDriver {
         (post, inbox): (mpsc::Sender<Input>, mpsc::Receiver<Input>),
     ) -> Self {
         Self {
-            guard: GuardQueue::new(guard, tools.fleet.clone()),
+            guard: GuardQueue::new(tools.machine.clone(), guard, tools.fleet.clone()),
             host: Host::new(record, profile.clone()),
             tools,
             profile,
@@ -175,7 +176,7 @@ impl FleetDriver {
                 () = &mut requested => return Ok(()),
                 input = self.inbox.recv() => input.expect("the driver itself holds a sender of its inbox"),
                 () = reached(due) => Input::Due,
-                () = reached_on_boot_clock(lease_due) => Input::LeaseDue,
+                () = reached_on_boot_clock(&self.tools.machine, lease_due) => Input::LeaseDue,
             };
             self.take(input).await?;
         }
@@ -223,9 +224,9 @@ impl FleetDriver {
 
     /// One turn: step, write if there is something to write, then the effects in order.
     async fn step(&mut self, event: Event) -> Result<(), AgentError> {
-        let mut entropy = [0; 32];
-        getrandom::fill(&mut entropy).map_err(|source| AgentError::Random { source })?;
-        let now = Now { boot: boot_time(), unix: unix_time() };
+        let machine = &self.tools.machine;
+        let entropy = machine.random().map_err(|source| AgentError::Random { source })?;
+        let now = Now { boot: machine.boot_time(), unix: machine.unix_time() };
         let effects = match self.host.handle(event, now, entropy) {
             Step::Act(effects) => effects,
             Step::Write(write) => {
@@ -244,7 +245,10 @@ impl FleetDriver {
 
     async fn make_durable(&mut self, records: Vec<HostRecord>) -> Result<Durable, AgentError> {
         let mut journal = self.journal.take().expect("the journal is back after each write");
-        let written = tokio::task::spawn_blocking(move || {
+        for record in &records {
+            tracing::trace!(target: DECISIONS, host = %self.tools.host, ?record, "writes");
+        }
+        let written = self.tools.machine.run_blocking(move || {
             let outcome = journal.append(&records);
             (journal, outcome)
         });
@@ -425,15 +429,14 @@ impl FleetDriver {
     async fn join(&mut self) -> Result<(), AgentError> {
         self.session = Session::Joining;
         self.due = Some(Instant::now() + JOIN_TIMEOUT);
-        let mut nonce = [0; 32];
-        getrandom::fill(&mut nonce).map_err(|source| AgentError::Random { source })?;
+        let nonce = self.tools.machine.random().map_err(|source| AgentError::Random { source })?;
         let journal = self.journal.as_ref().expect("the journal is back after each write").head();
         self.step(Event::Connected { nonce: Nonce::from_bytes(nonce), journal }).await
     }
 
     /// Tries to begin a session again later, over the same stream: the sessions of other fleets go on.
     fn put_off(&mut self) -> Result<(), AgentError> {
-        let random = getrandom::u64().map_err(|source| AgentError::Random { source })?;
+        let random = self.tools.machine.random_u64().map_err(|source| AgentError::Random { source })?;
         self.session = Session::None;
         self.due = Some(Instant::now() + self.again.next(random));
         Ok(())
@@ -514,6 +517,7 @@ impl FleetDriver {
 
     fn send(&self, message: FromHost) {
         if let Some(uplink) = &self.uplink {
+            tracing::trace!(target: DECISIONS, host = %self.tools.host, ?message, "says");
             uplink.send(&self.tools.fleet, convert::to_coordinator(message));
         }
     }
@@ -559,9 +563,9 @@ fn silent(refusal: Option<Refusal>) -> Event {
 }
 
 /// Only renewals wait here: a host that sleeps too long asks too late, and its guard fences it.
-async fn reached_on_boot_clock(due: Option<BootTime>) {
+async fn reached_on_boot_clock(machine: &Machine, due: Option<BootTime>) {
     match due {
-        Some(due) => tokio::time::sleep(due.since(boot_time())).await,
+        Some(due) => tokio::time::sleep(due.since(machine.boot_time())).await,
         None => std::future::pending().await,
     }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_daemon::{boot_time, crash_point};
+use muster_daemon::{Machine, crash_point};
 use muster_guard::{
     Armed, Drill, FleetState, Guard, GuardError, LinkState, Opened, RefusalCode, ServiceState,
 };
@@ -99,6 +99,7 @@ pub(crate) struct Answer {
 
 /// What waits for the guard of one fleet. At most one question is under way; the rest waits here.
 pub(crate) struct GuardQueue {
+    machine: Machine,
     guard: Arc<dyn Guard>,
     fleet: FleetName,
     waiting: VecDeque<Ask>,
@@ -117,8 +118,8 @@ pub(crate) enum Queued {
 }
 
 impl GuardQueue {
-    pub(crate) const fn new(guard: Arc<dyn Guard>, fleet: FleetName) -> Self {
-        Self { guard, fleet, waiting: VecDeque::new(), running: false, open: None }
+    pub(crate) const fn new(machine: Machine, guard: Arc<dyn Guard>, fleet: FleetName) -> Self {
+        Self { machine, guard, fleet, waiting: VecDeque::new(), running: false, open: None }
     }
 
     /// Puts a question at the end. One that repeats the last one waiting is answered together with it.
@@ -145,7 +146,7 @@ impl GuardQueue {
         }
         let ask = self.waiting.pop_front()?;
         self.running = true;
-        Some(tokio::spawn(carry_out(Arc::clone(&self.guard), self.fleet.clone(), ask)))
+        Some(tokio::spawn(carry_out(self.machine.clone(), Arc::clone(&self.guard), self.fleet.clone(), ask)))
     }
 
     /// Takes note of an answer, and tells since when what was opened is open: opening what is open has no second
@@ -257,13 +258,14 @@ pub(crate) fn why_dark(state: &FleetState, host: &HostName) -> Option<Refusal> {
     Some(refusal::at(host, Code::StartFailed, detail))
 }
 
-async fn carry_out(guard: Arc<dyn Guard>, fleet: FleetName, ask: Ask) -> Answer {
+async fn carry_out(machine: Machine, guard: Arc<dyn Guard>, fleet: FleetName, ask: Ask) -> Answer {
     if let Ask::Close { attempt, .. } = ask
         && attempt > 0
     {
         tokio::time::sleep(close_delay(attempt)).await;
     }
-    let asked = tokio::task::spawn_blocking(move || {
+    let clock = machine.clone();
+    let asked = machine.run_blocking(move || {
         let (outcome, drill) = match ask {
             Ask::Drill => drill(&*guard, &fleet),
             Ask::Status
@@ -278,13 +280,13 @@ async fn carry_out(guard: Arc<dyn Guard>, fleet: FleetName, ask: Ask) -> Answer 
             | Ask::Decide { .. }
             | Ask::Halt => (put(&*guard, &fleet, ask), None),
         };
-        (outcome, drill, boot_time())
+        (outcome, drill, clock.boot_time())
     });
     match asked.await {
         Ok((outcome, drill, at)) => Answer { ask, outcome, drill, at },
         Err(error) => {
             let outcome = Err(GuardError::Protocol { detail: format!("the guard's client failed: {error}") });
-            Answer { ask, outcome, drill: None, at: boot_time() }
+            Answer { ask, outcome, drill: None, at: machine.boot_time() }
         }
     }
 }
@@ -451,7 +453,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_turns_all_away_but_closings_and_repetitions_count_once() {
-        let mut queue = GuardQueue::new(Arc::new(Never), FleetName::new("smars").unwrap());
+        let mut queue = GuardQueue::new(Machine::real(), Arc::new(Never), FleetName::new("smars").unwrap());
         let open = |epoch| Ask::Open {
             opened: Opened { epoch: Epoch(epoch), digest: digest() },
             resume: Resume::No,
@@ -471,7 +473,7 @@ mod tests {
 
     #[test]
     fn what_is_open_stays_open_since_it_was_opened() {
-        let mut queue = GuardQueue::new(Arc::new(Never), FleetName::new("smars").unwrap());
+        let mut queue = GuardQueue::new(Machine::real(), Arc::new(Never), FleetName::new("smars").unwrap());
         let open = Opened { epoch: EPOCH, digest: digest() };
         let good = || Ok(state(Some(open), LinkState::Release(digest()), None));
         let mut answer =

@@ -17,12 +17,12 @@ pub(crate) async fn obtain(
     bytes_max: usize,
 ) -> Result<Arc<Manifest>, Refusal> {
     let at = Arc::clone(trees);
-    if let Ok(manifest) = on_thread(&trees.host, move || at.manifest(release)).await {
+    if let Ok(manifest) = on_thread(&trees.machine, &trees.host, move || at.manifest(release)).await {
         return Ok(Arc::new(manifest));
     }
-    let bytes = blobs::pull(channel, &trees.host, "manifest", release, bytes_max).await?;
+    let bytes = blobs::pull(channel, &trees.machine, &trees.host, "manifest", release, bytes_max).await?;
     let host = trees.host.clone();
-    let (manifest, bytes) = on_thread(&trees.host, move || {
+    let (manifest, bytes) = on_thread(&trees.machine, &trees.host, move || {
         let manifest = Manifest::parse(&bytes).map_err(|error| {
             let detail = format!("the manifest {release}: {}", refusal::chain(&error));
             refusal::at(&host, Code::Unsupported, detail)
@@ -30,7 +30,7 @@ pub(crate) async fn obtain(
         Ok((manifest, bytes))
     })
     .await?;
-    blobs::put(&trees.blobs, &trees.host, release, bytes).await?;
+    blobs::put(&trees.blobs, &trees.machine, &trees.host, release, bytes).await?;
     Ok(Arc::new(manifest))
 }
 
@@ -38,8 +38,9 @@ pub(crate) async fn obtain(
 /// an image. With it, what is wrong with the tree can be named; without it, only that nothing was deployed.
 pub(crate) async fn obtain_for_tree(trees: &Arc<Trees>, channel: Channel, release: Digest) {
     let at = Arc::clone(trees);
-    let is_strange =
-        on_thread(&trees.host, move || Ok(at.has_tree(release) && at.manifest(release).is_err()));
+    let is_strange = on_thread(&trees.machine, &trees.host, move || {
+        Ok(at.has_tree(release) && at.manifest(release).is_err())
+    });
     if !is_strange.await.unwrap_or(false) {
         return;
     }

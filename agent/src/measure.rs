@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use muster_artifact::{ArtifactError, BlobStore, MeasureOptions, Measurement, Progress, Seal};
-use muster_model::{Code, Comparable, Digest, HostName, MAX_MANIFEST_BYTES, Manifest, Refusal};
+use muster_daemon::Machine;
+use muster_model::{BootTime, Code, Comparable, Digest, HostName, MAX_MANIFEST_BYTES, Manifest, Refusal};
 use muster_rollout::host::Measured;
 use tokio::sync::Semaphore;
 
@@ -42,6 +43,8 @@ impl Lanes {
 pub(crate) struct Trees {
     /// This host.
     pub(crate) host: HostName,
+    /// Its clocks and threads.
+    pub(crate) machine: Machine,
     /// The host's blobs; manifests are among them.
     pub(crate) blobs: BlobStore,
     /// The folder whose `<digest>` folders are the trees.
@@ -68,19 +71,21 @@ impl Trees {
     pub(crate) fn measure(&self, release: Digest) -> Result<Measured, Refusal> {
         let manifest = self.manifest(release)?;
         let tree = self.tree(release);
+        let begun = self.machine.boot_time();
         let measurement = muster_artifact::measure(&tree, &manifest, &self.options(), &Progress::default())
             .map_err(|error| self.refuse(&error))?;
-        self.accept(release, &measurement)
+        self.accept(release, &measurement, begun)
     }
 
     /// Measures a release's tree in full, and keeps its seal.
     pub(crate) fn seal(&self, release: Digest) -> Result<(), Refusal> {
         let manifest = self.manifest(release)?;
         let tree = self.tree(release);
+        let begun = self.machine.boot_time();
         let (measurement, seal) =
             muster_artifact::seal(&tree, &manifest, &self.options(), &Progress::default())
                 .map_err(|error| self.refuse(&error))?;
-        self.accept(release, &measurement)?;
+        self.accept(release, &measurement, begun)?;
         let seal = seal.ok_or_else(|| {
             refusal::at(&self.host, Code::Unmeasurable, "the tree was measured but could not be sealed")
         })?;
@@ -167,7 +172,12 @@ impl Trees {
         }
     }
 
-    fn accept(&self, release: Digest, measurement: &Measurement) -> Result<Measured, Refusal> {
+    fn accept(
+        &self,
+        release: Digest,
+        measurement: &Measurement,
+        begun: BootTime,
+    ) -> Result<Measured, Refusal> {
         if let Some(refusal) = refusal::of_measurement(&self.host, measurement) {
             return Err(refusal);
         }
@@ -180,8 +190,8 @@ impl Trees {
                 uniform: measurement.uniform,
             },
             clock_error_ms: self.clock_error_ms,
-            at: measurement.started.after(measurement.elapsed),
-            elapsed_ms: u64::try_from(measurement.elapsed.as_millis()).unwrap_or(u64::MAX),
+            at: self.machine.unix_time(),
+            elapsed_ms: u64::try_from(self.machine.boot_time().since(begun).as_millis()).unwrap_or(u64::MAX),
         })
     }
 
@@ -225,11 +235,12 @@ impl Trees {
 /// is not known.
 pub(crate) async fn in_lane<T: Send + 'static>(
     lane: &Arc<Semaphore>,
+    machine: &Machine,
     host: &HostName,
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
     let permit = Arc::clone(lane).acquire_owned().await.expect("lanes are never closed");
-    on_thread(host, move || {
+    on_thread(machine, host, move || {
         let outcome = work();
         drop(permit);
         outcome
@@ -239,10 +250,11 @@ pub(crate) async fn in_lane<T: Send + 'static>(
 
 /// Runs `work` on a thread that may block.
 pub(crate) async fn on_thread<T: Send + 'static>(
+    machine: &Machine,
     host: &HostName,
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
-    match tokio::task::spawn_blocking(work).await {
+    match machine.run_blocking(work).await {
         Ok(outcome) => outcome,
         Err(error) => Err(refusal::at(host, Code::Unmeasurable, format!("the work failed: {error}"))),
     }
@@ -271,6 +283,7 @@ mod tests {
         let packed = pack(&source, &options, &Progress::default()).unwrap();
         let trees = Trees {
             host: HostName::new("host-1").unwrap(),
+            machine: Machine::real(),
             blobs: BlobStore::open(&folder.join("blobs")).unwrap(),
             releases: folder.join("releases"),
             seals: folder.join("seals"),

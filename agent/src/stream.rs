@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use muster_daemon::Shutdown;
+use muster_daemon::{Machine, Shutdown};
 use muster_model::{Code, FleetName, HostName, Incarnation, Leadership, Term};
-use muster_mtls::{ConnectOptions, Start, connect};
+use muster_mtls::{ConnectOptions, Start, connect_through};
 use muster_proto::convert;
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body as Reply;
@@ -41,6 +41,7 @@ pub(crate) struct Route {
 pub(crate) struct Line {
     pub(crate) coordinator: Coordinator,
     pub(crate) host: HostName,
+    pub(crate) machine: Machine,
     pub(crate) routes: Vec<Route>,
 }
 
@@ -76,7 +77,7 @@ impl Line {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
         // At the start as well: after a power cut a thousand agents come at once.
         loop {
-            let random = getrandom::u64().map_err(|source| AgentError::Random { source })?;
+            let random = self.machine.random_u64().map_err(|source| AgentError::Random { source })?;
             tokio::select! {
                 () = tokio::time::sleep(backoff.next(random)) => {}
                 () = shutdown.requested() => return Ok(()),
@@ -95,7 +96,8 @@ impl Line {
     /// One stream, from connecting to its end. All fleets are told of both.
     async fn session(&self, shutdown: &Shutdown) -> (Ended, Standing) {
         let options = ConnectOptions { start: Start::Eager, ..ConnectOptions::default() };
-        let connecting = connect(&self.coordinator.address, &self.coordinator.tls, options);
+        let Coordinator { address, tls, dialer } = &self.coordinator;
+        let connecting = connect_through(dialer, address, tls, options);
         let channel = tokio::select! {
             connected = connecting => match connected {
                 Ok(channel) => channel,
@@ -109,6 +111,7 @@ impl Line {
         self.tell_all(|| Input::Attached(uplink.clone())).await;
         let mut standing = Standing::Strange;
         let ended = tokio::select! {
+            biased;
             ended = self.converse(&uplink, channel, outgoing, &mut standing) => ended,
             () = uplink.ended() => Ended::ByUs,
             () = shutdown.requested() => Ended::Shutdown,

@@ -6,7 +6,7 @@ use std::io::{self, Read as _, Seek as _, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use muster_daemon::unix_time;
+use muster_daemon::{Machine, unix_time};
 use muster_model::{Digest, Incarnation};
 use muster_proto::v1;
 use muster_store::{BackupSummary, Options, StoreError};
@@ -85,7 +85,11 @@ async fn written(
     let (ledger, documents) =
         shared.ledger.run(|ledger| database(ledger)).await.map_err(Error::StoreFailed)?;
     let store = shared.documents.clone();
-    blocking(move || write(&ledger, &documents, &store, Chunks { sender, buffer: Vec::new() })).await
+    // On a thread whatever the machine is: it waits for the reader.
+    blocking(&Machine::real(), move || {
+        write(&ledger, &documents, &store, Chunks { sender, buffer: Vec::new() })
+    })
+    .await
 }
 
 /// The database as it is between two appends, and the documents that it names.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use muster_artifact::{ArtifactError, BlobReader, BlobStore, Durability};
-use muster_daemon::fault_point;
+use muster_daemon::{Machine, fault_point};
 use muster_model::Digest;
 use muster_proto::convert::digest;
 use muster_proto::v1;
@@ -77,7 +77,7 @@ impl v1::blobs_server::Blobs for Blobs {
             )));
         }
         let (blobs, damaged) = (self.shared.documents.blobs().clone(), self.damaged.clone());
-        let digests = tokio::task::spawn_blocking(move || {
+        let digests = self.shared.machine.run_blocking(move || {
             let mut missing = Vec::new();
             for bytes in asked {
                 let name = digest("digests", &bytes).map_err(malformed)?;
@@ -106,6 +106,7 @@ impl v1::blobs_server::Blobs for Blobs {
         let name = digest("digest", &header.digest).map_err(malformed)?;
         let blobs = self.shared.documents.blobs().clone();
         let (chunks, receiver) = mpsc::channel::<Vec<u8>>(CHUNKS_AHEAD);
+        // On a thread whatever the machine is: it waits for the sender.
         let writing = tokio::task::spawn_blocking(move || write_blob(&blobs, name, header.size, receiver));
         while let Some(part) = next_upload(&mut parts, idle).await? {
             let Some(Part::Chunk(chunk)) = part.part else {
@@ -132,8 +133,12 @@ impl v1::blobs_server::Blobs for Blobs {
     ) -> Result<Response<Self::DownloadStream>, Status> {
         let name = digest("digest", &request.into_inner().digest).map_err(malformed)?;
         let (sender, receiver) = mpsc::channel(CHUNKS_UNREAD);
-        let download =
-            Download { blobs: self.shared.documents.blobs().clone(), name, reads: Arc::clone(&self.reads) };
+        let download = Download {
+            machine: self.shared.machine.clone(),
+            blobs: self.shared.documents.blobs().clone(),
+            name,
+            reads: Arc::clone(&self.reads),
+        };
         let damaged = self.damaged.clone();
         tokio::spawn(async move {
             if let Err(error) = download.send(&sender).await {
@@ -182,6 +187,7 @@ fn write_blob(
 
 /// One blob on its way to whoever asked for it.
 struct Download {
+    machine: Machine,
     blobs: BlobStore,
     name: Digest,
     reads: Arc<Semaphore>,
@@ -208,7 +214,7 @@ impl Download {
 
     async fn read<T: Send + 'static>(&self, read: impl FnOnce() -> T + Send + 'static) -> T {
         let _permit = self.reads.acquire().await.expect("the semaphore is never closed");
-        blocking(read).await
+        blocking(&self.machine, read).await
     }
 }
 

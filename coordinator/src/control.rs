@@ -79,6 +79,7 @@ impl Attachment {
         let (stopping, hang_up) = (self.shared.stopping.clone(), Arc::clone(&self.hang_up));
         let ended = loop {
             let next = tokio::select! {
+                biased;
                 next = incoming.next() => next,
                 () = hang_up.notified() => break "the host took no more messages".to_owned(),
                 () = stopping.requested() => break "the coordinator is shutting down".to_owned(),
@@ -194,7 +195,7 @@ impl Attachment {
         }
         let session = self.shared.next_session();
         let outbox = Outbox { session, frames: self.frames.clone(), hang_up: Arc::clone(&self.hang_up) };
-        let next = Token::from_bytes(crate::random()?);
+        let next = Token::from_bytes(crate::random(&self.shared.machine)?);
         let event = Event::Joining { host: self.host.clone(), session, report, next };
         handle.tell(Input::Joining(Box::new(event), self.host.clone(), outbox)).await?;
         self.sessions.insert(fleet.clone(), (session, handle));

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use muster_daemon::{Shutdown, boot_time, unix_time};
+use muster_daemon::{Machine, Shutdown};
 use muster_model::{
     Code, Digest, FleetName, HostName, Incarnation, Refusal, Roster, SessionId, UnixTime, Verified,
 };
@@ -27,6 +27,7 @@ type Driving = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 
 /// What every connection of one coordinator shares.
 pub(crate) struct Shared {
+    pub(crate) machine: Machine,
     pub(crate) root: Arc<TrustRoot>,
     pub(crate) documents: Documents,
     pub(crate) stopping: Shutdown,
@@ -51,6 +52,7 @@ impl Shared {
     /// Opens the state and takes the lead of every fleet in it. The database's lock makes this the only coordinator.
     pub(crate) fn open(
         config: &CoordinatorConfig,
+        machine: Machine,
         stopping: Shutdown,
     ) -> Result<(Arc<Self>, Drivers), Error> {
         let credentials = Credentials::load(&config.credentials())?;
@@ -62,10 +64,10 @@ impl Shared {
         let mut ledger = Ledger::open(
             &config.state,
             documents.clone(),
-            Incarnation(unix_time().0),
+            Incarnation(machine.unix_time().0),
             config.records_between_snapshots,
         )?;
-        let inherited = fleet::inherit_all(&mut ledger, &root, unix_time())?;
+        let inherited = fleet::inherit_all(&mut ledger, &root, machine.unix_time())?;
         let incarnation = ledger.state().incarnation;
         let (drivers, receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Self {
@@ -73,7 +75,8 @@ impl Shared {
             documents,
             stopping,
             tls: ServerTls::new(&credentials)?,
-            ledger: LedgerHandle::serve(ledger)?,
+            ledger: LedgerHandle::serve(ledger, machine.blocking())?,
+            machine,
             uploads: config.upload_limits(),
             incarnation,
             fleets: RwLock::default(),
@@ -159,12 +162,13 @@ impl Shared {
     }
 
     fn lead(&self, record: FleetRecord, inheritance: Inheritance) {
-        let (fleet, step) = Fleet::take_over(record, inheritance, self.limits, boot_time());
+        let (fleet, step) = Fleet::take_over(record, inheritance, self.limits, self.machine.boot_time());
         tracing::info!(
             fleet = %fleet.record().fleet, term = %fleet.record().leadership.term, epoch = %fleet.record().epoch,
             phase = ?fleet.record().phase, "leading"
         );
         let place = fleet::Place {
+            machine: self.machine.clone(),
             ledger: self.ledger.clone(),
             documents: self.documents.clone(),
             root: Arc::clone(&self.root),

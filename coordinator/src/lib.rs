@@ -22,12 +22,13 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use muster_daemon::Shutdown;
+use muster_daemon::{Machine, Shutdown};
 use muster_model::{Code, Refusal};
-use muster_mtls::{Acceptor, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Limits};
+use muster_mtls::{Acceptor, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Limits, Listener};
 use muster_proto::v1;
 use tokio::net::TcpListener;
 use tonic::transport::Server;
@@ -49,9 +50,21 @@ pub async fn run(
     shutdown: Shutdown,
     listening: impl FnOnce(SocketAddr),
 ) -> Result<(), Error> {
-    let (shared, drivers) = Shared::open(&config, shutdown.clone())?;
+    let bind = TcpListener::bind(config.listen);
+    serve(config, Machine::real(), bind, shutdown, listening).await
+}
+
+/// As [`run`], on a machine of the caller's and over connections that come from somewhere else than TCP.
+pub async fn serve<L: Listener>(
+    config: CoordinatorConfig,
+    machine: Machine,
+    bind: impl Future<Output = io::Result<L>>,
+    shutdown: Shutdown,
+    listening: impl FnOnce(SocketAddr),
+) -> Result<(), Error> {
+    let (shared, drivers) = Shared::open(&config, machine, shutdown.clone())?;
     let listen = |source| Error::Listen { address: config.listen, source };
-    let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+    let listener = bind.await.map_err(listen)?;
     let acceptor = Acceptor::new(listener, shared.tls.clone(), Limits::default());
     let address = acceptor.local_addr().map_err(listen)?;
 
@@ -91,9 +104,7 @@ pub async fn run(
 }
 
 /// 32 bytes from the operating system.
-fn random() -> Result<[u8; 32], Refusal> {
-    let mut bytes = [0; 32];
+fn random(machine: &Machine) -> Result<[u8; 32], Refusal> {
     let failed = |error| Refusal::of(Code::Unsupported, format!("the system gives no random bytes: {error}"));
-    getrandom::fill(&mut bytes).map_err(failed)?;
-    Ok(bytes)
+    machine.random().map_err(failed)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
-use muster_daemon::{Shutdown, unix_time};
+use muster_daemon::{Machine, Shutdown, unix_time};
 use muster_model::{
     Digest, FleetName, HostName, IdentityName, Member, Policy, RoleKeys, Root, Roster, RosterRevision,
     SigningRole, Verified,
@@ -51,7 +51,7 @@ impl Place {
 
     /// Opens the coordinator. What its drivers would do is done once somebody runs them.
     pub(crate) fn open(&self) -> (std::sync::Arc<Shared>, Drivers) {
-        Shared::open(&self.config(), Shutdown::new().1).unwrap()
+        Shared::open(&self.config(), Machine::real(), Shutdown::new().1).unwrap()
     }
 
     /// A first roster of so many hosts, with the digests of its payload and of its envelope, which is kept.

@@ -78,7 +78,8 @@ pub(super) async fn fetch(
     let one = |blob: (Digest, u64)| async move {
         let _download = downloads.acquire().await.expect("slots are never closed");
         let arrived = |bytes| counts.add_bytes(bytes);
-        let outcome = pull_into(&trees.blobs, uplink.channel(), &trees.host, blob, arrived).await;
+        let outcome =
+            pull_into(&trees.blobs, uplink.channel(), &trees.machine, &trees.host, blob, arrived).await;
         outcome.inspect(|()| counts.add_file())
     };
     let mut outcomes = stream::iter(missing.missing).map(one).buffer_unordered(DOWNLOADS_MAX);
@@ -101,15 +102,17 @@ pub(super) async fn fetch(
         return Err(Refusal { blockers: unavailable });
     }
     let trees = Arc::clone(trees);
-    let host = trees.host.clone();
+    let (machine, host) = (trees.machine.clone(), trees.host.clone());
     // One sync for all blobs and the manifest, before anything relies on them.
-    on_thread(&host, move || trees.blobs.sync().map_err(|error| refusal::of_artifact(&trees.host, &error)))
-        .await
+    on_thread(&machine, &host, move || {
+        trees.blobs.sync().map_err(|error| refusal::of_artifact(&trees.host, &error))
+    })
+    .await
 }
 
 async fn missing(trees: &Arc<Trees>, manifest: &Arc<Manifest>) -> Result<Plan, Refusal> {
     let (at, manifest) = (Arc::clone(trees), Arc::clone(manifest));
-    on_thread(&trees.host, move || {
+    on_thread(&trees.machine, &trees.host, move || {
         plan(&manifest, &at.blobs).map_err(|error| refusal::of_artifact(&at.host, &error))
     })
     .await

@@ -1,6 +1,6 @@
 //! Carrying out effects. None of them leaves a choice.
 
-use muster_daemon::crash_point;
+use muster_daemon::{DECISIONS, crash_point};
 use muster_guard::{Armed, FlipTime, Opened};
 use muster_model::{Attestation, Code, Digest, Documents, FromHost, Refusal, RolloutId};
 use muster_proto::v1;
@@ -82,6 +82,8 @@ impl FleetDriver {
         match muster_trust::sign(attestation, &[&*self.tools.key]) {
             Ok(envelope) => {
                 if let Some(uplink) = &self.uplink {
+                    let digest = envelope.digest();
+                    tracing::trace!(target: DECISIONS, host = %self.tools.host, %k, %digest, "attests");
                     let attested = v1::Attested { k: k.0, envelope: envelope.raw().to_vec() };
                     uplink.send(&self.tools.fleet, Body::Attested(attested));
                 }
@@ -105,8 +107,8 @@ impl FleetDriver {
             if let Some(channel) = channel {
                 manifests::obtain_for_tree(&trees, channel, release).await;
             }
-            let host = trees.host.clone();
-            let outcome = in_lane(&lanes.flips, &host, move || trees.measure(release)).await;
+            let (machine, host) = (trees.machine.clone(), trees.host.clone());
+            let outcome = in_lane(&lanes.flips, &machine, &host, move || trees.measure(release)).await;
             Event::Measured { purpose, outcome }
         });
     }
@@ -127,8 +129,8 @@ impl FleetDriver {
     fn seal(&mut self, k: RolloutId, release: Digest) {
         let (trees, lanes) = (Arc::clone(&self.tools.trees), Arc::clone(&self.tools.lanes));
         self.works.begin(Kind::Seal, self.post.clone(), async move {
-            let host = trees.host.clone();
-            let outcome = in_lane(&lanes.flips, &host, move || trees.seal(release)).await;
+            let (machine, host) = (trees.machine.clone(), trees.host.clone());
+            let outcome = in_lane(&lanes.flips, &machine, &host, move || trees.seal(release)).await;
             Event::Sealed { k, outcome }
         });
     }
@@ -141,8 +143,8 @@ impl FleetDriver {
         };
         let trees = Arc::clone(&self.tools.trees);
         self.works.begin(kind, self.post.clone(), async move {
-            let host = trees.host.clone();
-            let outcome = on_thread(&host, move || trees.check_seal(release, broken)).await;
+            let (machine, host) = (trees.machine.clone(), trees.host.clone());
+            let outcome = on_thread(&machine, &host, move || trees.check_seal(release, broken)).await;
             Event::SealChecked { purpose, outcome }
         });
     }

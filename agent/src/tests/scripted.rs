@@ -12,12 +12,12 @@ use std::time::Duration;
 use crate::{Agent, AgentError, Coordinator, FleetParts, Parts};
 use futures_util::Stream;
 use muster_artifact::{OutsideLinks, PackOptions, Progress, pack};
-use muster_daemon::{Shutdown, ShutdownTrigger, unix_time};
+use muster_daemon::{Machine, Shutdown, ShutdownTrigger, unix_time};
 use muster_guard::{Driver, FleetConfig, GuardConfig, HooksConfig, InProcess};
 use muster_model::*;
 use muster_mtls::{
-    Acceptor, Authority, ClientTls, Credentials, Identity, Limits, PemBundle, Role, ServerTls, TrustDomain,
-    Usage, Validity,
+    Acceptor, Authority, ClientTls, Credentials, Dialer, Identity, Limits, PemBundle, Role, ServerTls,
+    TrustDomain, Usage, Validity,
 };
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body as FromAgent;
@@ -142,6 +142,7 @@ impl World {
             coordinator: Coordinator {
                 address: self.address.parse().unwrap(),
                 tls: ClientTls::new(&tls).unwrap(),
+                dialer: Dialer::default(),
             },
             state: self.folder.path().to_owned(),
             root: TrustRoot::pin(root.raw()).unwrap(),
@@ -151,6 +152,7 @@ impl World {
             jobs: NonZeroUsize::MIN,
             clock_error_ms: None,
             config: Digest::of(b"configuration"),
+            machine: Machine::real(),
             fleets: vec![FleetParts { name: fleet(), boot_gate: BootGate::None, store: None }],
         }
     }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use muster_daemon::unix_time;
-use muster_model::{Code, FleetName, Refusal};
+use muster_daemon::Machine;
+use muster_model::{Code, FleetName, Refusal, UnixTime};
 use muster_rollout::fleet::{Event, Papers, Proposal};
 use muster_trust::TrustRoot;
 
@@ -14,13 +14,15 @@ use crate::status::{blob_refusal, chain};
 
 /// Proposes what was signed, as an operator would. Its own gate decides; one that is shut leaves what is served as it is.
 pub(super) async fn propose(
+    machine: Machine,
     handle: Arc<FleetHandle>,
     documents: Documents,
     root: Arc<TrustRoot>,
     papers: Papers,
 ) {
     let name = handle.name.clone();
-    let read = tokio::task::spawn_blocking(move || proposal(&documents, &root, &name, papers));
+    let now = machine.unix_time();
+    let read = machine.run_blocking(move || proposal(&documents, &root, &name, papers, now));
     let outcome = match read.await {
         Ok(Ok(proposal)) => {
             let k = proposal.order.counter;
@@ -42,9 +44,9 @@ fn proposal(
     root: &TrustRoot,
     fleet: &FleetName,
     papers: Papers,
+    now: UnixTime,
 ) -> Result<Proposal, Refusal> {
     let invalid = |error| Refusal::of(Code::SignatureInvalid, chain(&error));
-    let now = unix_time();
     let order = documents.read(papers.order).map_err(|error| blob_refusal(&error))?;
     let release = documents.read(papers.release).map_err(|error| blob_refusal(&error))?;
     Ok(Proposal {

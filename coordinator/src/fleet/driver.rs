@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_daemon::{boot_time, crash_point};
-use muster_model::{Blocker, BootTime, Digest, Durable, HostName, Refusal, RolloutId, SessionId, ToHost};
+use muster_daemon::{DECISIONS, Machine, crash_point};
+use muster_model::{Blocker, BootTime, Digest, Durable, FleetName, HostName, Refusal, RolloutId, SessionId, ToHost};
 use muster_proto::convert::to_agent;
 use muster_rollout::fleet::{
     Effect, Event, Fleet, NextRoster, Outcome, Phase, Proposal, Record, Report, Step,
@@ -58,6 +58,7 @@ enum Answer {
 
 /// Where a driver writes, and what it verifies with.
 pub(crate) struct Place {
+    pub(crate) machine: Machine,
     pub(crate) ledger: LedgerHandle,
     pub(crate) documents: Documents,
     pub(crate) root: Arc<TrustRoot>,
@@ -127,7 +128,10 @@ impl Driver {
         let deadline = async {
             match self.fleet.next_deadline() {
                 Some(deadline) => {
-                    tokio::time::sleep(deadline.since(boot_time()).max(Duration::from_millis(1))).await
+                    tokio::time::sleep(
+                        deadline.since(self.place.machine.boot_time()).max(Duration::from_millis(1)),
+                    )
+                    .await
                 }
                 None => std::future::pending().await,
             }
@@ -138,8 +142,10 @@ impl Driver {
             .collect();
         if inputs.is_empty() {
             inputs.push(tokio::select! {
-                input = self.inbox.recv() => input?,
+                biased;
+                // First, so that no flood of messages puts it off; it is never due twice without one of them between.
                 () = deadline => Input::Event(Box::new(Event::DeadlineReached)),
+                input = self.inbox.recv() => input?,
             });
         }
         while inputs.len() < BATCH_INPUTS
@@ -151,7 +157,7 @@ impl Driver {
     }
 
     fn work_out(&mut self, input: Input, steps: &mut Vec<Step>, answers: &mut Vec<Answer>) {
-        let now = boot_time();
+        let now = self.place.machine.boot_time();
         let mut settle = |result: Result<Step, Refusal>| result.map(|step| steps.push(step));
         match input {
             Input::Event(event) => {
@@ -241,6 +247,7 @@ impl Driver {
 
     async fn write(&self, records: Vec<Record>) -> Result<Durable, StoreError> {
         let fleet = self.handle.name.clone();
+        records.iter().for_each(|record| trace_record(&fleet, record));
         let phase = records.iter().rev().find_map(|record| match record {
             Record::Fleet(record) => Some(phase_name(&record.phase)),
             Record::Document(..) | Record::Session(_) => None,
@@ -267,8 +274,8 @@ impl Driver {
                 Effect::BeginWait => self.follow_ups.push(Event::WaitBegun),
                 Effect::RollBack(papers) => {
                     let (documents, root) = (self.place.documents.clone(), Arc::clone(&self.place.root));
-                    let handle = Arc::clone(&self.handle);
-                    tokio::spawn(contingency::propose(handle, documents, root, papers));
+                    let (machine, handle) = (self.place.machine.clone(), Arc::clone(&self.handle));
+                    tokio::spawn(contingency::propose(machine, handle, documents, root, papers));
                 }
                 Effect::Report(report) => self.report(report).await?,
             }
@@ -280,6 +287,7 @@ impl Driver {
         if let ToHost::Joined { .. } = message {
             self.connections.begin(session);
         }
+        tracing::trace!(target: DECISIONS, fleet = %self.handle.name, %host, ?session, ?message, "says");
         let frame = stamp(&self.handle.name, self.fleet.record().leadership, to_agent(message));
         self.connections.send(host, session, frame);
     }
@@ -319,7 +327,7 @@ impl Driver {
         let opening = self.fleet.record().completed.as_ref().filter(|opening| opening.k == k)?.clone();
         let (documents, root) = (self.place.documents.clone(), Arc::clone(&self.place.root));
         let fleet = self.handle.name.clone();
-        blocking(move || receipt::assemble(&documents, &root, &opening))
+        blocking(&self.place.machine, move || receipt::assemble(&documents, &root, &opening))
             .await
             .inspect_err(|error| tracing::error!(%fleet, %k, %error, "no receipt could be made"))
             .ok()
@@ -374,14 +382,25 @@ fn newest<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<Record> {
 }
 
 /// Runs a blocking call and carries its panic on, if it has one.
-pub(crate) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(call).await {
+pub(crate) async fn blocking<T: Send + 'static>(
+    machine: &Machine,
+    call: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    match machine.run_blocking(call).await {
         Ok(value) => value,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             // A runtime that ends cancels blocking calls that have not begun; nothing is said after that.
             Err(_) => std::future::pending().await,
         },
+    }
+}
+
+fn trace_record(fleet: &FleetName, record: &Record) {
+    match record {
+        Record::Document(digest, _) => tracing::trace!(target: DECISIONS, %fleet, %digest, "keeps"),
+        Record::Fleet(record) => tracing::trace!(target: DECISIONS, %fleet, ?record, "writes"),
+        Record::Session(session) => tracing::trace!(target: DECISIONS, %fleet, ?session, "writes"),
     }
 }
 

@@ -67,7 +67,7 @@ impl Check {
         Ok(Self {
             answers: fleet.await_answers(request),
             connected: fleet.connected(),
-            challenge: Digest::from_bytes(crate::random()?),
+            challenge: Digest::from_bytes(crate::random(&shared.machine)?),
             deadline: Instant::now() + timeout,
             fleet,
             release,

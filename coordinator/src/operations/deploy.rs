@@ -55,7 +55,9 @@ impl Deployment {
             return Err(Refusal::of(Code::ReleaseUnknown, detail));
         };
         let (documents, name) = (shared.documents.clone(), release.envelope);
-        let envelope = blocking(move || documents.read(name).map_err(|error| blob_refusal(&error))).await?;
+        let envelope =
+            blocking(&shared.machine, move || documents.read(name).map_err(|error| blob_refusal(&error)))
+                .await?;
         let roster = fleet.roster().roster;
         let request = shared.next_request();
         Ok(Self {
@@ -86,6 +88,7 @@ impl Deployment {
         }
         while self.unfinished > 0 {
             tokio::select! {
+                biased;
                 answer = self.answers.next() => self.take(answer, &events).await,
                 changed = self.connected.changed() => {
                     if changed.is_err() {

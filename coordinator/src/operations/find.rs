@@ -54,7 +54,8 @@ pub(super) async fn find(shared: &Arc<Shared>, request: v1::FindRequest) -> Resu
         holdings.push(holding(shared, &fleet, &mut unknown_hosts).await.map_err(refused)?);
     }
     let documents = shared.documents.clone();
-    let mut found = blocking(move || search(&documents, &wanted, &holdings)).await.map_err(refused)?;
+    let mut found =
+        blocking(&shared.machine, move || search(&documents, &wanted, &holdings)).await.map_err(refused)?;
     let truncated = found.len() > FOUND_MAX;
     found.truncate(FOUND_MAX);
     unknown_hosts.sort_unstable();

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_daemon::unix_time;
 use muster_model::{Blocker, Code, Digest, FleetName, OnFailure, Order, Refusal, RolloutId};
 use muster_proto::v1;
 use muster_proto::v1::flip_event::Event;
@@ -59,12 +58,12 @@ impl Flip {
         let named = verify::<Order>(&envelope, keys).map_err(invalid)?;
         let name = named.document().fleet.clone();
         let fleet = shared.fleet(&name).ok_or_else(|| super::fleet_unknown(&name))?;
-        let now = unix_time();
+        let now = shared.machine.unix_time();
         let order = shared.root.verify_order(&envelope, now).map_err(invalid)?;
         let release_name = release_of(shared, &name, order.document().to)?;
         let documents = shared.documents.clone();
         let read = move || documents.read(release_name).map_err(|error| blob_refusal(&error));
-        let release_bytes = blocking(read).await?;
+        let release_bytes = blocking(&shared.machine, read).await?;
         let release = shared.root.verify_release(&release_bytes, &name, now).map_err(invalid)?;
         let (k, to, hosts) = (order.document().counter, order.document().to, order.document().hosts);
         let order_name = order.envelope_digest();
@@ -85,7 +84,10 @@ impl Flip {
         // it is taken is settled below: the fleet may have changed in between.
         fleet.rehearse(proposal.clone()).await?;
         let documents = shared.documents.clone();
-        blocking(move || documents.put(order_name, &envelope).map_err(|error| blob_refusal(&error))).await?;
+        blocking(&shared.machine, move || {
+            documents.put(order_name, &envelope).map_err(|error| blob_refusal(&error))
+        })
+        .await?;
         let reports = fleet.watch();
         tracing::info!(fleet = %name, %k, %to, %operator, "flip proposed");
         fleet.propose(proposal).await?;
@@ -98,6 +100,7 @@ impl Flip {
         let mut last_blockers = Vec::new();
         loop {
             let report = tokio::select! {
+                biased;
                 report = self.reports.recv() => report,
                 () = tokio::time::sleep_until(self.deadline) => {
                     self.time_is_up(&events, last_blockers).await;
@@ -231,7 +234,7 @@ async fn contingency(
     envelope: Vec<u8>,
     roster: Digest,
 ) -> Result<Papers, Refusal> {
-    let back = shared.root.verify_order(&envelope, unix_time()).map_err(invalid)?;
+    let back = shared.root.verify_order(&envelope, shared.machine.unix_time()).map_err(invalid)?;
     let it = back.document();
     let leads_back = it.fleet == order.fleet
         && it.counter == order.counter.next()
@@ -246,7 +249,10 @@ async fn contingency(
     let papers =
         Papers { order: back.envelope_digest(), release: release_of(shared, &order.fleet, it.to)?, roster };
     let documents = shared.documents.clone();
-    blocking(move || documents.put(papers.order, &envelope).map_err(|error| blob_refusal(&error))).await?;
+    blocking(&shared.machine, move || {
+        documents.put(papers.order, &envelope).map_err(|error| blob_refusal(&error))
+    })
+    .await?;
     Ok(papers)
 }
 

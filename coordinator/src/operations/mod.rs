@@ -13,6 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use muster_daemon::Machine;
 use muster_model::{Blocker, Code, FleetName, HostName, Refusal, RolloutId};
 use muster_mtls::Peer;
 use muster_proto::convert;
@@ -238,9 +239,10 @@ fn fleet_unknown(name: &FleetName) -> Refusal {
 
 /// Runs a blocking call; a panic in it becomes a refusal of this one request.
 async fn blocking<T: Send + 'static>(
+    machine: &Machine,
     call: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
-    tokio::task::spawn_blocking(call).await.map_err(|error| ended_inside(&error))?
+    machine.run_blocking(call).await.map_err(|error| ended_inside(&error))?
 }
 
 fn ended_inside(error: &JoinError) -> Refusal {

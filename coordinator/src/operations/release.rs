@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use muster_daemon::unix_time;
 use muster_model::{Code, Digest, Epoch, Manifest, Refusal, Release};
 use muster_proto::convert::ReleaseRef;
 use muster_proto::v1;
@@ -29,13 +28,13 @@ pub(super) async fn submit(
         return Err(super::fleet_unknown(&release.fleet));
     };
     // Once more with everything that the root says of the role, its expiry included.
-    shared.root.verify_release(&envelope, &fleet.name, unix_time()).map_err(invalid)?;
+    shared.root.verify_release(&envelope, &fleet.name, shared.machine.unix_time()).map_err(invalid)?;
     let history = shared.ledger.history(&fleet.name);
     if let Some(known) = history.release_like(&release.version, release.manifest) {
         return known_already(known, &release);
     }
     let (documents, stated) = (shared.documents.clone(), release.clone());
-    let entry = blocking(move || {
+    let entry = blocking(&shared.machine, move || {
         let entry = complete(&documents, &stated, name)?;
         documents.put(name, &envelope).map_err(|error| blob_refusal(&error))?;
         Ok(entry)
@@ -79,7 +78,7 @@ pub(super) async fn list(
     };
     let deployed: Vec<Vec<String>> = releases.iter().map(|release| deployed(release.manifest)).collect();
     let serving = view.record.serving;
-    let releases = blocking(move || {
+    let releases = blocking(&shared.machine, move || {
         let summary = |(release, deployed): (&ReleaseEntry, Vec<String>)| {
             let envelope = documents.read(release.envelope);
             Ok(v1::ReleaseSummary {
@@ -113,7 +112,7 @@ pub(super) async fn receipt(
         return Err(Refusal::of(Code::ReleaseUnknown, detail));
     };
     let documents = shared.documents.clone();
-    blocking(move || documents.read(digest).map_err(|error| blob_refusal(&error))).await
+    blocking(&shared.machine, move || documents.read(digest).map_err(|error| blob_refusal(&error))).await
 }
 
 /// How reports name a release.

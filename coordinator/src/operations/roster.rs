@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use muster_daemon::unix_time;
 use muster_model::{Code, HostName, Refusal, RosterRevision};
 use muster_proto::v1;
 use muster_rollout::fleet::NextRoster;
@@ -20,7 +19,7 @@ pub(super) async fn apply(
     fenced: BTreeSet<HostName>,
 ) -> Result<v1::ApplyRosterResponse, Refusal> {
     let invalid = |error| Refusal::of(Code::SignatureInvalid, chain(&error));
-    let verified = shared.root.verify_roster(&envelope, unix_time()).map_err(invalid)?;
+    let verified = shared.root.verify_roster(&envelope, shared.machine.unix_time()).map_err(invalid)?;
     let (digest, name) = (verified.payload_digest(), verified.envelope_digest());
     let roster = verified.into_document();
     let answer = v1::ApplyRosterResponse {
@@ -29,7 +28,8 @@ pub(super) async fn apply(
         hosts: u32::try_from(roster.hosts().len()).unwrap_or(u32::MAX),
     };
     let documents = shared.documents.clone();
-    blocking(move || documents.put(name, &envelope).map_err(|error| blob_refusal(&error))).await?;
+    blocking(&shared.machine, move || documents.put(name, &envelope).map_err(|error| blob_refusal(&error)))
+        .await?;
     match shared.fleet(roster.fleet()) {
         Some(fleet) => fleet.apply_roster(NextRoster { roster, digest, envelope: name, fenced }).await?,
         None if roster.revision() == RosterRevision(1) => {
@@ -49,5 +49,5 @@ pub(super) async fn apply(
 /// The envelope of the roster in force.
 pub(super) async fn show(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<Vec<u8>, Refusal> {
     let (documents, envelope) = (shared.documents.clone(), fleet.roster().envelope);
-    blocking(move || documents.read(envelope).map_err(|error| blob_refusal(&error))).await
+    blocking(&shared.machine, move || documents.read(envelope).map_err(|error| blob_refusal(&error))).await
 }

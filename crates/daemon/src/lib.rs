@@ -10,6 +10,7 @@ mod error;
 mod fault;
 mod limits;
 mod logging;
+mod machine;
 mod shutdown;
 
 pub use clock::{boot_id, boot_time, clock_state, unix_time};
@@ -18,4 +19,9 @@ pub use error::Error;
 pub use fault::{crash_point, fault_point};
 pub use limits::raise_open_files;
 pub use logging::{LogFormat, init_logging};
+pub use machine::{Blocking, Machine, Surroundings};
 pub use shutdown::{Shutdown, ShutdownTrigger, shutdown_on_signals};
+
+/// The log target of decisions: every record that is written and every message that is sent, at level `trace`. Secrets and
+/// tokens show as that, and nothing more of them.
+pub const DECISIONS: &str = "muster::decisions";

@@ -26,7 +26,7 @@ use crate::log::log;
 use crate::protocol::{DriverKind, Event, FleetState, LinkState, Opened};
 use crate::record::{Permit, RecordFile};
 use crate::service::Service;
-use crate::timer::{Timer, boot_time};
+use crate::timer::Timer;
 
 /// What a closing under a deadline leaves for killing, so that it ends before the fence would begin.
 const KILL_MARGIN: Duration = Duration::from_millis(250);
@@ -76,7 +76,7 @@ impl Fleet {
             Err(error) => return Err(error),
         };
         let halted = self.ledger.halted()?;
-        *self.lease() = Lease::recovered(found, &self.boot_id, halted, boot_time());
+        *self.lease() = Lease::recovered(found, &self.boot_id, halted, self.timer.now());
         if let Some(service) = &self.service {
             service.recover()?;
         }
@@ -294,7 +294,7 @@ impl Fleet {
 
     fn drain_limit(&self, drain: Option<Duration>, deadline: Option<BootTime>) -> Duration {
         let asked = drain.unwrap_or_else(|| self.drain_max());
-        within(asked, deadline, boot_time())
+        within(asked, deadline, self.timer.now())
     }
 
     /// Runs a hook whose failure stops nothing.

@@ -26,7 +26,7 @@ use crate::protocol::{Armed, Drill, Event, FleetState, Halt, Opened, REASON_BYTE
 use crate::record::RecordFile;
 use crate::service::{Service, ServiceSetup};
 use crate::state_folder::StateFolder;
-use crate::timer::Timer;
+use crate::timer::{Clock, Timer};
 
 /// Where events go. Whoever takes them must not wait: it is called by those who hold deadlines.
 pub type Events = Arc<dyn Fn(Event) + Send + Sync>;
@@ -52,23 +52,51 @@ impl InProcess {
 
     /// As [`Self::new`]; `events` hears what a watcher of the real guard would hear.
     pub fn with_events(settings: &Settings, events: Events) -> Result<Self, GuardError> {
+        Self::assemble(settings, &events, &Clock::Boot)
+    }
+
+    /// As [`Self::with_events`], under a clock that somebody else moves, as in a simulation. Deadlines are points of it, and
+    /// what passes while it moves is done in [`Self::do_duties`] and nowhere else.
+    pub fn with_clock(
+        settings: &Settings,
+        events: Events,
+        now: Arc<dyn Fn() -> BootTime + Send + Sync>,
+    ) -> Result<Self, GuardError> {
+        Self::assemble(settings, &events, &Clock::Given(now))
+    }
+
+    /// Does what is due at this moment: fences what has passed its deadline, flips what has reached its instant.
+    pub fn do_duties(&self) {
+        self.0.fleets.values().for_each(|fleet| fleet.do_duty());
+    }
+
+    fn assemble(settings: &Settings, events: &Events, clock: &Clock) -> Result<Self, GuardError> {
         for fleet in &settings.fleets {
             if fleet.driver != Driver::Link || !fleet.hooks.is_empty() {
                 let detail = format!("fleet {}: a guard without a process runs no commands", fleet.name);
                 return Err(GuardError::Config { detail });
             }
         }
-        Fleets::open(settings, process::boot_id()?, &events).map(Self)
+        Fleets::open_under(settings, process::boot_id()?, events, clock).map(Self)
     }
 }
 
 impl Fleets {
     /// Locks the state folder and recovers every fleet; nothing is permitted on return that was not given in this boot.
     pub(crate) fn open(settings: &Settings, boot_id: BootId, events: &Events) -> Result<Self, GuardError> {
+        Self::open_under(settings, boot_id, events, &Clock::Boot)
+    }
+
+    fn open_under(
+        settings: &Settings,
+        boot_id: BootId,
+        events: &Events,
+        clock: &Clock,
+    ) -> Result<Self, GuardError> {
         let state = StateFolder::open(&settings.state_dir)?;
         let mut fleets = BTreeMap::new();
         for config in &settings.fleets {
-            let fleet = Arc::new(assemble(settings, config, &state, &boot_id, events)?);
+            let fleet = Arc::new(assemble(settings, config, &state, (&boot_id, clock), events)?);
             fleet.recover()?;
             fleets.insert(config.name.clone(), fleet);
         }
@@ -234,7 +262,7 @@ fn assemble(
     settings: &Settings,
     config: &FleetConfig,
     state: &StateFolder,
-    boot_id: &BootId,
+    (boot_id, clock): (&BootId, &Clock),
     events: &Events,
 ) -> Result<Fleet, GuardError> {
     let folder = state.fleet(&config.name)?;
@@ -245,7 +273,7 @@ fn assemble(
         Driver::Link => (Environment::default(), 0),
         Driver::Supervise(service) => (Environment::of(&service.env), service.stop_timeout_ms),
     };
-    let timer = Timer::new().map_err(GuardError::io("make", Path::new("a timer")))?;
+    let timer = Timer::new(clock.clone()).map_err(GuardError::io("make", Path::new("a timer")))?;
     let service = match &config.driver {
         Driver::Link => None,
         Driver::Supervise(service) => Some(Service::new(ServiceSetup {

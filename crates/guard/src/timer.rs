@@ -5,7 +5,9 @@
 //! of the same clock, set anew by whoever changes the deadline. A wait is never longer than [`TICK`]: then the clock is
 //! read again, so that a timer and a clock that disagree cost no more than that.
 
+use std::fmt;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use muster_model::BootTime;
@@ -35,27 +37,60 @@ pub fn boot_time() -> BootTime {
     BootTime(seconds * 1_000 + nanoseconds / 1_000_000)
 }
 
+/// By what deadlines are held, and who sees that one has passed.
+#[derive(Clone)]
+pub(crate) enum Clock {
+    /// `CLOCK_BOOTTIME`, and a thread of the guard's.
+    Boot,
+    /// What this says, and whoever moves it.
+    Given(Arc<dyn Fn() -> BootTime + Send + Sync>),
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Boot => "Boot",
+            Self::Given(_) => "Given",
+        })
+    }
+}
+
 /// A timer that any thread may set while one waits for it.
 #[derive(Debug)]
-pub(crate) struct Timer(OwnedFd);
+pub(crate) struct Timer {
+    clock: Clock,
+    descriptor: OwnedFd,
+}
 
 impl Timer {
-    pub(crate) fn new() -> std::io::Result<Self> {
-        Ok(Self(timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC)?))
+    pub(crate) fn new(clock: Clock) -> std::io::Result<Self> {
+        Ok(Self { clock, descriptor: timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC)? })
+    }
+
+    pub(crate) const fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The time that deadlines are points of.
+    pub(crate) fn now(&self) -> BootTime {
+        match &self.clock {
+            Clock::Boot => boot_time(),
+            Clock::Given(now) => now(),
+        }
     }
 
     /// Sets the timer to `due`, or to the next tick before it; `None` stops it.
     pub(crate) fn set(&self, due: Option<BootTime>) {
-        let value = due.map_or(NEVER, |due| timespec(due.since(boot_time()).clamp(AT_ONCE, TICK)));
+        let value = due.map_or(NEVER, |due| timespec(due.since(self.now()).clamp(AT_ONCE, TICK)));
         let spec = Itimerspec { it_interval: NEVER, it_value: value };
-        timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &spec)
+        timerfd_settime(&self.descriptor, TimerfdTimerFlags::empty(), &spec)
             .expect("a timer that exists takes any value below a second");
     }
 
     /// Waits until the timer fires, or something is amiss: whoever waits looks at the clock in any case.
     pub(crate) fn wait(&self) {
         let mut count = [0; 8];
-        match rustix::io::read(&self.0, &mut count) {
+        match rustix::io::read(&self.descriptor, &mut count) {
             Ok(_) | Err(Errno::INTR) => {}
             // A timer that cannot be read must not become a busy loop.
             Err(_) => std::thread::park_timeout(Duration::from_millis(1)),
@@ -70,13 +105,11 @@ fn timespec(duration: Duration) -> Timespec {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[test]
     fn fires_at_its_time_and_can_be_moved_while_someone_waits() {
-        let timer = Arc::new(Timer::new().unwrap());
+        let timer = Arc::new(Timer::new(Clock::Boot).unwrap());
         let due = boot_time().after(Duration::from_millis(30));
         timer.set(Some(due));
         while boot_time() < due {

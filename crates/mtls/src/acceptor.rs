@@ -25,6 +25,7 @@ use tonic::transport::server::Connected;
 
 use crate::certificate::{self, Serial};
 use crate::identity::{Identity, IdentityError, identity_of};
+use crate::net::Listener;
 use crate::server::{ServerTls, legible};
 
 /// The first pause after an error of `accept` that waiting can cure, such as too many open files; it doubles.
@@ -131,14 +132,14 @@ pub struct Peer {
 /// reaches the stream: it yields no errors, and ends only when it is dropped, which ends handshakes under way.
 ///
 /// The server must be HTTP/2 only (tonic's default): clients wait for its first frame to know that they were let in.
-pub struct Acceptor {
-    listener: TcpListener,
+pub struct Acceptor<L: Listener = TcpListener> {
+    listener: L,
     tls: ServerTls,
     limits: Limits,
     activity: Arc<Activity>,
     slots: Arc<Semaphore>,
     slot: Slot,
-    handshakes: JoinSet<Option<TlsConn>>,
+    handshakes: JoinSet<Option<TlsConn<L::Stream>>>,
     pause: Pause,
 }
 
@@ -151,10 +152,10 @@ enum Slot {
     Held(OwnedSemaphorePermit),
 }
 
-impl Acceptor {
+impl<L: Listener> Acceptor<L> {
     /// Accepts from `listener`, which must be bound already.
     #[must_use]
-    pub fn new(listener: TcpListener, tls: ServerTls, limits: Limits) -> Self {
+    pub fn new(listener: L, tls: ServerTls, limits: Limits) -> Self {
         let slots = limits.connections_max.clamp(1, Semaphore::MAX_PERMITS);
         Self {
             listener,
@@ -223,12 +224,12 @@ impl Acceptor {
         }
     }
 
-    fn start(&mut self, stream: TcpStream, address: SocketAddr, slot: OwnedSemaphorePermit) {
+    fn start(&mut self, stream: L::Stream, address: SocketAddr, slot: OwnedSemaphorePermit) {
         let (tls, limit, activity) = (self.tls.clone(), self.limits.handshake_timeout, self.activity.clone());
         let under_way = Counted::new(&activity, |activity| &activity.handshakes);
         self.handshakes.spawn(async move {
             let _under_way = under_way;
-            match tokio::time::timeout(limit, handshake(stream, address, &tls)).await {
+            match tokio::time::timeout(limit, handshake::<L>(stream, address, &tls)).await {
                 Ok(Ok((stream, peer))) => {
                     activity.accepted.fetch_add(1, Ordering::Relaxed);
                     let open = Counted::new(&activity, |activity| &activity.connections);
@@ -250,8 +251,8 @@ impl Acceptor {
     }
 }
 
-impl Stream for Acceptor {
-    type Item = io::Result<TlsConn>;
+impl<L: Listener> Stream for Acceptor<L> {
+    type Item = io::Result<TlsConn<L::Stream>>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
@@ -272,10 +273,9 @@ impl Stream for Acceptor {
     }
 }
 
-impl fmt::Debug for Acceptor {
+impl<L: Listener> fmt::Debug for Acceptor<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Acceptor")
-            .field("listener", &self.listener)
             .field("limits", &self.limits)
             .field("activity", &self.activity)
             .finish_non_exhaustive()
@@ -283,14 +283,14 @@ impl fmt::Debug for Acceptor {
 }
 
 /// A connection with a verified peer.
-pub struct TlsConn {
-    stream: TlsStream<TcpStream>,
+pub struct TlsConn<S = TcpStream> {
+    stream: TlsStream<S>,
     peer: Peer,
     _open: Counted,
     _slot: OwnedSemaphorePermit,
 }
 
-impl TlsConn {
+impl<S> TlsConn<S> {
     /// Who is at the other end.
     #[must_use]
     pub const fn peer(&self) -> &Peer {
@@ -298,13 +298,13 @@ impl TlsConn {
     }
 }
 
-impl fmt::Debug for TlsConn {
+impl<S> fmt::Debug for TlsConn<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsConn").field("peer", &self.peer).finish_non_exhaustive()
     }
 }
 
-impl Connected for TlsConn {
+impl<S> Connected for TlsConn<S> {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
@@ -312,7 +312,7 @@ impl Connected for TlsConn {
     }
 }
 
-impl AsyncRead for TlsConn {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsConn<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -322,7 +322,7 @@ impl AsyncRead for TlsConn {
     }
 }
 
-impl AsyncWrite for TlsConn {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsConn<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
@@ -363,12 +363,12 @@ enum Refused {
     Identity(#[source] IdentityError),
 }
 
-async fn handshake(
-    stream: TcpStream,
+async fn handshake<L: Listener>(
+    stream: L::Stream,
     address: SocketAddr,
     tls: &ServerTls,
-) -> Result<(TlsStream<TcpStream>, Peer), Refused> {
-    stream.set_nodelay(true).map_err(Refused::Tls)?;
+) -> Result<(TlsStream<L::Stream>, Peer), Refused> {
+    L::prepare(&stream).map_err(Refused::Tls)?;
     let stream =
         TlsAcceptor::from(tls.config()).accept(stream).await.map_err(legible).map_err(Refused::Tls)?;
     let (_, session) = stream.get_ref();

@@ -14,7 +14,6 @@ use rustls::sign::SingleCertAndKey;
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
@@ -24,6 +23,7 @@ use crate::address::Address;
 use crate::credentials::Credentials;
 use crate::error::Error;
 use crate::identity::{IdentityError, Role, TrustDomain, identity_of};
+use crate::net::Dialer;
 use crate::server::{legible, refused};
 use crate::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 
@@ -249,22 +249,32 @@ impl Current {
 /// In TLS 1.3 a client has finished before the server has looked at its certificate. The connection therefore counts
 /// only when the server's first HTTP/2 frame has come; a refusal shows here and not in a later call.
 pub async fn connect(address: &Address, tls: &ClientTls, options: ConnectOptions) -> Result<Channel, Error> {
+    connect_through(&Dialer::default(), address, tls, options).await
+}
+
+/// As [`connect`], over the connections that `dialer` makes.
+pub async fn connect_through(
+    dialer: &Dialer,
+    address: &Address,
+    tls: &ClientTls,
+    options: ConnectOptions,
+) -> Result<Channel, Error> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|_| Error::Address { text: address.to_string() })?
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
     let mut first = match options.start {
-        Start::Eager => Some(dial(address, tls, options.timeout).await?),
+        Start::Eager => Some(dial(dialer, address, tls, options.timeout).await?),
         Start::Lazy => None,
     };
-    let (target, tls) = (address.clone(), tls.clone());
+    let (dialer, target, tls) = (dialer.clone(), address.clone(), tls.clone());
     let connector = tower::service_fn(move |_: Uri| {
-        let (first, target, tls) = (first.take(), target.clone(), tls.clone());
+        let (first, dialer, target, tls) = (first.take(), dialer.clone(), target.clone(), tls.clone());
         async move {
             let stream = match first {
                 Some(stream) => stream,
-                None => dial(&target, &tls, options.timeout).await?,
+                None => dial(&dialer, &target, &tls, options.timeout).await?,
             };
             Ok::<_, ConnectFailure>(TokioIo::new(stream))
         }
@@ -280,6 +290,7 @@ pub async fn connect(address: &Address, tls: &ClientTls, options: ConnectOptions
 
 /// One attempt: TCP, TLS, and the server's first bytes, which are put back in front.
 async fn dial(
+    dialer: &Dialer,
     address: &Address,
     tls: &ClientTls,
     timeout: Duration,
@@ -288,10 +299,8 @@ async fn dial(
     let late = |stage| ConnectFailure::TimedOut { address: address.clone(), stage, timeout };
     let unreachable = |source| ConnectFailure::Unreachable { address: address.clone(), source };
 
-    let host = address.host();
-    let connecting = TcpStream::connect((host.as_str(), address.port()));
+    let connecting = dialer.dial(address);
     let tcp = before(deadline, connecting).await.ok_or_else(|| late(Stage::Tcp))?.map_err(unreachable)?;
-    tcp.set_nodelay(true).map_err(unreachable)?;
 
     let handshake = TlsConnector::from(tls.config()).connect(address.server_name().clone(), tcp);
     let mut stream = before(deadline, handshake)

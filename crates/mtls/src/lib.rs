@@ -17,6 +17,7 @@ mod credentials;
 mod error;
 mod file;
 mod identity;
+mod net;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -25,11 +26,12 @@ pub use acceptor::{Acceptor, Activity, Limits, Peer, TlsConn};
 pub use address::Address;
 pub use authority::{Authority, IssuedCertificate, IssuedIdentity, Revoked, Usage};
 pub use certificate::{Serial, Validity};
-pub use client::{ClientTls, ConnectFailure, ConnectOptions, Stage, Start, connect};
+pub use client::{ClientTls, ConnectFailure, ConnectOptions, Stage, Start, connect, connect_through};
 pub use credentials::{CredentialPaths, Credentials, PemBundle};
 pub use error::Error;
 pub use file::{create_private_directory, read_private, write_private};
 pub use identity::{Identity, IdentityError, Role, TrustDomain, identity_of};
+pub use net::{Connection, Dial, Dialer, Dialing, Listener};
 pub use server::ServerTls;
 
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use crate::lease::{Change, Duty};
 use crate::ledger::Survives;
 use crate::log::log;
 use crate::protocol::{Event, Fence, FleetState, Halt, LeaseState, LinkState};
-use crate::timer::boot_time;
+use crate::timer::Clock;
 
 /// How long one attempt waits for killed processes to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(1);
@@ -42,8 +42,12 @@ impl Drop for AbortOnPanic {
 }
 
 impl Fleet {
-    /// Starts the thread that waits for the deadline, if it does not run yet: without it nothing is armed.
+    /// Starts the thread that waits for the deadline, if it does not run yet: without it nothing is armed. Under a clock
+    /// that was given, whoever moves it does what the thread would do.
     pub(super) fn ensure_warden(self: &Arc<Self>) -> Result<(), GuardError> {
+        if let Clock::Given(_) = self.timer.clock() {
+            return Ok(());
+        }
         let mut warden = self.warden.lock().unwrap_or_else(PoisonError::into_inner);
         if warden.is_some() {
             return Ok(());
@@ -64,7 +68,7 @@ impl Fleet {
         self.leaving.store(true, Ordering::SeqCst);
         let warden = self.warden.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(warden) = warden else { return };
-        self.timer.set(Some(boot_time()));
+        self.timer.set(Some(self.timer.now()));
         let deadline = Instant::now() + LEAVE_PATIENCE;
         while !warden.is_finished() && Instant::now() < deadline {
             thread::sleep(LEAVE_INTERVAL);
@@ -111,7 +115,7 @@ impl Fleet {
         };
         match self.go_dark() {
             Ok(()) => {
-                let dark = boot_time();
+                let dark = self.timer.now();
                 self.change_lease(|lease, _| lease.fence_dark(dark));
                 self.generation.fetch_add(1, Ordering::Relaxed);
                 if let Some(service) = &self.service {
@@ -166,23 +170,28 @@ impl Fleet {
     fn watch(&self) {
         while !self.leaving.load(Ordering::SeqCst) {
             self.timer.wait();
-            let duty = {
-                let mut lease = self.lease();
-                let duty = lease.poll(boot_time());
-                // A duty that is given out is not due again before it is done.
-                self.timer.set(lease.due().filter(|_| duty.is_none()));
-                duty
-            };
-            match duty {
-                None => {}
-                // What fails is tried again: the attempt has set the timer.
-                Some(Duty::Fence(_)) => drop(self.darken().map(|()| self.finish_fence())),
-                Some(Duty::EndFence(_)) => self.finish_fence(),
-                Some(Duty::Flip(decided)) => self.flip(decided),
-            }
-            if duty.is_some() {
-                self.change_lease(|_, _| ());
-            }
+            self.do_duty();
+        }
+    }
+
+    /// Does what is due at this moment.
+    pub(crate) fn do_duty(&self) {
+        let duty = {
+            let mut lease = self.lease();
+            let duty = lease.poll(self.timer.now());
+            // A duty that is given out is not due again before it is done.
+            self.timer.set(lease.due().filter(|_| duty.is_none()));
+            duty
+        };
+        match duty {
+            None => {}
+            // What fails is tried again: the attempt has set the timer.
+            Some(Duty::Fence(_)) => drop(self.darken().map(|()| self.finish_fence())),
+            Some(Duty::EndFence(_)) => self.finish_fence(),
+            Some(Duty::Flip(decided)) => self.flip(decided),
+        }
+        if duty.is_some() {
+            self.change_lease(|_, _| ());
         }
     }
 

@@ -10,7 +10,6 @@ use crate::ledger::Survives;
 use crate::log::log;
 use crate::protocol::{Decided, Event, Flipped, Opened};
 use crate::record::Permit;
-use crate::timer::boot_time;
 
 /// How long a request that is about to end may hold a flip up.
 const LOCK_PATIENCE: Duration = Duration::from_millis(50);
@@ -55,14 +54,14 @@ impl Fleet {
         let (closed, opened) = match &self.service {
             None => {
                 self.link.swap(&may)?.map_err(GuardError::lease(&self.name))?;
-                let at = boot_time();
+                let at = self.timer.now();
                 self.permit(to)?;
                 (at, at)
             }
             Some(service) => {
                 let folder = self.link.release(to.digest)?;
                 service.stop(self.stop_timeout.min(STOP_LIMIT_MAX), None)?;
-                let closed = boot_time();
+                let closed = self.timer.now();
                 self.link.swap(&may)?.map_err(GuardError::lease(&self.name))?;
                 self.permit(to)?;
                 (closed, service.start(to, folder, &may)?)

@@ -12,7 +12,6 @@ use crate::lease::{Change, Lease, LeaseRefusal};
 use crate::ledger::Survives;
 use crate::log::log;
 use crate::protocol::{Armed, FleetState, LeaseState, Opened};
-use crate::timer::boot_time;
 
 impl Fleet {
     /// Step 7. The deadline runs from before it is durable: a disk that hangs costs the service, not the promise.
@@ -76,7 +75,7 @@ impl Fleet {
     /// The timer is set under the lease's lock, so that it is always set to the lease's last word.
     pub(super) fn change_lease<T>(&self, change: impl FnOnce(&mut Lease, BootTime) -> T) -> T {
         let mut lease = self.lease();
-        let result = change(&mut lease, boot_time());
+        let result = change(&mut lease, self.timer.now());
         self.timer.set(lease.due());
         result
     }

@@ -1,0 +1,219 @@
+//! One simulation: a coordinator, hosts, an operator, and one kind of trouble.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fs;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_agent::{Agent, BootGate, Coordinator, FleetParts, Parts};
+use muster_artifact::BlobStore;
+use muster_coordinator::CoordinatorConfig;
+use muster_daemon::Shutdown;
+use muster_guard::Guard;
+use muster_model::Digest;
+use muster_mtls::{ClientTls, Role};
+use muster_trust::TrustRoot;
+use tempfile::TempDir;
+use turmoil::Sim;
+
+use crate::guard::SimulatedGuard;
+use crate::machine::Simulated;
+use crate::network::{self, PORT, dialer};
+use crate::operator::{self, Outcomes, Progress};
+use crate::papers::{self, Release, fleet, host};
+use crate::trace::Trace;
+
+/// The coordinator's name in the network.
+pub(crate) const COORDINATOR: &str = "coordinator";
+
+/// The longest that a simulation may take, in its own time.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The shortest and the longest time that a segment takes.
+const LATENCY: std::ops::Range<Duration> = Duration::from_millis(1)..Duration::from_millis(8);
+
+/// Segments of a connection that are on their way at the same time.
+const SEGMENTS: usize = 4096;
+
+/// Makes trouble between two steps.
+pub(crate) trait Trouble {
+    /// Called before each step.
+    fn before_step(&mut self, world: &mut World<'_>);
+}
+
+/// What one run has shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) outcomes: Outcomes,
+    /// What was decided, in order.
+    pub(crate) trace: Vec<String>,
+    /// The hosts that were ever fenced.
+    pub(crate) fenced: BTreeSet<usize>,
+    /// The releases' digests in hex.
+    pub(crate) releases: [String; 2],
+    /// In simulated time.
+    pub(crate) took: Duration,
+}
+
+/// What trouble is made in.
+pub(crate) struct World<'a> {
+    pub(crate) sim: Sim<'a>,
+    pub(crate) guards: Vec<Arc<SimulatedGuard>>,
+    pub(crate) progress: Progress,
+    fenced: BTreeSet<usize>,
+    folder: TempDir,
+}
+
+/// Runs a simulation to its end, and checks after each step that no two hosts serve different releases.
+pub(crate) fn run(seed: u64, hosts: usize, trouble: &mut dyn Trouble) -> Run {
+    let trace = Trace::default();
+    let (outcomes, fenced, releases, took) = trace.of(|| {
+        let releases = ["1.0.0", "2.0.0"].map(Release::new);
+        let mut world = World::new(seed, hosts, &releases);
+        let digests = releases.each_ref().map(|release| release.manifest.digest().hex());
+        let outcomes = world.start_operator(hosts, releases);
+        loop {
+            trouble.before_step(&mut world);
+            let finished = world.sim.step().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            world.check_served(seed);
+            if finished {
+                break;
+            }
+        }
+        let outcomes = outcomes.borrow().clone().expect("the operator has ended");
+        let serving = outcomes.serving.as_deref().map(|it| Digest::from_bytes(it.try_into().unwrap()).hex());
+        for guard in &world.guards {
+            assert_eq!(guard.serves(), serving, "seed {seed}: a host serves something else in the end");
+        }
+        (outcomes, world.fenced.clone(), digests, world.sim.elapsed())
+    });
+    Run { outcomes, trace: trace.lines(), fenced, releases, took }
+}
+
+impl World<'_> {
+    fn new(seed: u64, hosts: usize, releases: &[Release; 2]) -> Self {
+        let mut builder = turmoil::Builder::new();
+        builder
+            .rng_seed(seed)
+            .simulation_duration(PATIENCE)
+            .tick_duration(Duration::from_millis(1))
+            .min_message_latency(LATENCY.start)
+            .max_message_latency(LATENCY.end)
+            .tcp_capacity(SEGMENTS);
+        let folder = in_memory();
+        let mut world = World {
+            sim: builder.build(),
+            guards: Vec::new(),
+            progress: Progress::new(),
+            fenced: BTreeSet::new(),
+            folder,
+        };
+        world.add_coordinator(seed, releases);
+        for number in 1..=hosts {
+            world.add_host(seed, number);
+        }
+        world
+    }
+
+    fn add_coordinator(&mut self, seed: u64, releases: &[Release; 2]) {
+        let folder = self.private_folder(COORDINATOR);
+        papers::write_credentials(&folder, Role::Coordinator, COORDINATOR);
+        fs::write(folder.join("root.json"), papers::root()).unwrap();
+        let text = format!(
+            "listen = '0.0.0.0:{PORT}'\nstate = 'state'\ncertificate = 'certificate.pem'\nkey = 'key.pem'\n\
+             ca = 'ca.pem'\nroot = 'root.json'\nattest_timeout_ms = 5000\nprepare_timeout_ms = 5000\n"
+        );
+        let file = folder.join("coordinator.toml");
+        fs::write(&file, text).unwrap();
+        let config = CoordinatorConfig::load(Some(&file)).unwrap();
+        fs::create_dir(folder.join("state")).unwrap();
+        let blobs = BlobStore::open(&folder.join("state/blobs")).unwrap();
+        releases.iter().for_each(|release| release.store(&blobs));
+        let machine = Simulated::new(seed ^ u64::MAX).machine();
+        self.sim.host(COORDINATOR, move || {
+            let (config, machine) = (config.clone(), machine.clone());
+            async move {
+                let (_trigger, shutdown) = Shutdown::new();
+                muster_coordinator::serve(config, machine, network::listen(), shutdown, |_| ()).await?;
+                Ok(())
+            }
+        });
+    }
+
+    fn add_host(&mut self, seed: u64, number: usize) {
+        let name = host(number);
+        let folder = self.private_folder(name.as_str());
+        let surroundings = Simulated::new(seed.wrapping_mul(1_000).wrapping_add(number as u64));
+        fs::create_dir(folder.join("guard")).unwrap();
+        fs::set_permissions(folder.join("guard"), fs::Permissions::from_mode(0o700)).unwrap();
+        let guard = SimulatedGuard::new(&name, &folder, Arc::clone(&surroundings));
+        self.guards.push(Arc::clone(&guard));
+        let tls = ClientTls::new(&papers::credentials(Role::Agent, name.as_str())).unwrap();
+        self.sim.host(name.as_str(), move || {
+            let parts = Parts {
+                coordinator: Coordinator {
+                    address: format!("{COORDINATOR}:{PORT}").parse().unwrap(),
+                    tls: tls.clone(),
+                    dialer: dialer(),
+                },
+                state: folder.clone(),
+                root: TrustRoot::pin(&papers::root()).unwrap(),
+                attestation_key: papers::attestation_key(number),
+                guard: Arc::clone(&guard) as Arc<dyn Guard>,
+                guard_events: None,
+                jobs: NonZeroUsize::MIN,
+                clock_error_ms: None,
+                config: Digest::of(b"configuration"),
+                machine: surroundings.machine(),
+                fleets: vec![FleetParts { name: fleet(), boot_gate: BootGate::None, store: None }],
+            };
+            let guard = Arc::clone(&guard);
+            async move {
+                tokio::spawn(guard.hold_deadlines());
+                let (_trigger, shutdown) = Shutdown::new();
+                Agent::new(parts)?.run(shutdown).await?;
+                Ok(())
+            }
+        });
+    }
+
+    fn start_operator(&mut self, hosts: usize, releases: [Release; 2]) -> Rc<RefCell<Option<Outcomes>>> {
+        let outcomes = Rc::new(RefCell::new(None));
+        let (told, progress) = (Rc::clone(&outcomes), self.progress.clone());
+        self.sim.client("operator", async move {
+            *told.borrow_mut() = Some(operator::run(hosts, &releases, progress).await?);
+            Ok(())
+        });
+        outcomes
+    }
+
+    /// P1, on what the links of all hosts lead to at this moment.
+    fn check_served(&mut self, seed: u64) {
+        let served: BTreeSet<String> = self.guards.iter().filter_map(|guard| guard.serves()).collect();
+        assert!(served.len() <= 1, "seed {seed}: {served:?} are served at once at {:?}", self.sim.elapsed());
+        if served.is_empty() || self.sim.elapsed().as_millis().is_multiple_of(20) {
+            let fenced = self.guards.iter().enumerate().filter(|(_, guard)| guard.is_fenced());
+            self.fenced.extend(fenced.map(|(index, _)| index + 1));
+        }
+    }
+
+    fn private_folder(&self, name: &str) -> std::path::PathBuf {
+        let folder = self.folder.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+        folder
+    }
+}
+
+/// A folder that is gone with its value. In memory where there is such a place: what a disk takes is not simulated.
+fn in_memory() -> TempDir {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("muster-").permissions(fs::Permissions::from_mode(0o700));
+    let shared = Path::new("/dev/shm");
+    if shared.is_dir() { builder.tempdir_in(shared).unwrap() } else { builder.tempdir().unwrap() }
+}
