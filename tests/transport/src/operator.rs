@@ -30,6 +30,8 @@ pub(crate) enum Stage {
     Flipping,
     /// The flip has ended in one way or another, as far as the operator was told.
     Watching,
+    /// The trouble is over.
+    Calm,
     /// Every host serves what the fleet serves.
     Settled,
 }
@@ -48,8 +50,9 @@ impl Progress {
         *self.0.lock().unwrap()
     }
 
-    fn reach(&self, stage: Stage) {
-        *self.0.lock().unwrap() = (stage, elapsed());
+    /// The next stage begins.
+    pub(crate) fn reach(&self, stage: Stage, now: Duration) {
+        *self.0.lock().unwrap() = (stage, now);
     }
 }
 
@@ -62,6 +65,14 @@ pub(crate) struct Outcomes {
     pub(crate) serving: Option<Vec<u8>>,
     /// The last rollout.
     pub(crate) last_k: u64,
+}
+
+impl Outcomes {
+    /// The digest of what is served, in hex.
+    pub(crate) fn serving_hex(&self) -> Option<String> {
+        let digest = self.serving.as_deref()?.try_into().expect("a digest has 32 bytes");
+        Some(Digest::from_bytes(digest).hex())
+    }
 }
 
 /// Does all of it. An error ends the simulation.
@@ -86,11 +97,14 @@ pub(crate) async fn run(
     let [first, second] = releases.each_ref().map(|release| release.manifest.digest());
     let told = flip(&mut client, roster, RolloutId(1), (None, first)).await;
     anyhow::ensure!(told == Some(Outcome::Flipped), "the first flip ended as {told:?}");
-    progress.reach(Stage::Flipping);
+    progress.reach(Stage::Flipping, elapsed());
     let told = flip(&mut client, roster, RolloutId(2), (Some(first), second)).await;
-    progress.reach(Stage::Watching);
+    progress.reach(Stage::Watching, elapsed());
+    while progress.now().0 < Stage::Calm {
+        tokio::time::sleep(PAUSE).await;
+    }
     let status = settled(client, &tls).await;
-    progress.reach(Stage::Settled);
+    progress.reach(Stage::Settled, elapsed());
     let serving = status.serving.map(|serving| serving.manifest);
     Ok(Outcomes { told, serving, last_k: status.last_k })
 }

@@ -1,16 +1,258 @@
 //! What may go wrong in the network while a fleet flips.
+//!
+//! In each scenario a seed says how many hosts there are, whom the trouble meets, when it begins and how long it lasts. In all
+//! of them at most one release is served at any step, and in the end, with the trouble over, every host serves the one that
+//! the coordinator says. Every seed is run twice, and must decide the same.
 
-use crate::world::{Trouble, World, run};
+use std::env;
+use std::time::Duration;
 
-struct Nothing;
+use muster_proto::v1::rollout_end::Outcome;
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
 
-impl Trouble for Nothing {
-    fn before_step(&mut self, _: &mut World<'_>) {}
+use crate::operator::Stage;
+use crate::papers::{host, timing};
+use crate::world::{COORDINATOR, Run, Trouble, World, run};
+
+/// How many seeds of each scenario are run where nobody says.
+const SEEDS: u64 = 2;
+
+/// A flip takes less than this where nothing is in its way.
+const FLIP: Duration = Duration::from_millis(120);
+
+/// A latency with which renewals are too slow for a lease, and one with which they are not.
+const SLOW: std::ops::Range<u64> = 20..900;
+
+/// What happens to the network, and to whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Nothing goes either way between the coordinator and a host, and what is lost is lost.
+    Cut,
+    /// Nothing that a host sends arrives.
+    Deaf,
+    /// Nothing that is sent to a host arrives.
+    Mute,
+    /// Everything between the coordinator and a host is held up, and arrives later.
+    Held,
+    /// Everything between the coordinator and a host takes its time.
+    Slow(Duration),
+    /// The coordinator is killed, and started again.
+    Restarted,
+}
+
+/// When it happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Point {
+    /// So long after the flip was ordered.
+    After(Duration),
+    /// As soon as the host is armed.
+    Armed,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Ahead,
+    Present(Duration),
+    Over,
+}
+
+/// One trouble.
+#[derive(Debug, Clone)]
+struct Fault {
+    kind: Kind,
+    victim: usize,
+    point: Point,
+    lasting: Duration,
+    state: State,
+    /// How long the victim went on serving after it was met while it was armed, if it went dark while it was.
+    dark_after: Option<Duration>,
+}
+
+impl Fault {
+    fn begins(&self, world: &World<'_>) -> bool {
+        let (stage, since) = world.progress.now();
+        match self.point {
+            _ if !(Stage::Flipping..=Stage::Watching).contains(&stage) => false,
+            Point::After(delay) => world.sim.elapsed() >= since + delay || stage > Stage::Flipping,
+            Point::Armed => world.guards[self.victim - 1].is_armed(),
+        }
+    }
+
+    fn begin(&self, world: &mut World<'_>) {
+        let victim = host(self.victim);
+        let victim = victim.as_str();
+        match self.kind {
+            Kind::Cut => world.sim.partition(victim, COORDINATOR),
+            Kind::Deaf => world.sim.partition_oneway(victim, COORDINATOR),
+            Kind::Mute => world.sim.partition_oneway(COORDINATOR, victim),
+            Kind::Held => world.sim.hold(victim, COORDINATOR),
+            Kind::Slow(latency) => world.sim.set_link_latency(victim, COORDINATOR, latency),
+            Kind::Restarted => world.sim.crash(COORDINATOR),
+        }
+    }
+
+    fn end(&self, world: &mut World<'_>) {
+        let victim = host(self.victim);
+        let victim = victim.as_str();
+        match self.kind {
+            Kind::Cut => world.sim.repair(victim, COORDINATOR),
+            Kind::Deaf => world.sim.repair_oneway(victim, COORDINATOR),
+            Kind::Mute => world.sim.repair_oneway(COORDINATOR, victim),
+            Kind::Held => world.sim.release(victim, COORDINATOR),
+            Kind::Slow(_) => world.sim.set_link_latency(victim, COORDINATOR, Duration::from_millis(2)),
+            Kind::Restarted => world.sim.bounce(COORDINATOR),
+        }
+    }
+}
+
+impl Trouble for Fault {
+    fn before_step(&mut self, world: &mut World<'_>) {
+        let now = world.sim.elapsed();
+        match self.state {
+            State::Ahead if self.begins(world) => {
+                self.begin(world);
+                self.state = State::Present(now);
+            }
+            State::Present(since) => {
+                if self.dark_after.is_none() && world.guards[self.victim - 1].serves().is_none() {
+                    self.dark_after = Some(now - since);
+                }
+                if now >= since + self.lasting {
+                    self.end(world);
+                    self.state = State::Over;
+                }
+            }
+            State::Ahead | State::Over => {}
+        }
+    }
+
+    fn is_present(&self) -> bool {
+        matches!(self.state, State::Present(_))
+    }
+}
+
+/// One run of a scenario, with what became of the trouble.
+struct Told {
+    seed: u64,
+    fault: Fault,
+    run: Run,
+}
+
+impl Told {
+    fn is_fenced(&self) -> bool {
+        self.run.fenced.contains(&self.fault.victim)
+    }
+}
+
+/// Runs a scenario from each seed, twice.
+fn each_seed(fault: impl Fn(&mut SmallRng) -> (Kind, Point, Duration)) -> Vec<Told> {
+    let mut all = Vec::new();
+    for seed in seeds() {
+        let mut chance = SmallRng::seed_from_u64(seed);
+        let hosts = chance.random_range(3..=5);
+        let victim = chance.random_range(1..=hosts);
+        let (kind, point, lasting) = fault(&mut chance);
+        let fault = Fault { kind, victim, point, lasting, state: State::Ahead, dark_after: None };
+        let mut met = fault.clone();
+        let first = run(seed, hosts, &mut met);
+        let second = run(seed, hosts, &mut fault.clone());
+        check_same(seed, &first, &second);
+        check_outcome(seed, &first);
+        all.push(Told { seed, fault: met, run: first });
+    }
+    all
+}
+
+fn seeds() -> Vec<u64> {
+    let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    match number("MUSTER_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("MUSTER_TRANSPORT_SEEDS").unwrap_or(SEEDS)).collect(),
+    }
+}
+
+fn check_same(seed: u64, first: &Run, second: &Run) {
+    let mut pairs = first.trace.iter().zip(&second.trace);
+    if let Some((one, other)) = pairs.find(|(one, other)| one != other) {
+        panic!("seed {seed}: two runs differ:\n{one}\n{other}");
+    }
+    assert_eq!(first, second, "seed {seed}: two runs differ");
+}
+
+/// What the operator was told is what is so.
+fn check_outcome(seed: u64, run: &Run) {
+    let [before, after] = &run.releases;
+    let (told, serving) = (run.outcomes.told, run.outcomes.serving_hex());
+    let serving = serving.as_deref();
+    match told {
+        Some(Outcome::Flipped | Outcome::Pending) => assert_eq!(serving, Some(after.as_str()), "seed {seed}"),
+        Some(Outcome::Unchanged) => assert_eq!(serving, Some(before.as_str()), "seed {seed}"),
+        Some(Outcome::Dark | Outcome::Unspecified) | None => {
+            assert!(serving == Some(before) || serving == Some(after), "seed {seed}: {serving:?}");
+        }
+    }
+}
+
+fn seconds(chance: &mut SmallRng, range: std::ops::Range<u64>) -> Duration {
+    Duration::from_millis(chance.random_range(range.start * 1000..range.end * 1000))
+}
+
+fn some_time(chance: &mut SmallRng) -> Point {
+    Point::After(chance.random_range(Duration::ZERO..FLIP))
 }
 
 #[test]
-fn without_trouble() {
-    let began = std::time::Instant::now();
-    let first = run(1, 3, &mut Nothing);
-    panic!("{:?} {:?} {:?}\n{}", began.elapsed(), first.took, first.outcomes, first.trace.join("\n"));
+fn a_host_that_is_cut_off() {
+    each_seed(|chance| (Kind::Cut, some_time(chance), seconds(chance, 1..20)));
+}
+
+#[test]
+fn a_host_that_is_cut_off_one_way() {
+    each_seed(|chance| {
+        let kind = if chance.random() { Kind::Deaf } else { Kind::Mute };
+        (kind, some_time(chance), seconds(chance, 1..20))
+    });
+}
+
+#[test]
+fn a_host_that_is_cut_off_while_it_is_armed_is_fenced_by_its_lease() {
+    let all = each_seed(|chance| (Kind::Cut, Point::Armed, seconds(chance, 5..20)));
+    // No clock is slower than the simulation's by more than a twentieth.
+    let lease = timing().lease() + timing().lease() / 19;
+    for told in &all {
+        let seed = told.seed;
+        let dark = told.fault.dark_after.unwrap_or_else(|| panic!("seed {seed}: it was never dark"));
+        assert!(dark <= lease + Duration::from_millis(5), "seed {seed}: it served on for {dark:?}");
+        assert!(
+            told.is_fenced() || dark < FLIP,
+            "seed {seed}: it was dark after {dark:?}, and not by its lease"
+        );
+    }
+    assert!(all.iter().any(Told::is_fenced), "no seed ends in a fence");
+}
+
+#[test]
+fn a_host_whose_messages_are_held_up() {
+    each_seed(|chance| {
+        let point = if chance.random() { Point::Armed } else { some_time(chance) };
+        (Kind::Held, point, seconds(chance, 1..12))
+    });
+}
+
+#[test]
+fn a_host_behind_a_slow_link() {
+    each_seed(|chance| {
+        let latency = Duration::from_millis(chance.random_range(SLOW));
+        (Kind::Slow(latency), some_time(chance), seconds(chance, 5..30))
+    });
+}
+
+#[test]
+fn a_coordinator_that_is_killed_and_started_again() {
+    each_seed(|chance| {
+        let point = if chance.random() { Point::Armed } else { some_time(chance) };
+        (Kind::Restarted, point, seconds(chance, 0..6))
+    });
 }
