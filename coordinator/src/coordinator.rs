@@ -187,6 +187,7 @@ impl Drivers {
         let mut running = tokio::task::JoinSet::new();
         loop {
             tokio::select! {
+                biased;
                 Some(driving) = self.0.recv() => {
                     running.spawn(driving);
                 }

@@ -94,6 +94,7 @@ pub async fn serve<L: Listener>(
         tokio::time::sleep(SHUTDOWN_PATIENCE).await;
     };
     let ended = tokio::select! {
+        biased;
         served = server => served.map_err(Error::Serve),
         failed = drivers.run() => Err(Error::StoreFailed(failed)),
         () = patience => Ok(()),

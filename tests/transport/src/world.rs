@@ -31,6 +31,9 @@ use crate::trace::Trace;
 /// The coordinator's name in the network.
 pub(crate) const COORDINATOR: &str = "coordinator";
 
+/// The operator's.
+const OPERATOR: &str = "operator";
+
 /// The longest that a simulation may take, in its own time.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -187,11 +190,30 @@ impl World<'_> {
     fn start_operator(&mut self, hosts: usize, releases: [Release; 2]) -> Rc<RefCell<Option<Outcomes>>> {
         let outcomes = Rc::new(RefCell::new(None));
         let (told, progress) = (Rc::clone(&outcomes), self.progress.clone());
-        self.sim.client("operator", async move {
+        self.sim.client(OPERATOR, async move {
             *told.borrow_mut() = Some(operator::run(hosts, &releases, progress).await?);
             Ok(())
         });
         outcomes
+    }
+
+    /// The coordinator ends without a word to anybody: with the runtime gone, nothing says in which order its connections
+    /// would end.
+    pub(crate) fn power_off_coordinator(&mut self) {
+        self.everybody().iter().for_each(|name| self.sim.partition(name.as_str(), COORDINATOR));
+        self.sim.crash(COORDINATOR);
+    }
+
+    /// It begins again, with what it has on disk.
+    pub(crate) fn power_on_coordinator(&mut self) {
+        self.sim.bounce(COORDINATOR);
+        self.everybody().iter().for_each(|name| self.sim.repair(name.as_str(), COORDINATOR));
+    }
+
+    /// Everybody who talks to the coordinator.
+    fn everybody(&self) -> Vec<String> {
+        let hosts = (1..=self.guards.len()).map(|number| host(number).to_string());
+        hosts.chain([OPERATOR.to_owned()]).collect()
     }
 
     /// Tells the operator that nothing more will happen.
