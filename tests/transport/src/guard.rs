@@ -21,6 +21,15 @@ const TICK: Duration = Duration::from_millis(1);
 /// What every drill finds: what it really takes would be another number in every run.
 const FENCE_MS: u64 = 3;
 
+/// Whether a guard keeps what it promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fencing {
+    /// It does.
+    Kept,
+    /// Planted: its clock stands still, so that no deadline ever passes.
+    Forgotten,
+}
+
 /// A guard with its folder.
 pub(crate) struct SimulatedGuard {
     inner: InProcess,
@@ -28,7 +37,7 @@ pub(crate) struct SimulatedGuard {
 }
 
 impl SimulatedGuard {
-    pub(crate) fn new(host: &HostName, folder: &Path, clock: Arc<Simulated>) -> Arc<Self> {
+    pub(crate) fn new(host: &HostName, folder: &Path, clock: Arc<Simulated>, fencing: Fencing) -> Arc<Self> {
         let of_fleet = folder.join("fleets").join(fleet().as_str());
         let link = of_fleet.join("current");
         let config = GuardConfig {
@@ -45,7 +54,11 @@ impl SimulatedGuard {
                 hooks: HooksConfig::default(),
             }],
         };
-        let now = Arc::new(move || clock.boot_time());
+        let start = clock.boot_time();
+        let now = Arc::new(move || match fencing {
+            Fencing::Kept => clock.boot_time(),
+            Fencing::Forgotten => start,
+        });
         let inner = InProcess::with_clock(&config.validate().unwrap(), Arc::new(|_| {}), now).unwrap();
         Arc::new(Self { inner, link })
     }

@@ -11,9 +11,10 @@ use muster_proto::v1::rollout_end::Outcome;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
+use crate::guard::Fencing;
 use crate::operator::Stage;
 use crate::papers::{host, timing};
-use crate::world::{COORDINATOR, Run, Trouble, World, run};
+use crate::world::{COORDINATOR, Run, Start, Trouble, World, run};
 
 /// How many seeds of each scenario are run where nobody says.
 const SEEDS: u64 = 2;
@@ -156,8 +157,9 @@ fn each_seed(fault: impl Fn(&mut SmallRng) -> (Kind, Point, Duration)) -> Vec<To
         let (kind, point, lasting) = fault(&mut chance);
         let fault = Fault { kind, victim, point, lasting, state: State::Ahead, dark_after: None };
         let mut met = fault.clone();
-        let first = run(seed, hosts, &mut met);
-        let second = run(seed, hosts, &mut fault.clone());
+        let start = Start { seed, hosts, fencing: Fencing::Kept };
+        let first = run(start, &mut met);
+        let second = run(start, &mut fault.clone());
         check_same(seed, &first, &second);
         check_outcome(seed, &first);
         all.push(Told { seed, fault: met, run: first });
@@ -203,6 +205,11 @@ fn seconds(chance: &mut SmallRng, range: std::ops::Range<u64>) -> Duration {
     Duration::from_millis(chance.random_range(range.start * 1000..range.end * 1000))
 }
 
+/// The longest that a lease lasts: no clock is slower than the simulation's by more than a twentieth.
+fn lease_max() -> Duration {
+    timing().lease() + timing().lease() / 19 + Duration::from_millis(5)
+}
+
 fn some_time(chance: &mut SmallRng) -> Point {
     Point::After(chance.random_range(Duration::ZERO..FLIP))
 }
@@ -223,18 +230,38 @@ fn a_host_that_is_cut_off_one_way() {
 #[test]
 fn a_host_that_is_cut_off_while_it_is_armed_is_fenced_by_its_lease() {
     let all = each_seed(|chance| (Kind::Cut, Point::Armed, seconds(chance, 5..20)));
-    // No clock is slower than the simulation's by more than a twentieth.
-    let lease = timing().lease() + timing().lease() / 19;
     for told in &all {
         let seed = told.seed;
         let dark = told.fault.dark_after.unwrap_or_else(|| panic!("seed {seed}: it was never dark"));
-        assert!(dark <= lease + Duration::from_millis(5), "seed {seed}: it served on for {dark:?}");
+        assert!(dark <= lease_max(), "seed {seed}: it served on for {dark:?}");
         assert!(
             told.is_fenced() || dark < FLIP,
             "seed {seed}: it was dark after {dark:?}, and not by its lease"
         );
     }
     assert!(all.iter().any(Told::is_fenced), "no seed ends in a fence");
+}
+
+#[test]
+fn a_host_that_hears_nothing_once_it_is_armed_is_fenced_and_the_others_flip_without_it() {
+    for told in each_seed(|chance| (Kind::Mute, Point::Armed, seconds(chance, 5..20))) {
+        let seed = told.seed;
+        let dark = told.fault.dark_after.unwrap_or_else(|| panic!("seed {seed}: it was never dark"));
+        assert!(dark <= lease_max(), "seed {seed}: it served on for {dark:?}");
+        assert!(told.is_fenced(), "seed {seed}: nothing but its lease could end its service");
+        let after = told.run.releases[1].as_str();
+        assert_eq!(told.run.outcomes.serving_hex().as_deref(), Some(after), "seed {seed}");
+    }
+}
+
+/// The same with a guard that holds no deadline: the check of what is served must see it.
+#[test]
+#[should_panic(expected = "are served at once")]
+fn a_guard_that_does_not_fence_is_caught() {
+    let (kind, lasting) = (Kind::Mute, Duration::from_secs(20));
+    let mut fault =
+        Fault { kind, victim: 2, point: Point::Armed, lasting, state: State::Ahead, dark_after: None };
+    run(Start { seed: 0, hosts: 3, fencing: Fencing::Forgotten }, &mut fault);
 }
 
 #[test]

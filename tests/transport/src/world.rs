@@ -21,7 +21,7 @@ use muster_trust::TrustRoot;
 use tempfile::TempDir;
 use turmoil::Sim;
 
-use crate::guard::SimulatedGuard;
+use crate::guard::{Fencing, SimulatedGuard};
 use crate::machine::Simulated;
 use crate::network::{self, PORT, dialer};
 use crate::operator::{self, Outcomes, Progress, Stage};
@@ -75,12 +75,21 @@ pub(crate) struct World<'a> {
     folder: TempDir,
 }
 
+/// What a simulation begins with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Start {
+    pub(crate) seed: u64,
+    pub(crate) hosts: usize,
+    pub(crate) fencing: Fencing,
+}
+
 /// Runs a simulation to its end, and checks after each step that no two hosts serve different releases.
-pub(crate) fn run(seed: u64, hosts: usize, trouble: &mut dyn Trouble) -> Run {
+pub(crate) fn run(start: Start, trouble: &mut dyn Trouble) -> Run {
+    let Start { seed, hosts, .. } = start;
     let trace = Trace::default();
     let (outcomes, fenced, releases, took) = trace.of(|| {
         let releases = ["1.0.0", "2.0.0"].map(Release::new);
-        let mut world = World::new(seed, hosts, &releases);
+        let mut world = World::new(start, &releases);
         let digests = releases.each_ref().map(|release| release.manifest.digest().hex());
         let outcomes = world.start_operator(hosts, releases);
         loop {
@@ -101,7 +110,7 @@ pub(crate) fn run(seed: u64, hosts: usize, trouble: &mut dyn Trouble) -> Run {
 }
 
 impl World<'_> {
-    fn new(seed: u64, hosts: usize, releases: &[Release; 2]) -> Self {
+    fn new(Start { seed, hosts, fencing }: Start, releases: &[Release; 2]) -> Self {
         let mut builder = turmoil::Builder::new();
         builder
             .rng_seed(seed)
@@ -120,7 +129,7 @@ impl World<'_> {
         };
         world.add_coordinator(seed, releases);
         for number in 1..=hosts {
-            world.add_host(seed, number);
+            world.add_host(seed, number, fencing);
         }
         world
     }
@@ -150,13 +159,13 @@ impl World<'_> {
         });
     }
 
-    fn add_host(&mut self, seed: u64, number: usize) {
+    fn add_host(&mut self, seed: u64, number: usize, fencing: Fencing) {
         let name = host(number);
         let folder = self.private_folder(name.as_str());
         let surroundings = Simulated::new(seed.wrapping_mul(1_000).wrapping_add(number as u64));
         fs::create_dir(folder.join("guard")).unwrap();
         fs::set_permissions(folder.join("guard"), fs::Permissions::from_mode(0o700)).unwrap();
-        let guard = SimulatedGuard::new(&name, &folder, Arc::clone(&surroundings));
+        let guard = SimulatedGuard::new(&name, &folder, Arc::clone(&surroundings), fencing);
         self.guards.push(Arc::clone(&guard));
         let tls = ClientTls::new(&papers::credentials(Role::Agent, name.as_str())).unwrap();
         self.sim.host(name.as_str(), move || {
