@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use muster_artifact::{BlobStore, clean_leftovers};
-use muster_daemon::{Machine, Shutdown, boot_id, clock_state};
+use muster_daemon::{Machine, Shutdown};
 use muster_guard::{Guard, GuardClient};
 use muster_model::{
     Assurance, BootGate, BootId, ClockState, Digest, Epoch, FleetName, HostFacts, HostName, Scope, UnixTime,
@@ -145,8 +145,8 @@ impl Agent {
             jobs: parts.jobs,
             lanes: Arc::new(Lanes::new()),
             slots: Arc::new(Slots::new()),
-            boot_id: boot_id().map_err(|source| AgentError::Daemon { source })?,
-            clock: clock_state(),
+            boot_id: machine.boot_id().map_err(|source| AgentError::Daemon { source })?,
+            clock: machine.clock_state(),
             clock_error_ms: parts.clock_error_ms,
             config: parts.config,
         };

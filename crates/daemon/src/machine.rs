@@ -7,10 +7,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use muster_model::{BootTime, UnixTime};
+use muster_model::{BootId, BootTime, ClockState, UnixTime};
 use tokio::task::JoinError;
 
-use crate::clock;
+use crate::{Error, clock};
 
 /// Where work runs that blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,12 @@ pub trait Surroundings: Send + Sync {
 
     /// See [`crate::unix_time`].
     fn unix_time(&self) -> UnixTime;
+
+    /// See [`crate::boot_id`].
+    fn boot_id(&self) -> Result<BootId, Error>;
+
+    /// See [`crate::clock_state`].
+    fn clock_state(&self) -> ClockState;
 
     /// Fills `bytes` with what nobody can foresee.
     fn fill_random(&self, bytes: &mut [u8]) -> Result<(), getrandom::Error>;
@@ -63,6 +69,17 @@ impl Machine {
     #[must_use]
     pub fn unix_time(&self) -> UnixTime {
         self.0.unix_time()
+    }
+
+    /// The id of this boot.
+    pub fn boot_id(&self) -> Result<BootId, Error> {
+        self.0.boot_id()
+    }
+
+    /// Whether this machine's clock goes on whatever happens to the machine.
+    #[must_use]
+    pub fn clock_state(&self) -> ClockState {
+        self.0.clock_state()
     }
 
     /// So many random bytes.
@@ -113,6 +130,14 @@ impl Surroundings for Real {
         clock::unix_time()
     }
 
+    fn boot_id(&self) -> Result<BootId, Error> {
+        clock::boot_id()
+    }
+
+    fn clock_state(&self) -> ClockState {
+        clock::clock_state()
+    }
+
     fn fill_random(&self, bytes: &mut [u8]) -> Result<(), getrandom::Error> {
         getrandom::fill(bytes)
     }
@@ -136,6 +161,14 @@ mod tests {
 
         fn unix_time(&self) -> UnixTime {
             UnixTime(8)
+        }
+
+        fn boot_id(&self) -> Result<BootId, Error> {
+            clock::boot_id()
+        }
+
+        fn clock_state(&self) -> ClockState {
+            ClockState::Pausable
         }
 
         fn fill_random(&self, bytes: &mut [u8]) -> Result<(), getrandom::Error> {

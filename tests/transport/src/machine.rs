@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use muster_daemon::{Blocking, Machine, Surroundings};
-use muster_model::{BootTime, UnixTime};
+use muster_daemon::{Blocking, Error, Machine, Surroundings};
+use muster_model::{BootId, BootTime, ClockState, UnixTime};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
 
@@ -18,6 +18,7 @@ const MILLION: u128 = 1_000_000;
 
 /// The clocks and the chance of one host.
 pub(crate) struct Simulated {
+    boot_id: BootId,
     booted: Duration,
     rate_ppm: u128,
     chance: Mutex<SmallRng>,
@@ -30,7 +31,9 @@ impl Simulated {
         let booted = Duration::from_millis(chance.random_range(10_000..10_000_000));
         let rate = 1_000_000 + chance.random_range(-RATE_ERROR_PPM..=RATE_ERROR_PPM);
         let rate_ppm = u128::try_from(rate).expect("a clock goes forward");
-        Arc::new(Self { booted, rate_ppm, chance: Mutex::new(chance) })
+        let boot_id = BootId::new(&format!("00000000-0000-0000-0000-{:012x}", chance.random::<u32>()));
+        let boot_id = boot_id.expect("it has the form of a UUID");
+        Arc::new(Self { boot_id, booted, rate_ppm, chance: Mutex::new(chance) })
     }
 
     pub(crate) fn machine(self: &Arc<Self>) -> Machine {
@@ -47,6 +50,14 @@ impl Surroundings for Simulated {
 
     fn unix_time(&self) -> UnixTime {
         DAWN.after(elapsed())
+    }
+
+    fn boot_id(&self) -> Result<BootId, Error> {
+        Ok(self.boot_id.clone())
+    }
+
+    fn clock_state(&self) -> ClockState {
+        ClockState::Steady
     }
 
     fn fill_random(&self, bytes: &mut [u8]) -> Result<(), getrandom::Error> {
