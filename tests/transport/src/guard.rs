@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use muster_daemon::Surroundings as _;
@@ -11,6 +12,7 @@ use muster_guard::{
     InProcess, LeaseState, Opened,
 };
 use muster_model::{BootTime, Digest, Epoch, FleetName, HostName, RolloutId};
+use tokio::sync::Notify;
 
 use crate::machine::Simulated;
 use crate::papers::fleet;
@@ -34,6 +36,10 @@ pub(crate) enum Fencing {
 pub(crate) struct SimulatedGuard {
     inner: InProcess,
     link: PathBuf,
+    /// Rises with everything that may change what is served.
+    acts: AtomicU64,
+    /// A deadline may run.
+    restless: Notify,
 }
 
 impl SimulatedGuard {
@@ -60,14 +66,35 @@ impl SimulatedGuard {
             Fencing::Forgotten => start,
         });
         let inner = InProcess::with_clock(&config.validate().unwrap(), Arc::new(|_| {}), now).unwrap();
-        Arc::new(Self { inner, link })
+        Arc::new(Self { inner, link, acts: AtomicU64::new(0), restless: Notify::new() })
     }
 
     /// Holds the deadlines, beside the agent and whatever becomes of it.
     pub(crate) async fn hold_deadlines(self: Arc<Self>) {
         loop {
-            self.inner.do_duties();
-            tokio::time::sleep(TICK).await;
+            self.restless.notified().await;
+            while self.is_restless() {
+                self.act().do_duties();
+                tokio::time::sleep(TICK).await;
+            }
+        }
+    }
+
+    /// How often something was done that may have changed what is served.
+    pub(crate) fn acts(&self) -> u64 {
+        self.acts.load(Ordering::Relaxed)
+    }
+
+    fn act(&self) -> &InProcess {
+        self.acts.fetch_add(1, Ordering::Relaxed);
+        &self.inner
+    }
+
+    fn is_restless(&self) -> bool {
+        match self.inner.status(&fleet()).unwrap().lease {
+            LeaseState::Free => false,
+            LeaseState::Armed(_) | LeaseState::Decided(_) => true,
+            LeaseState::Fenced(fence) => fence.ended_boot_ms.is_none(),
         }
     }
 
@@ -94,23 +121,25 @@ impl Guard for SimulatedGuard {
     }
 
     fn close(&self, fleet: &FleetName, drain: Option<Duration>) -> Result<FleetState, GuardError> {
-        self.inner.close(fleet, drain)
+        self.act().close(fleet, drain)
     }
 
     fn open(&self, fleet: &FleetName, epoch: Epoch, digest: Digest) -> Result<FleetState, GuardError> {
-        self.inner.open(fleet, epoch, digest)
+        self.act().open(fleet, epoch, digest)
     }
 
     fn arm(&self, fleet: &FleetName, arm: Armed) -> Result<FleetState, GuardError> {
-        self.inner.arm(fleet, arm)
+        let armed = self.act().arm(fleet, arm);
+        self.restless.notify_one();
+        armed
     }
 
     fn renew(&self, fleet: &FleetName, k: RolloutId, deadline: BootTime) -> Result<FleetState, GuardError> {
-        self.inner.renew(fleet, k, deadline)
+        self.act().renew(fleet, k, deadline)
     }
 
     fn disarm(&self, fleet: &FleetName, k: RolloutId) -> Result<FleetState, GuardError> {
-        self.inner.disarm(fleet, k)
+        self.act().disarm(fleet, k)
     }
 
     fn decide(
@@ -120,7 +149,7 @@ impl Guard for SimulatedGuard {
         at: BootTime,
         to: Opened,
     ) -> Result<FleetState, GuardError> {
-        self.inner.decide(fleet, k, at, to)
+        self.act().decide(fleet, k, at, to)
     }
 
     fn quiesce(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
@@ -137,10 +166,12 @@ impl Guard for SimulatedGuard {
     }
 
     fn halt(&self, fleet: &FleetName, reason: &str) -> Result<FleetState, GuardError> {
-        self.inner.halt(fleet, reason)
+        let halted = self.act().halt(fleet, reason);
+        self.restless.notify_one();
+        halted
     }
 
     fn resume(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
-        self.inner.resume(fleet)
+        self.act().resume(fleet)
     }
 }

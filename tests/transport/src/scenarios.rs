@@ -117,7 +117,7 @@ impl Trouble for Fault {
                 self.state = State::Present(now);
             }
             State::Present(since) => {
-                if self.dark_after.is_none() && world.guards[self.victim - 1].serves().is_none() {
+                if self.dark_after.is_none() && world.is_dark(self.victim) {
                     self.dark_after = Some(now - since);
                 }
                 if now >= since + self.lasting {
