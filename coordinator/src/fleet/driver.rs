@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_daemon::{DECISIONS, Machine, crash_point};
-use muster_model::{Blocker, BootTime, Digest, Durable, FleetName, HostName, Refusal, RolloutId, SessionId, ToHost};
+use muster_model::{
+    Blocker, BootTime, Digest, Durable, FleetName, HostName, Refusal, RolloutId, SessionId, ToHost,
+};
 use muster_proto::convert::to_agent;
 use muster_rollout::fleet::{
     Effect, Event, Fleet, NextRoster, Outcome, Phase, Proposal, Record, Report, Step,
