@@ -238,6 +238,7 @@ fn join() -> v1::Join {
         term: 0,
         roster_revision: 1,
         history_lost: false,
+        halted_k: None,
         serving_epoch: Some(1),
     }
 }

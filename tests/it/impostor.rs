@@ -157,12 +157,14 @@ impl Siege {
     }
 
     fn open(&self, k: u64, release: Digest, secrets: &[u8]) {
-        let (release, secrets) = (release.as_bytes().to_vec(), secrets.to_vec().into());
+        const REVEALED: &[u8] = &[1];
+        let secrets = secrets.chunks(32).flat_map(|secret| [REVEALED, secret].concat()).collect::<Vec<u8>>();
+        let (release, secrets) = (release.as_bytes().to_vec(), secrets.into());
         self.impostor.say(ToAgent::Open(v1::Open { k, epoch: 2, release, secrets }));
     }
 
     fn arm(&self, k: u64) {
-        self.impostor.say(ToAgent::Arm(v1::Arm { k }));
+        self.impostor.say(ToAgent::Arm(v1::Arm { k, instant_unix_ms: None }));
     }
 
     /// What the host answers instead of doing what it was told.

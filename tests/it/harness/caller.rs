@@ -145,7 +145,7 @@ impl Caller {
     /// Proposes a flip, and does not stay to see how it goes.
     pub(crate) fn flip(&self, order_envelope: Vec<u8>) -> Result<(), Status> {
         let mut client = self.operations();
-        let request = v1::FlipRequest { order_envelope, timeout_ms: 10_000 };
+        let request = v1::FlipRequest { order_envelope, timeout_ms: 10_000, contingency_envelope: None };
         self.wait(client.flip(request)).map(drop)
     }
 

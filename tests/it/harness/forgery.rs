@@ -32,7 +32,7 @@ pub(crate) fn release(version: &str, manifest: Digest) -> Release {
 /// An order for the next hour.
 pub(crate) fn order(counter: u64, roster: RosterRef, from: Option<Digest>, to: Digest) -> Order {
     let (fleet, now) = (FleetName::new(FLEET).unwrap(), now());
-    let flip = Flip { from, to, mode: FlipMode::Strict, on_failure: OnFailure::Hold };
+    let flip = Flip { from, to, mode: FlipMode::Strict, on_failure: OnFailure::Hold, max_lapsed: 0 };
     Order::new(fleet, RolloutId(counter), roster, flip, now..now.after(std::time::Duration::from_secs(3600)))
         .unwrap()
 }
