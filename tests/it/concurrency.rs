@@ -130,12 +130,12 @@ fn an_abort_and_a_flip_agree_on_who_was_first() {
     victim.agent.cont();
     fleet.wait_settled(&second);
 
-    // DECIDED, with a host whose guard does not close.
-    victim.guard.stop();
-    let flip = fleet.flip_while("1", || {
+    // DECIDED, with a host that does not close and must not lapse.
+    fleet.let_die_at(&victim, "agent.close.before-guard");
+    let flip = fleet.flip_so_while(&["1", "--max-lapsed", "0"], || {
         fleet.wait_phase("decided");
         abort_is_refused(&fleet, "decided");
-        victim.guard.cont();
+        victim.agent.start(&[]);
     });
     flip.expect_code(0);
     fleet.wait_settled(&first);

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 
-use muster_model::{Code, Digest, FlipMode, Order, Refusal, Release, Roster, RosterRef, UnixTime};
+use muster_model::{Code, Digest, OnFailure, Order, Refusal, Release, Roster, RosterRef, UnixTime};
 use muster_mtls::Role;
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body;
@@ -194,7 +194,8 @@ fn an_order_holds_once_for_its_fleet_its_roster_and_its_time() {
         (order(2, roster, Some(two), one), Code::AlreadyServing),
         (order(2, roster, Some(one), Digest::of(b"unheard")), Code::ReleaseUnknown),
         (changed(|order| order.fleet = "other".parse().unwrap()), Code::FleetUnknown),
-        (changed(|order| order.mode = FlipMode::Fast), Code::Unsupported),
+        // One that rolls back by itself comes with the signed order to do so.
+        (changed(|order| order.on_failure = OnFailure::Rollback), Code::OrderInvalid),
     ];
     for (order, code) in cases {
         let envelope = signed(&order, &key);

@@ -125,30 +125,39 @@ fn a_guard_killed_after_the_decision_is_waited_for() {
 }
 
 #[test]
-fn a_halted_host_keeps_the_rollout_decided_and_is_named() {
+fn a_silent_host_fences_and_keeps_the_others_closed_where_the_order_lets_none_lapse() {
+    let (fleet, [_, second]) = Fleet::serving(3);
+    let observer = Observer::of(&fleet);
+    let victim = fleet.host(VICTIM);
+    fleet.let_die_at(&victim, "agent.close.before-guard");
+    let flip = fleet.json(&["flip", "2", "--max-lapsed", "0", "--timeout", "10s"]).expect_code(16);
+    assert_eq!(flip.text_at("/outcome"), "pending");
+    flip.expect_blocker("host-missing", victim.name(), "");
+    // Its guard has fenced by itself, and long after the wait the others are closed still: nothing opens early.
+    until("the silent host has fenced", || victim.serves().is_none());
+    let status = fleet.json(&["status"]).expect_code(0);
+    assert_eq!(status.text_at("/phase"), "decided");
+    assert!(status.names(&victim, Code::HostMissing));
+    assert_eq!((fleet.host(1).serves(), fleet.host(3).serves()), (None, None), "nothing opens early");
+    fleet.json(&["flip", "2"]).expect_code(14).expect_blocker("busy", "", "");
+    fleet.json(&["abort"]).expect_code(17).expect_blocker("decided", "", "");
+    victim.agent.start(&[]);
+    fleet.wait_settled(&second);
+    observer.expect_one_release_at_a_time();
+}
+
+#[test]
+fn a_host_whose_guard_is_halted_takes_part_in_nothing() {
     let (fleet, [first, second]) = Fleet::serving(3);
     let observer = Observer::of(&fleet);
     let victim = fleet.host(VICTIM);
-    // The guard cannot stop what is served, so the agent is still closing when it is halted as well.
     victim.guard.stop();
-    let flip = fleet.json(&["flip", "2", "--timeout", "10s"]).expect_code(16);
-    assert_eq!(flip.text_at("/outcome"), "pending");
-    flip.expect_blocker("host-silent", victim.name(), "");
-    victim.agent.stop();
-    for connected in [true, false] {
-        until("the host is seen to be silent, then to be gone", || {
-            let status = fleet.json(&["status"]).expect_code(0);
-            assert_eq!(status.text_at("/phase"), "decided");
-            let code = if connected { Code::HostSilent } else { Code::HostMissing };
-            status.names(&victim, code)
-        });
-        fleet.json(&["flip", "2"]).expect_code(14).expect_blocker("busy", "", "");
-        fleet.json(&["abort"]).expect_code(17).expect_blocker("decided", "", "");
-        assert_eq!(victim.serves().as_ref(), Some(&first));
-        assert_eq!((fleet.host(1).serves(), fleet.host(3).serves()), (None, None), "nothing opens early");
-    }
+    let flip = fleet.json(&["flip", "2", "--timeout", "5s"]);
+    assert_eq!(flip.text_at("/outcome"), "unchanged");
+    fleet.assert_all_serve(&first);
     victim.guard.cont();
-    victim.agent.cont();
+    fleet.wait_settled(&first);
+    fleet.json(&["flip", "2"]).expect_code(0);
     fleet.wait_settled(&second);
     observer.expect_one_release_at_a_time();
 }

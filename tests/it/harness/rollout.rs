@@ -20,8 +20,13 @@ impl Fleet {
 
     /// Flips, and meanwhile does this. The flip is waited for without haste: whoever is halted or dead comes back.
     pub(crate) fn flip_while(&self, version: &str, meanwhile: impl FnOnce()) -> Output {
+        self.flip_so_while(&[version], meanwhile)
+    }
+
+    /// The same, with further arguments.
+    pub(crate) fn flip_so_while(&self, arguments: &[&str], meanwhile: impl FnOnce()) -> Output {
         thread::scope(|scope| {
-            let flip = scope.spawn(|| self.json(&["flip", version, "--timeout", "90s"]));
+            let flip = scope.spawn(|| self.json(&[&["flip"], arguments, &["--timeout", "90s"]].concat()));
             meanwhile();
             flip.join().unwrap()
         })

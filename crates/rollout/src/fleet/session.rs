@@ -384,10 +384,25 @@ impl Fleet {
         if let (Some(session), Some(nonce)) = (&mut host.session, nonce) {
             session.nonce = nonce;
         }
-        self.trouble_while_opening(index, out);
+        if may_ask && self.catches_up(index) {
+            // It fenced itself while the others opened over it. It is told to close and to open now, and how that ends
+            // is what there is to tell.
+            self.hosts[index].trouble.clear();
+        } else {
+            self.trouble_while_opening(index, out);
+        }
         if may_ask {
             self.reconcile(index, out);
         }
+    }
+
+    /// Whether the host is still armed for the rollout that the others have opened.
+    fn catches_up(&self, index: usize) -> bool {
+        let armed = match self.hosts[index].mode() {
+            Some(HostMode::Armed(k, _)) => Some(k),
+            Some(HostMode::Serve(_) | HostMode::Closed(_)) | None => None,
+        };
+        armed.is_some() && armed == self.record.phase.opening().map(|opening| opening.k)
     }
 }
 

@@ -71,10 +71,13 @@ fn a_silent_host_fences_and_the_others_open_after_the_wait() {
     world.expect_serves(&world.machines[0].name, 1, 2);
     world.expect_serves(&world.machines[2].name, 1, 2);
 
-    // It comes back dark, closes, and then serves.
+    // It comes back dark, closes, and then serves: that is the one end there is to tell.
+    let told = world.ends.len();
     world.let_go(1);
     world.rest();
     world.expect_all_serve(1, 2);
+    let outcomes: Vec<Outcome> = world.ends[told..].iter().map(|end| end.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Flipped]);
 }
 
 #[test]
