@@ -86,7 +86,7 @@ fn abort_is_refused(fleet: &Fleet, reason: &str) {
 #[track_caller]
 fn flip_until_coordinator_dies_at(fleet: &Fleet, point: &str) {
     fleet.let_coordinator_die_at(point);
-    fleet.json(&["flip", "2", "--timeout", "90s"]).expect_code(1);
+    fleet.json(&["flip", "2", "--max-lapsed", "0", "--timeout", "90s"]).expect_code(1);
     fleet.coordinator().wait_until_gone();
     fleet.json(&["abort"]).expect_code(1);
 }
