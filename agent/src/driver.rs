@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use crate::backoff::Backoff;
 use crate::deploy::Deployer;
 use crate::documents::Library;
-use crate::guard_queue::{Answer, Ask, GuardQueue, Queued, leased, told};
+use crate::guard_queue::{Answer, Ask, GuardQueue, Queued, told};
 use crate::guard_watch::GuardChange;
 use crate::journal::Journal;
 use crate::measure::{Lanes, Trees};
@@ -306,7 +306,7 @@ impl FleetDriver {
                 self.step(Event::Quiesced { k, outcome }).await
             }
             Ask::Arm(armed) => {
-                let outcome = leased(outcome).map_err(|error| self.disobeyed(&error));
+                let outcome = self.or_refusal(outcome, at).map(|_| ());
                 self.step(Event::Leased { k: armed.k, outcome }).await
             }
             Ask::Decide { k, .. } => {

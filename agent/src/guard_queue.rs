@@ -229,15 +229,22 @@ pub(crate) fn told(state: &FleetState, allowed: Option<Serving>, host: &HostName
     }
 }
 
-/// Whether the guard holds the deadline, or serves nothing that it could be held for. It answers in order, so that
-/// nothing that was asked before can still begin to be served.
-pub(crate) fn leased(outcome: Result<FleetState, GuardError>) -> Result<(), GuardError> {
-    match outcome {
-        Ok(_) => Ok(()),
-        Err(error) => match error.code() {
-            Some(RefusalCode::NotServing | RefusalCode::Fenced | RefusalCode::Halted) => Ok(()),
-            Some(_) | None => Err(error),
-        },
+/// Has the guard hold the deadline. One that refuses because nothing is permitted is believed only if its state says so:
+/// then nothing can be served without being opened anew, and whatever was asked before has been answered.
+fn arm(guard: &dyn Guard, fleet: &FleetName, armed: Armed) -> Result<FleetState, GuardError> {
+    let error = match guard.arm(fleet, armed) {
+        Ok(state) => return Ok(state),
+        Err(error) => error,
+    };
+    match error.code() {
+        Some(RefusalCode::NotServing | RefusalCode::Fenced | RefusalCode::Halted) => {}
+        Some(_) | None => return Err(error),
+    }
+    let state = guard.status(fleet)?;
+    if state.is_closed() || state.fenced().is_some() || state.halted.is_some() {
+        Ok(state)
+    } else {
+        Err(error)
     }
 }
 
@@ -314,7 +321,7 @@ fn put(guard: &dyn Guard, fleet: &FleetName, ask: Ask) -> Result<FleetState, Gua
         Ask::Unquiesce => guard.unquiesce(fleet),
         Ask::Arm(armed) => {
             crash_point("agent.arm.before-guard");
-            guard.arm(fleet, armed)
+            arm(guard, fleet, armed)
         }
         Ask::Renew { k, deadline } => guard.renew(fleet, k, deadline),
         Ask::Disarm { k } => guard.disarm(fleet, k),

@@ -132,7 +132,7 @@ impl Flip {
                 }
                 Ok(Report::Ended(end)) if self.is_about(end.k) => {
                     let names = self.names();
-                    let _ = events.send(Ok(ended(rollout_end(&end, &names)))).await;
+                    let _ = events.send(Ok(ended(rollout_end(&self.own_end(end), &names)))).await;
                     return;
                 }
                 Ok(Report::Reached { .. } | Report::Trouble { .. } | Report::Ended(_)) => continue,
@@ -208,6 +208,14 @@ impl Flip {
     /// Step 15: a rollback that the operator signed beforehand is part of what the operator waits for.
     fn is_about(&self, k: RolloutId) -> bool {
         k == self.k || (self.follows == Follows::Contingency && k == self.k.next())
+    }
+
+    /// A rollback that was given up leaves what the operator's own rollout has opened, with the hosts that failed.
+    fn own_end(&self, end: End) -> End {
+        if end.k == self.k || end.outcome != Outcome::Unchanged {
+            return end;
+        }
+        End { k: self.k, to: self.to, outcome: Outcome::Dark, ..end }
     }
 
     fn names(&self) -> Names {

@@ -80,6 +80,23 @@ fn a_family_that_hides_is_fenced_at_the_deadline() {
 }
 
 #[test]
+fn a_service_that_is_about_to_be_started_again_has_a_deadline_too() {
+    let host = Host::with(PLAIN, |service| service.restart_delay_ms = 30_000);
+    let main = host.open_until_up();
+    let mut watch = host.client.watch().unwrap();
+    kill(main, Signal::KILL);
+    until("the guard waits to start it again", || {
+        matches!(host.state().service, Some(ServiceState::Restarting { .. }))
+    });
+    let deadline = host.arm(400);
+    assert!(matches!(host.state().lease, LeaseState::Armed(_)));
+    assert_in_time(await_fence(&mut watch), deadline);
+    // Nothing is waited for any more: it does not come back without a lease.
+    host.assert_dark();
+    assert!(matches!(host.state().service, Some(ServiceState::Stopped)));
+}
+
+#[test]
 fn renewals_keep_a_service_alive_and_an_end_to_them_fences_it() {
     let host = Host::new(PLAIN);
     let main = host.open_until_up();

@@ -18,9 +18,9 @@ impl Fleet {
     pub(crate) fn arm(self: &Arc<Self>, ask: Armed) -> Result<FleetState, GuardError> {
         let _change = self.lock();
         self.ensure_warden()?;
-        let state = self.state()?;
-        let serving = state.open.filter(|open| state.serves(open.epoch, open.digest));
-        self.change_durably(|lease, now| lease.arm(now, serving, ask))?;
+        // What is permitted counts, not what runs at this moment: a service that has ended may be about to be started again.
+        let permitted = self.state()?.open;
+        self.change_durably(|lease, now| lease.arm(now, permitted, ask))?;
         self.state()
     }
 

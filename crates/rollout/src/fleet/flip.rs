@@ -218,6 +218,21 @@ impl Fleet {
             self.hosts[index].trouble.clear();
             self.reconcile(index, out);
         }
+        self.report_if_halted(k, out);
+    }
+
+    /// A fleet that was halted after the decision has closed, and opens nothing.
+    fn report_if_halted(&mut self, k: RolloutId, out: &mut Out) {
+        if self.record.halted.is_none() {
+            return;
+        }
+        for index in 0..self.hosts.len() {
+            let detail = format!(
+                "the fleet was halted while rollout {k} was completed: it has closed and does not open"
+            );
+            self.trouble(index, Code::Halted, detail);
+        }
+        self.report_if_all_answered(out);
     }
 
     fn report_silent(&self, k: RolloutId, max_lapsed: u32, out: &mut Out) {
@@ -396,6 +411,10 @@ impl Fleet {
 
     /// Step 15. "`on_failure` says `hold` or `rollback` above a threshold, and only if the rollback's own gate is open."
     fn roll_back_if_many_fail(&mut self, out: &mut Out) {
+        // What somebody has halted did not fail, and must not be resumed by an order that was signed before.
+        if self.can_resume() {
+            return;
+        }
         let Phase::Opened(Opening { contingency: Some(papers), .. }) = &self.record.phase else { return };
         let Progress::Opening(opened) = &mut self.progress else { return };
         let epoch = self.record.epoch;
@@ -404,7 +423,7 @@ impl Fleet {
         };
         let failed = self.hosts.iter().filter(fails).count();
         let threshold = self.hosts.len().div_ceil(FAILED_HOSTS_ONE_IN).max(FAILED_HOSTS_MIN);
-        if failed >= threshold && opened.rolled_back == RolledBack::No && self.record.halted.is_none() {
+        if failed >= threshold && opened.rolled_back == RolledBack::No {
             opened.rolled_back = RolledBack::Proposed;
             out.effects.push(Effect::RollBack(*papers));
         }
@@ -437,7 +456,8 @@ impl Fleet {
         if self.record.serving != Some(rollout.to) {
             self.record.previous = self.record.serving.replace(rollout.to);
         }
-        self.record.halted = None;
+        // Only an order that is newer than the halt ends it.
+        self.record.halted.take_if(|halted| *halted < k);
         // "OPENED lists whom it offers." Nothing was offered to a host whose lease has lapsed: until something is, that
         // is evidence enough for removing it. An offer is recorded before it is sent.
         self.record.offers = match rollout.mode {

@@ -190,7 +190,8 @@ impl World {
         if fails || machine.opens_to_fail > 0 || machine.halted || tree == Tree::Missing {
             machine.opens_to_fail = machine.opens_to_fail.saturating_sub(1);
             machine.guard = None;
-            let blocker = Blocker::host(Code::StartFailed, &machine.name, "the service ended at once");
+            let code = if machine.halted { Code::Halted } else { Code::StartFailed };
+            let blocker = Blocker::host(code, &machine.name, "the service does not run");
             return Event::Opened { epoch, outcome: Err(Refusal::because(blocker)) };
         }
         machine.guard = Some((epoch, release));

@@ -70,6 +70,39 @@ fn a_halt_after_the_decision_leaves_all_hosts_closed() {
 }
 
 #[test]
+fn a_halt_after_the_decision_outlives_it_and_is_undone_by_no_order_signed_before() {
+    let mut world = World::settled();
+    let proposal = world.proposal_with_contingency(1);
+    world.propose_this(&proposal).expect("in order");
+    world.expect_until(|world| is_decided(&world.coordinator.record.phase));
+    world.cut(1);
+    world.halt();
+    world.rest();
+    world.expect_all_dark();
+    assert_eq!(world.coordinator.record.halted, Some(RolloutId(2)), "the halt is not older than the rollout");
+    assert_eq!(world.rollbacks, [], "what was halted did not fail");
+    assert_eq!(world.last_end().outcome, Outcome::Dark);
+    world.reboot(1);
+    world.start_agent(1);
+    world.rest();
+    world.expect_all_dark();
+    world.flip(0);
+    world.expect_all_serve(0, 3);
+}
+
+#[test]
+fn hosts_that_were_halted_by_hand_are_not_rolled_back() {
+    let mut world = World::settled();
+    let proposal = world.proposal_with_contingency(1);
+    world.propose_this(&proposal).expect("in order");
+    world.expect_until(|world| is_opened(&world.coordinator.record.phase));
+    world.halt_by_hand(0);
+    world.halt_by_hand(1);
+    world.rest();
+    assert_eq!(world.rollbacks, []);
+}
+
+#[test]
 fn a_host_that_was_away_hears_of_the_halt_when_it_joins() {
     let mut world = World::settled();
     world.cut(1);
