@@ -376,9 +376,10 @@ impl FleetDriver {
             return self.join().await;
         }
         let could_serve = self.host.record().may_serve().is_some_and(|serving| serving.release.is_some());
-        if is_known && was_lost && could_serve {
-            // The coordinator was told what may no longer be so, and an admission may have met a guard that was gone.
-            // A new session tells what is served now, and brings a new admission.
+        if is_known && was_lost && (could_serve || self.drill == Drilled::No) {
+            // The coordinator was told what may no longer be so, and an admission may have met a guard that was gone; or
+            // no fence could be tried, without which the host takes part in no flip. A new session tells what is served
+            // now, brings a new admission, and begins with the drill.
             self.end_stream();
         }
         Ok(())

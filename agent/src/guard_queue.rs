@@ -156,28 +156,8 @@ impl GuardQueue {
         let opened = match (&answer.ask, &answer.outcome) {
             (Ask::Open { opened, .. }, Ok(_)) => Some(*opened),
             (Ask::Open { .. }, Err(_)) | (Ask::Close { .. } | Ask::Shut | Ask::Halt, _) => None,
-            (
-                Ask::Status
-                | Ask::Quiesce { .. }
-                | Ask::Unquiesce
-                | Ask::Arm(_)
-                | Ask::Renew { .. }
-                | Ask::Disarm { .. }
-                | Ask::Decide { .. }
-                | Ask::Drill,
-                Ok(state),
-            ) => state.open.filter(|open| state.serves(open.epoch, open.digest)),
-            (
-                Ask::Status
-                | Ask::Quiesce { .. }
-                | Ask::Unquiesce
-                | Ask::Arm(_)
-                | Ask::Renew { .. }
-                | Ask::Disarm { .. }
-                | Ask::Decide { .. }
-                | Ask::Drill,
-                Err(_),
-            ) => return answer.at,
+            (_, Ok(state)) => state.open.filter(|open| state.serves(open.epoch, open.digest)),
+            (_, Err(_)) => return answer.at,
         };
         self.open = opened.map(|opened| match self.open {
             Some((before, since)) if before == opened => (opened, since),
@@ -273,20 +253,7 @@ async fn carry_out(machine: Machine, guard: Arc<dyn Guard>, fleet: FleetName, as
     }
     let clock = machine.clone();
     let asked = machine.run_blocking(move || {
-        let (outcome, drill) = match ask {
-            Ask::Drill => drill(&*guard, &fleet),
-            Ask::Status
-            | Ask::Shut
-            | Ask::Close { .. }
-            | Ask::Open { .. }
-            | Ask::Quiesce { .. }
-            | Ask::Unquiesce
-            | Ask::Arm(_)
-            | Ask::Renew { .. }
-            | Ask::Disarm { .. }
-            | Ask::Decide { .. }
-            | Ask::Halt => (put(&*guard, &fleet, ask), None),
-        };
+        let (outcome, drill) = put(&*guard, &fleet, ask);
         (outcome, drill, clock.boot_time())
     });
     match asked.await {
@@ -299,23 +266,17 @@ async fn carry_out(machine: Machine, guard: Arc<dyn Guard>, fleet: FleetName, as
 }
 
 /// Asks one thing of the guard. Blocks.
-fn put(guard: &dyn Guard, fleet: &FleetName, ask: Ask) -> Result<FleetState, GuardError> {
-    match ask {
-        Ask::Status | Ask::Drill => guard.status(fleet),
+fn put(guard: &dyn Guard, fleet: &FleetName, ask: Ask) -> (Result<FleetState, GuardError>, Option<Drill>) {
+    let outcome = match ask {
+        Ask::Status => guard.status(fleet),
         Ask::Shut => guard.close(fleet, None),
         Ask::Close { .. } => {
             crash_point("agent.close.before-guard");
             guard.close(fleet, None)
         }
-        Ask::Open { opened: Opened { epoch, digest }, resume } => {
+        Ask::Open { opened, resume } => {
             crash_point("agent.open.before-guard");
-            match resume {
-                Resume::No => {}
-                Resume::Yes => {
-                    guard.resume(fleet)?;
-                }
-            }
-            guard.open(fleet, epoch, digest)
+            open(guard, fleet, opened, resume)
         }
         Ask::Quiesce { .. } => guard.quiesce(fleet),
         Ask::Unquiesce => guard.unquiesce(fleet),
@@ -327,7 +288,24 @@ fn put(guard: &dyn Guard, fleet: &FleetName, ask: Ask) -> Result<FleetState, Gua
         Ask::Disarm { k } => guard.disarm(fleet, k),
         Ask::Decide { k, at, to } => guard.decide(fleet, k, at, to),
         Ask::Halt => guard.halt(fleet, HALT_REASON),
+        Ask::Drill => return drill(guard, fleet),
+    };
+    (outcome, None)
+}
+
+fn open(
+    guard: &dyn Guard,
+    fleet: &FleetName,
+    Opened { epoch, digest }: Opened,
+    resume: Resume,
+) -> Result<FleetState, GuardError> {
+    match resume {
+        Resume::No => {}
+        Resume::Yes => {
+            guard.resume(fleet)?;
+        }
     }
+    guard.open(fleet, epoch, digest)
 }
 
 fn drill(guard: &dyn Guard, fleet: &FleetName) -> (Result<FleetState, GuardError>, Option<Drill>) {

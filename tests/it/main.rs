@@ -8,6 +8,7 @@ mod demo;
 mod durability;
 mod exit_codes;
 mod guard;
+mod halts;
 mod harness;
 mod hostile;
 mod impostor;

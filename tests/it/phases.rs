@@ -163,6 +163,21 @@ fn a_host_whose_guard_is_halted_takes_part_in_nothing() {
 }
 
 #[test]
+fn an_agent_that_started_before_its_guard_tries_a_fence_once_the_guard_is_there() {
+    let fleet = Fleet::up(2);
+    let victim = fleet.host(VICTIM);
+    victim.agent.kill();
+    victim.guard.kill();
+    victim.agent.start(&[]);
+    until("its agent misses the guard", || victim.agent.log().contains("the guard did not answer"));
+    victim.guard.start(&[]);
+    let first = fleet.push(&versioned("1"), "1");
+    until("it can deploy", || fleet.json(&["deploy", "1"]).code == 0);
+    until("it can take part", || fleet.json(&["flip", "1"]).code == 0);
+    fleet.wait_settled(&first);
+}
+
+#[test]
 fn a_power_cut_after_the_decision_loses_nothing() {
     let (fleet, [_, second]) = Fleet::serving(3);
     let observer = Observer::of(&fleet);

@@ -174,8 +174,8 @@ impl Driver {
                 steps.push(self.fleet.handle(*event, now));
             }
             Input::Rehearse(proposal, reply) => {
-                // Whoever asked may be gone. The copy is of one fleet, once for each order.
-                let _ = reply.send(self.fleet.clone().propose(&proposal, now).map(drop));
+                // Whoever asked may be gone.
+                let _ = reply.send(self.fleet.rehearse(&proposal));
             }
             Input::Propose(proposal, reply) => {
                 let result = settle(self.fleet.propose(&proposal, now));

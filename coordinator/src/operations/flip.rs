@@ -132,7 +132,8 @@ impl Flip {
                 }
                 Ok(Report::Ended(end)) if self.is_about(end.k) => {
                     let names = self.names();
-                    let _ = events.send(Ok(ended(rollout_end(&self.own_end(end), &names)))).await;
+                    let _ =
+                        events.send(Ok(ended(rollout_end(&as_end_of(self.k, self.to, end), &names)))).await;
                     return;
                 }
                 Ok(Report::Reached { .. } | Report::Trouble { .. } | Report::Ended(_)) => continue,
@@ -210,14 +211,6 @@ impl Flip {
         k == self.k || (self.follows == Follows::Contingency && k == self.k.next())
     }
 
-    /// A rollback that was given up leaves what the operator's own rollout has opened, with the hosts that failed.
-    fn own_end(&self, end: End) -> End {
-        if end.k == self.k || end.outcome != Outcome::Unchanged {
-            return end;
-        }
-        End { k: self.k, to: self.to, outcome: Outcome::Dark, ..end }
-    }
-
     fn names(&self) -> Names {
         Names::of_fleet(&self.shared.ledger.history(&self.fleet.name))
     }
@@ -264,6 +257,15 @@ async fn contingency(
     Ok(papers)
 }
 
+/// What an end means to whoever waits for rollout `k` to `to`: a rollback that was given up leaves what the rollout
+/// itself has opened, with the hosts that failed.
+fn as_end_of(k: RolloutId, to: Digest, end: End) -> End {
+    if end.k == k || end.outcome != Outcome::Unchanged {
+        return end;
+    }
+    End { k, to, outcome: Outcome::Dark, ..end }
+}
+
 /// Whether `end` is how rollout `k` stands. "Dark" is told to whoever watches as soon as it is known, whether or not the
 /// watcher was there in time; but hosts may have opened since, and then a better end follows at once.
 fn is_last_word(end: &End, k: RolloutId, phase: &Phase) -> bool {
@@ -301,6 +303,27 @@ mod tests {
 
     use super::*;
 
+    fn end(k: u64, to: &str, outcome: Outcome) -> End {
+        End {
+            k: RolloutId(k),
+            to: Digest::of(to.as_bytes()),
+            outcome,
+            epoch: Epoch(2),
+            blockers: Vec::new(),
+            dark_window: None,
+        }
+    }
+
+    #[test]
+    fn a_rollback_that_was_given_up_is_no_end_of_the_rollout_it_was_to_undo() {
+        let (k, to) = (RolloutId(4), Digest::of(b"new"));
+        let told = |it: End| as_end_of(k, to, it);
+        assert_eq!(told(end(4, "new", Outcome::Unchanged)), end(4, "new", Outcome::Unchanged));
+        assert_eq!(told(end(5, "old", Outcome::Flipped)), end(5, "old", Outcome::Flipped));
+        assert_eq!(told(end(5, "old", Outcome::Dark)), end(5, "old", Outcome::Dark));
+        assert_eq!(told(end(5, "old", Outcome::Unchanged)), end(4, "new", Outcome::Dark));
+    }
+
     #[test]
     fn a_watcher_that_fell_behind_learns_how_its_own_rollout_stands() {
         let digest = Digest::of(b"document");
@@ -314,14 +337,7 @@ mod tests {
             lapsed: BTreeSet::new(),
             contingency: None,
         });
-        let end = |k, outcome| End {
-            k: RolloutId(k),
-            to: digest,
-            outcome,
-            epoch: Epoch(2),
-            blockers: Vec::new(),
-            dark_window: None,
-        };
+        let end = |k, outcome| end(k, "document", outcome);
         let cases = [
             (end(4, Outcome::Flipped), Phase::Settled, true),
             (end(4, Outcome::Unchanged), Phase::Settled, true),

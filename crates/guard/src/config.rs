@@ -279,7 +279,7 @@ fn wrong(detail: String) -> GuardError {
 }
 
 const fn default_stop_timeout_ms() -> u64 {
-    10_000
+    5_000
 }
 
 const fn default_start_grace_ms() -> u64 {
@@ -327,7 +327,7 @@ mod tests {
         let Driver::Supervise(service) = &settings.fleets[0].driver else {
             panic!("the first is supervised")
         };
-        assert_eq!((service.stop_signal, service.stop_timeout_ms), (StopSignal::Int, 10_000));
+        assert_eq!((service.stop_signal, service.stop_timeout_ms), (StopSignal::Int, 5_000));
     }
 
     #[test]

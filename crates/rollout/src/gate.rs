@@ -128,7 +128,10 @@ pub fn unfit(host: &HostName, facts: &HostFacts, policy: Policy, mode: FlipMode)
         });
     };
     if facts.fence_ms.is_none_or(|fence_ms| fence_ms > timing.fence_ms) {
-        let detail = "it may not stop its service in the time that the fleet's policy allows for a fence";
+        let detail = match facts.fence_ms {
+            Some(_) => "it may not stop its service in the time that the fleet's policy allows for a fence",
+            None => "its guard has not tried yet how long a fence takes; the agent's log says why",
+        };
         limit(Code::FenceTooSlow, timing.fence_ms, facts.fence_ms, detail);
     }
     if facts.drain_ms > timing.drain_ms_max() {

@@ -19,7 +19,7 @@ pub(crate) use caller::{Attached, Caller, refusal_of, signed};
 pub(crate) use daemon::Daemon;
 pub(crate) use fleet::{FLEET, Fleet, Host};
 pub(crate) use observer::{Observer, Service};
-pub(crate) use output::{Output, run};
+pub(crate) use output::{Output, run, run_program};
 pub(crate) use pki::{issue, long_ago, now, today};
 pub(crate) use wait::{PATIENCE, until, wait_until};
 

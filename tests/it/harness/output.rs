@@ -20,7 +20,12 @@ pub(crate) struct Output {
 
 /// Runs `muster` with these arguments and nothing of the caller's context.
 pub(crate) fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
-    let output = Command::new(program("muster"))
+    run_program("muster", arguments, environment)
+}
+
+/// The same for another program.
+pub(crate) fn run_program(name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let output = Command::new(program(name))
         .args(arguments)
         .env_remove("MUSTER_CONTEXT")
         .envs(environment.iter().copied())
@@ -28,7 +33,7 @@ pub(crate) fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
         .output()
         .unwrap();
     Output {
-        line: format!("muster {}", arguments.join(" ")),
+        line: format!("{name} {}", arguments.join(" ")),
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),

@@ -23,6 +23,8 @@ pub(super) struct HostView {
     pub(super) lease_left_ms: Option<u64>,
     /// It was armed, was not heard in time, and has stopped serving by itself.
     pub(super) fenced: bool,
+    /// It was armed and was not heard in time. It must have stopped serving; its own word for it is missing.
+    pub(super) overdue: bool,
     /// The others opened without its word that it had closed. It is dark, and is opened once it is heard again.
     pub(super) lapsed: bool,
     /// The last rollout when it was halted.
@@ -45,8 +47,11 @@ impl HostView {
         let standing = Standing::of(&wire, served);
         let mut blockers = convert::blockers(wire.blockers.clone())?;
         blockers.extend(standing.blocker(&host).filter(|own| !blockers.iter().any(|it| it.code == own.code)));
-        // What a lapsed host said last is of an epoch that its lease for has run out since.
-        let serving_epoch = if standing == Standing::Lapsed { None } else { wire.serving_epoch };
+        // What such a host said last is of an epoch that its lease for has run out since.
+        let serving_epoch = match standing {
+            Standing::Lapsed | Standing::Overdue => None,
+            Standing::Free | Standing::Armed | Standing::Fenced | Standing::Halted => wire.serving_epoch,
+        };
         Ok(Self {
             host: host.to_string(),
             connected: wire.connected,
@@ -57,6 +62,7 @@ impl HostView {
             serving: served.release.clone().filter(|_| serving_epoch == Some(served.epoch)),
             lease_left_ms: wire.lease_left_ms,
             fenced: standing == Standing::Fenced,
+            overdue: standing == Standing::Overdue,
             lapsed: standing == Standing::Lapsed,
             halted_since_rollout: wire.halted_k,
             deployed: wire.deployed.iter().map(ReleaseView::try_from).collect::<Result<_, _>>()?,
@@ -70,7 +76,7 @@ impl HostView {
 
     /// Unknown is never shown as good, nor as dark.
     fn serving_text(&self, width: Width) -> String {
-        match (self.connected || self.lapsed, self.serving_epoch, &self.serving, width) {
+        match ((self.connected && !self.overdue) || self.lapsed, self.serving_epoch, &self.serving, width) {
             (false, _, _, _) => "unknown".to_owned(),
             (true, None, _, _) => "nothing".to_owned(),
             (true, Some(epoch), Some(release), Width::Wide) => format!("epoch {epoch}, {}", release.short()),
@@ -91,7 +97,7 @@ impl HostView {
 
     /// For how long it may still serve, where that is limited.
     pub(super) fn lease_ms(&self) -> Option<u64> {
-        self.lease_left_ms.filter(|_| !self.fenced && !self.lapsed)
+        self.lease_left_ms.filter(|_| !self.fenced && !self.overdue && !self.lapsed)
     }
 
     /// Nothing about it needs a look.
@@ -151,6 +157,8 @@ enum Standing {
     Armed,
     /// Its lease ran out.
     Fenced,
+    /// Its lease must have run out, and it was not heard since.
+    Overdue,
     /// Its lease must have run out, and the others have opened since.
     Lapsed,
     /// It was halted.
@@ -171,6 +179,8 @@ impl Standing {
             Self::Lapsed
         } else if wire.connected && wire.serving_epoch.is_none() {
             Self::Fenced
+        } else if wire.lease_left_ms == Some(0) {
+            Self::Overdue
         } else {
             Self::Armed
         }
@@ -180,6 +190,11 @@ impl Standing {
         let (code, detail) = match self {
             Self::Free | Self::Armed => return None,
             Self::Fenced => (Code::LeaseExpired, "its lease ran out, and it has stopped serving by itself"),
+            Self::Overdue => {
+                let detail =
+                    "its lease must have run out, and it has not been heard since: it should be dark";
+                (Code::HostSilent, detail)
+            }
             Self::Lapsed => {
                 let detail =
                     "it was not heard while the fleet closed; it is dark, and opens once it is heard";
@@ -200,6 +215,7 @@ fn mode_text(mode: &v1::HostMode, standing: Standing) -> String {
         (Kind::Closed, _) => format!("closed {}", mode.k),
         (Kind::Armed, Standing::Lapsed) => format!("lapsed {}", mode.k),
         (Kind::Armed, Standing::Fenced) => format!("FENCED {}", mode.k),
+        (Kind::Armed, Standing::Overdue) => format!("OVERDUE {}", mode.k),
         (Kind::Armed, Standing::Free | Standing::Armed) => format!("ARMED {} over {}", mode.k, mode.epoch),
     }
 }

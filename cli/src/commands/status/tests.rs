@@ -169,6 +169,7 @@ fn the_json_has_a_schema_and_stable_names() {
           "serving": null,
           "lease_left_ms": null,
           "fenced": false,
+          "overdue": false,
           "lapsed": false,
           "halted_since_rollout": null,
           "deployed": [],
@@ -320,6 +321,15 @@ fn a_host_that_fenced_itself_is_shown_and_counts() {
     assert!(row.contains("FENCED 5  nothing"), "{row}");
     assert!(view.hosts[0].fenced && !view.hosts[0].lapsed);
     assert_eq!((view.blockers[0].code, view.exit_code()), (Code::LeaseExpired, Exit::Dark));
+}
+
+#[test]
+fn an_armed_host_that_was_not_heard_in_time_is_not_shown_as_serving() {
+    let silent = v1::HostStatus { lease_left_ms: Some(0), ..host("host-1", v1::host_mode::Kind::Armed) };
+    let (view, row) = row_of(silent, v1::Phase::Settled);
+    assert!(row.contains("OVERDUE 5  unknown"), "{row}");
+    assert!(view.hosts[0].overdue && !view.hosts[0].fenced);
+    assert_eq!((view.blockers[0].code, view.exit_code()), (Code::HostSilent, Exit::Missing));
 }
 
 #[test]

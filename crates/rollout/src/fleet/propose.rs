@@ -10,20 +10,15 @@ use super::{Fleet, Out, Proposal, Stage, Step};
 use crate::gate;
 
 impl Fleet {
+    /// Whether a proposal would be taken now.
+    pub fn rehearse(&self, proposal: &Proposal) -> Result<(), Refusal> {
+        self.base_for(proposal).map(drop)
+    }
+
     /// Step 4. "Propose, at `flip`, legal in SETTLED and OPENED: signed order; PREPARING(k) durable."
     pub fn propose(&mut self, proposal: &Proposal, now: BootTime) -> Result<Step, Refusal> {
-        self.check_proposal(proposal)?;
+        let base = self.base_for(proposal)?;
         let order = &proposal.order;
-        let base = match &self.record.phase {
-            Phase::Settled => Base::Settled,
-            Phase::Opened(opening) => Base::Opened(Box::new(opening.clone())),
-            Phase::Preparing(rollout) => return Err(busy(rollout)),
-            Phase::Arming(armament) | Phase::Decided(armament) => return Err(busy(&armament.rollout)),
-        };
-        let blockers = self.unavailable();
-        if !blockers.is_empty() {
-            return Err(Refusal { blockers });
-        }
         let rollout = Rollout {
             k: order.counter,
             to: order.to,
@@ -67,13 +62,23 @@ impl Fleet {
         Ok((current, self.step(out)))
     }
 
+    /// What a rollout to `proposal` would start from and fall back to.
+    fn base_for(&self, proposal: &Proposal) -> Result<Base, Refusal> {
+        self.check_not_ahead()?;
+        let base = match &self.record.phase {
+            Phase::Settled => Base::Settled,
+            Phase::Opened(opening) => Base::Opened(Box::new(opening.clone())),
+            Phase::Preparing(rollout) => return Err(busy(rollout)),
+            Phase::Arming(armament) | Phase::Decided(armament) => return Err(busy(&armament.rollout)),
+        };
+        self.check_proposal(proposal)?;
+        let blockers = self.unavailable();
+        if blockers.is_empty() { Ok(base) } else { Err(Refusal { blockers }) }
+    }
+
     fn check_proposal(&self, proposal: &Proposal) -> Result<(), Refusal> {
         let (order, release, record) = (&proposal.order, &proposal.release, &self.record);
         let refuse = |code, detail: String| Err(Refusal::of(code, detail));
-        self.check_not_ahead()?;
-        if let Some(rollout) = self.record.phase.rollout() {
-            return Err(busy(rollout));
-        }
         if order.fleet != record.fleet || release.fleet != record.fleet || release.manifest != order.to {
             return refuse(Code::OrderInvalid, "the order and the release are not for each other".to_owned());
         }

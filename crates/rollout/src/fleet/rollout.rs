@@ -239,7 +239,7 @@ impl Fleet {
         self.record.phase = base.into();
         self.record.offers = Offers::All;
         out.record_changed = true;
-        self.no_leases();
+        // Until when an armed host may serve is kept until it says that it is disarmed: it may not have heard.
         self.broadcast(&ToHost::Disarm { k }, out);
         let end =
             End { k, to, outcome: Outcome::Unchanged, epoch: self.record.epoch, blockers, dark_window: None };

@@ -1,9 +1,9 @@
 //! Steps 7 to 11 and 14: leases, fences, the wait for silent hosts, and flips at an instant.
 
-use muster_model::{BootTime, Code, FlipMode, HostMode, ToHost};
+use muster_model::{BootTime, Code, FlipMode, HostMode, RolloutId, ToHost};
 
 use super::super::link::Hold;
-use super::super::machine::{Machine, Pending};
+use super::super::machine::{GuardWork, Machine, Pending};
 use super::super::world::World;
 use super::{codes, is_armed, is_arming, is_closed, is_decided, is_opened};
 use crate::fleet::{Outcome, Phase};
@@ -15,6 +15,28 @@ fn decided_with_a_silent_host() -> World {
     world.flip_until(1, is_decided);
     assert!(is_armed(&world.machines[1].record.mode));
     world.hold_still(1);
+    world
+}
+
+/// Host 1 is armed, and stays so because host 3 takes long to arm.
+fn armed_while_another_arms() -> (World, RolloutId) {
+    let mut world = World::settled();
+    world.hold_arming_of(2);
+    let k = world.flip_until(1, is_arming);
+    world.expect_until(|world| is_armed(&world.machines[0].record.mode));
+    (world, k)
+}
+
+/// Hosts 1 and 2 serve the new release, and host 3 lapsed while they closed.
+fn opened_over_the_third_host() -> World {
+    let mut world = World::running(3, 1);
+    world.flip(0);
+    world.flip_until(1, is_decided);
+    world.hold_still(2);
+    world.rest();
+    assert!(world.pass_deadline());
+    world.rest();
+    assert!(is_opened(&world.coordinator.record.phase));
     world
 }
 
@@ -98,10 +120,7 @@ fn no_more_hosts_lapse_than_the_order_allows() {
 
 #[test]
 fn an_armed_host_renews_from_when_it_sent_its_request() {
-    let mut world = World::settled();
-    world.hold_arming_of(2);
-    world.flip_until(1, is_arming);
-    world.expect_until(|world| is_armed(&world.machines[0].record.mode));
+    let (mut world, _) = armed_while_another_arms();
     let first = lease_of(&world.machines[0]);
     let renewal = world.roster_in_force().policy().timing.renewal().as_millis();
     world.pass(u64::try_from(renewal).expect("short"));
@@ -117,10 +136,7 @@ fn an_armed_host_renews_from_when_it_sent_its_request() {
 
 #[test]
 fn a_host_that_fences_while_others_arm_has_the_rollout_given_up_and_is_admitted_again() {
-    let mut world = World::settled();
-    world.hold_arming_of(2);
-    world.flip_until(1, is_arming);
-    world.expect_until(|world| is_armed(&world.machines[0].record.mode));
+    let (mut world, _) = armed_while_another_arms();
     // Host 1 hears nothing for longer than its lease lasts.
     world.hold_still(0);
     world.pass(400);
@@ -135,15 +151,29 @@ fn a_host_that_fences_while_others_arm_has_the_rollout_given_up_and_is_admitted_
 
 #[test]
 fn no_grant_lifts_a_fence_that_has_latched() {
-    let mut world = World::settled();
-    world.hold_arming_of(2);
-    let k = world.flip_until(1, is_arming);
-    world.expect_until(|world| is_armed(&world.machines[0].record.mode));
-    world.pass(400);
-    world.hold_still(0);
+    let (mut world, k) = armed_while_another_arms();
+    world.machines[0].hold = Hold::Network;
+    let renewal = world.roster_in_force().policy().timing.renewal().as_millis();
+    world.pass(u64::try_from(renewal).expect("short"));
+    world.advance(0, Pending::Due);
+    let first = lease_of(&world.machines[0]);
     world.say(0, ToHost::Grant { k, n: 1 });
     world.settle(0);
+    assert!(lease_of(&world.machines[0]) > first, "that is the request which is asked for");
+
+    world.pass(400);
+    let late = |world: &mut World| {
+        world.say(0, ToHost::Grant { k, n: 1 });
+        world.machines[0].guard_work.iter().any(|work| matches!(work, GuardWork::Extend { .. }))
+    };
+    // The guard has fenced, and its agent does not know yet: the latch holds by itself.
+    assert!(late(&mut world));
+    world.settle(0);
     assert!(world.machines[0].guard.is_none());
+    assert!(world.machines[0].lease.is_some_and(|lease| lease.latched));
+    // The agent knows, and does not even ask.
+    assert!(!late(&mut world));
+    assert_eq!(world.violation, None);
 }
 
 #[test]
@@ -165,14 +195,7 @@ fn a_new_leader_waits_out_the_full_time() {
 
 #[test]
 fn a_host_that_lapsed_can_be_removed_while_the_others_are_open() {
-    let mut world = World::running(3, 1);
-    world.flip(0);
-    world.flip_until(1, is_decided);
-    world.hold_still(2);
-    world.rest();
-    assert!(world.pass_deadline());
-    world.rest();
-    assert!(is_opened(&world.coordinator.record.phase));
+    let mut world = opened_over_the_third_host();
     world.change_roster(2).expect("nothing was offered to it since its lease lapsed");
     assert_eq!(world.coordinator.record.phase, Phase::Settled);
     assert_eq!(world.violation, None);
@@ -180,13 +203,7 @@ fn a_host_that_lapsed_can_be_removed_while_the_others_are_open() {
 
 #[test]
 fn a_host_that_was_offered_service_again_cannot_be_removed() {
-    let mut world = World::running(3, 1);
-    world.flip(0);
-    world.flip_until(1, is_decided);
-    world.hold_still(2);
-    world.rest();
-    assert!(world.pass_deadline());
-    world.rest();
+    let mut world = opened_over_the_third_host();
     // It comes back, closes, and is told to open; whether it has, nobody knows.
     world.let_go(2);
     world.expect_until(|world| is_closed(&world.machines[2].record.mode));
@@ -285,4 +302,22 @@ fn an_armed_host_is_shown_with_the_time_that_is_left() {
     let until = fleet.hosts()[0].leased_until.expect("it is armed");
     assert!(until >= lease_of(&world.machines[0]), "never less than it has");
     assert_eq!(fleet.hosts()[2].leased_until, None);
+}
+
+#[test]
+fn a_host_that_did_not_hear_that_its_rollout_was_given_up_keeps_its_bound() {
+    let (mut world, _) = armed_while_another_arms();
+    let bound = |world: &World| world.coordinator.fleet.as_ref().expect("it is up").hosts()[0].leased_until;
+    world.expect_until(|world| bound(world).is_some());
+    world.hold_still(0);
+    let armed_until = bound(&world);
+    assert!(world.pass_deadline(), "host 3 did not arm in time");
+    world.rest();
+    assert_eq!(world.coordinator.record.phase, Phase::Settled);
+    assert_eq!(bound(&world), armed_until, "it may serve until then, and not longer");
+    world.let_go(0);
+    world.let_go(2);
+    world.rest();
+    assert_eq!(bound(&world), None);
+    world.expect_all_serve(0, 1);
 }
