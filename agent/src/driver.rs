@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_daemon::{DECISIONS, Machine, Shutdown, crash_point};
-use muster_guard::{Drill, DriverKind, FleetState, Guard, GuardError};
+use muster_guard::{Drill, DriverKind, FleetState, Guard, GuardError, RefusalCode};
 use muster_model::{
     Attestation, BootTime, Digest, Durable, FleetName, FromHost, HostName, Leadership, Nonce, Refusal, Scope,
     ToHost,
@@ -332,6 +332,8 @@ impl FleetDriver {
             }
             Ask::Open { opened, .. } => {
                 let unanswered = outcome.as_ref().err().is_some_and(|error| error.code().is_none());
+                let halted =
+                    outcome.as_ref().err().is_some_and(|error| error.code() == Some(RefusalCode::Halted));
                 let outcome = self.or_refusal(outcome, at);
                 let refusal = outcome.as_ref().err().filter(|_| unanswered).cloned();
                 self.step(Event::Opened { epoch: opened.epoch, outcome }).await?;
@@ -339,6 +341,10 @@ impl FleetDriver {
                     // A guard that says no has closed; of one that says nothing, nothing is known.
                     self.step(silent(refusal)).await?;
                     self.look_again();
+                }
+                if halted {
+                    // By somebody else than the one whom this opening was to follow.
+                    self.ask(Ask::Status);
                 }
                 Ok(())
             }
@@ -478,7 +484,7 @@ impl FleetDriver {
 
     /// Whether the guard was halted, as far as it has said so: a change that it tells says nothing about that.
     fn halt_so_far(&self) -> Halt {
-        if self.host.record().halted.is_some() { Halt::Halted } else { Halt::Running }
+        self.host.record().halted.and_then(|halted| halted.halt).map_or(Halt::Running, Halt::Halted)
     }
 
     fn disobeyed(&self, error: &GuardError) -> Refusal {

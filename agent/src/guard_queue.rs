@@ -8,7 +8,7 @@ use muster_daemon::{Machine, crash_point};
 use muster_guard::{
     Armed, Drill, FleetState, Guard, GuardError, LinkState, Opened, RefusalCode, ServiceState,
 };
-use muster_model::{BootTime, Code, Digest, Epoch, FleetName, HostName, Refusal, RolloutId};
+use muster_model::{BootTime, Code, Digest, Epoch, FleetName, HaltId, HostName, Refusal, RolloutId};
 use muster_rollout::host::{Event, GuardState, Halt, Resume, Serving};
 use tokio::task::JoinHandle;
 
@@ -78,6 +78,16 @@ pub(crate) enum Ask {
     Drill,
 }
 
+impl Ask {
+    /// An opening that ends a halt of which the guard had not told ends the one that was `asked` for last.
+    const fn lifting(self, asked: Option<HaltId>) -> Self {
+        if let Self::Open { opened, resume: Resume::Yes(None) } = self {
+            return Self::Open { opened, resume: Resume::Yes(asked) };
+        }
+        self
+    }
+}
+
 /// How often a drill measures.
 const DRILL_RUNS: u32 = 3;
 
@@ -106,6 +116,8 @@ pub(crate) struct GuardQueue {
     running: bool,
     /// What is open, and since when.
     open: Option<(Opened, BootTime)>,
+    /// The halt that was asked for last.
+    asked_halt: Option<HaltId>,
 }
 
 /// Whether a question was taken in.
@@ -119,7 +131,7 @@ pub(crate) enum Queued {
 
 impl GuardQueue {
     pub(crate) const fn new(machine: Machine, guard: Arc<dyn Guard>, fleet: FleetName) -> Self {
-        Self { machine, guard, fleet, waiting: VecDeque::new(), running: false, open: None }
+        Self { machine, guard, fleet, waiting: VecDeque::new(), running: false, open: None, asked_halt: None }
     }
 
     /// Puts a question at the end. One that repeats the last one waiting is answered together with it.
@@ -144,7 +156,7 @@ impl GuardQueue {
         if self.running {
             return None;
         }
-        let ask = self.waiting.pop_front()?;
+        let ask = self.waiting.pop_front()?.lifting(self.asked_halt);
         self.running = true;
         Some(tokio::spawn(carry_out(self.machine.clone(), Arc::clone(&self.guard), self.fleet.clone(), ask)))
     }
@@ -153,6 +165,9 @@ impl GuardQueue {
     /// effect.
     pub(crate) fn finished(&mut self, answer: &Answer) -> BootTime {
         self.running = false;
+        if let (Ask::Halt, Ok(FleetState { halted: Some(halt), .. })) = (&answer.ask, &answer.outcome) {
+            self.asked_halt = Some(halt.id);
+        }
         let opened = match (&answer.ask, &answer.outcome) {
             (Ask::Open { opened, .. }, Ok(_)) => Some(*opened),
             (Ask::Open { .. }, Err(_)) | (Ask::Close { .. } | Ask::Shut | Ask::Halt, _) => None,
@@ -204,7 +219,7 @@ pub(crate) fn told(state: &FleetState, allowed: Option<Serving>, host: &HostName
     Event::Guard {
         state: meaning(state, allowed),
         since: flipped.map(|flipped| flipped.opened_boot_ms),
-        halt: if state.halted.is_some() { Halt::Halted } else { Halt::Running },
+        halt: state.halted.as_ref().map_or(Halt::Running, |halt| Halt::Halted(halt.id)),
         refusal: why_dark(state, host),
     }
 }
@@ -300,9 +315,9 @@ fn open(
     resume: Resume,
 ) -> Result<FleetState, GuardError> {
     match resume {
-        Resume::No => {}
-        Resume::Yes => {
-            guard.resume(fleet)?;
+        Resume::No | Resume::Yes(None) => {}
+        Resume::Yes(Some(halt)) => {
+            guard.resume(fleet, halt)?;
         }
     }
     guard.open(fleet, epoch, digest)
@@ -431,7 +446,7 @@ mod tests {
             self.status(fleet)
         }
 
-        fn resume(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+        fn resume(&self, fleet: &FleetName, _: HaltId) -> Result<FleetState, GuardError> {
             self.status(fleet)
         }
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use muster_model::{BootTime, Digest, Epoch, FleetName, RolloutId};
+use muster_model::{BootTime, Digest, Epoch, FleetName, HaltId, RolloutId};
 
 use crate::Guard;
 use crate::error::GuardError;
@@ -184,8 +184,8 @@ impl Guard for GuardClient {
         self.state(&request, self.change_patience)
     }
 
-    fn resume(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
-        self.state(&Request::Resume { fleet: fleet.clone() }, self.change_patience)
+    fn resume(&self, fleet: &FleetName, halt: HaltId) -> Result<FleetState, GuardError> {
+        self.state(&Request::Resume { fleet: fleet.clone(), halt }, self.change_patience)
     }
 }
 

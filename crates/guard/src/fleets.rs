@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use muster_model::{BootId, BootTime, Digest, Epoch, FleetName, RolloutId, UnixTime};
+use muster_model::{BootId, BootTime, Digest, Epoch, FleetName, HaltId, RolloutId, UnixTime};
 
 use crate::Guard;
 use crate::config::{Driver, FleetConfig, Settings};
@@ -22,7 +22,7 @@ use crate::ledger::Ledger;
 use crate::link::Link;
 use crate::log::log;
 use crate::process;
-use crate::protocol::{Armed, Drill, Event, FleetState, Halt, Opened, REASON_BYTES_MAX};
+use crate::protocol::{Armed, Drill, Event, FleetState, Opened, REASON_BYTES_MAX};
 use crate::record::RecordFile;
 use crate::service::{Service, ServiceSetup};
 use crate::state_folder::StateFolder;
@@ -194,11 +194,11 @@ impl Guard for Fleets {
         }
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let at_unix_ms = UnixTime(0).after(since);
-        self.find(fleet)?.halt(Halt { at_unix_ms, reason: reason.to_owned() })
+        self.find(fleet)?.halt(at_unix_ms, reason)
     }
 
-    fn resume(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
-        self.find(fleet)?.resume()
+    fn resume(&self, fleet: &FleetName, halt: HaltId) -> Result<FleetState, GuardError> {
+        self.find(fleet)?.resume(halt)
     }
 }
 
@@ -253,8 +253,8 @@ impl Guard for InProcess {
         self.0.halt(fleet, reason)
     }
 
-    fn resume(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
-        self.0.resume(fleet)
+    fn resume(&self, fleet: &FleetName, halt: HaltId) -> Result<FleetState, GuardError> {
+        self.0.resume(fleet, halt)
     }
 }
 

@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use muster_model::{BootId, BootTime, RolloutId};
+use muster_model::{BootId, BootTime, HaltId, RolloutId, UnixTime};
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{Armed, Decided, Fence, FenceCause, Flipped, Halt, LeaseState, Opened};
@@ -93,6 +93,7 @@ enum Flip {
 pub(crate) struct Lease {
     hold: LeaseState,
     halted: Option<Halt>,
+    last_halt: HaltId,
     flipped: Option<Flipped>,
     closing: Closing,
     flip: Flip,
@@ -122,6 +123,7 @@ impl Lease {
         Self {
             hold: LeaseState::Free,
             halted: None,
+            last_halt: HaltId(0),
             flipped: None,
             closing: Closing::No,
             flip: Flip::Ahead,
@@ -133,7 +135,8 @@ impl Lease {
     /// The lease of a guard that starts. A deadline of this boot is taken up again; one of another boot, one that has
     /// passed and one that cannot be read have latched.
     pub(crate) fn recovered(found: Found, boot_id: &BootId, halted: Option<Halt>, now: BootTime) -> Self {
-        let mut lease = Self { halted, ..Self::new() };
+        let last_halt = halted.as_ref().map_or(HaltId(0), |halt| halt.id);
+        let mut lease = Self { halted, last_halt, ..Self::new() };
         match found {
             Found::Nothing => {}
             Found::Unreadable => lease.latch(FenceCause::RecordLost, None, now, now),
@@ -418,17 +421,30 @@ impl Lease {
         }
     }
 
-    /// Fences now. The first halt is kept: it says since when.
-    pub(crate) fn halt(&mut self, now: BootTime, halt: Halt) {
+    /// Fences now. Of several halts the first says since when and why, the last which one has to be lifted.
+    ///
+    /// A number is the time of day in milliseconds, and at least one more than the last: it rises also over halts that
+    /// were lifted, of which nothing is kept.
+    pub(crate) fn halt(&mut self, now: BootTime, at_unix_ms: UnixTime, reason: &str) {
         self.pass(now);
-        self.halted.get_or_insert(halt);
+        let id = self.last_halt.next().max(HaltId(at_unix_ms.0));
+        self.last_halt = id;
+        let first = self.halted.get_or_insert_with(|| Halt { id, at_unix_ms, reason: reason.to_owned() });
+        first.id = id;
         if !matches!(self.hold, LeaseState::Fenced(_)) {
             self.latch(FenceCause::Halted, self.rollout(), now, now);
         }
     }
 
-    pub(crate) fn resume(&mut self) -> Change {
-        if self.halted.take().is_some() { Change::Made } else { Change::None }
+    /// Lifts a halt, unless another one came after it.
+    pub(crate) fn resume(&mut self, id: HaltId) -> Result<Change, LeaseRefusal> {
+        self.may_resume(id)?;
+        Ok(if self.halted.take().is_some() { Change::Made } else { Change::None })
+    }
+
+    /// Whether no halt is in force that came after this one.
+    pub(crate) fn may_resume(&self, id: HaltId) -> Result<(), LeaseRefusal> {
+        if self.halted.as_ref().is_none_or(|halt| halt.id == id) { Ok(()) } else { Err(LeaseRefusal::Halted) }
     }
 
     /// The guard goes down: nobody will be there at the deadline.

@@ -1,9 +1,9 @@
 //! What is kept of a lease on disk: the record of the deadline, and the halt beside it.
 
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use muster_model::UnixTime;
+use muster_model::{HaltId, UnixTime};
 
 use crate::error::GuardError;
 use crate::lease::LeaseRecord;
@@ -24,6 +24,7 @@ pub(crate) enum Survives {
 pub(crate) struct Ledger {
     lease: RecordFile<LeaseRecord>,
     halt: RecordFile<Halt>,
+    halts: Mutex<()>,
     /// Held while the lease is written, so that the last word is written last.
     written: Mutex<Option<(LeaseRecord, Survives)>>,
 }
@@ -33,6 +34,7 @@ impl Ledger {
         Self {
             lease: RecordFile::new(folder.join("lease.json")),
             halt: RecordFile::new(folder.join("halted.json")),
+            halts: Mutex::new(()),
             written: Mutex::new(None),
         }
     }
@@ -47,6 +49,7 @@ impl Ledger {
             Err(error @ GuardError::Corrupt { .. }) => {
                 log!("{}; halted all the same", error.chain());
                 Ok(Some(Halt {
+                    id: HaltId(0),
                     at_unix_ms: UnixTime(0),
                     reason: "the record of the halt is unreadable".to_owned(),
                 }))
@@ -79,6 +82,11 @@ impl Ledger {
         Ok(())
     }
 
+    /// Held by whoever changes the record of halts, so that it says in the end what the lease does.
+    pub(crate) fn halts(&self) -> MutexGuard<'_, ()> {
+        self.halts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn halt(&self, halt: &Halt) -> Result<(), GuardError> {
         self.halt.write(halt)
     }
@@ -100,7 +108,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let ledger = Ledger::new(folder.path());
         assert_eq!(ledger.halted().unwrap(), None);
-        for text in ["", "{}", "{\"at_unix_ms\":1,\"reason\":\"x\"}"] {
+        for text in ["", "{}", "{\"id\":1,\"at_unix_ms\":1,\"reason\":\"x\"}"] {
             std::fs::write(folder.path().join("halted.json"), text).unwrap();
             assert!(ledger.halted().unwrap().is_some(), "{text}");
         }

@@ -76,7 +76,7 @@ pub use timer::boot_time;
 
 use std::time::Duration;
 
-use muster_model::{BootTime, Digest, Epoch, FleetName, RolloutId};
+use muster_model::{BootTime, Digest, Epoch, FleetName, HaltId, RolloutId};
 
 /// What an agent asks of the guard of its host. The calls block; each may take as long as a service takes to stop or to
 /// show that it works. No call that is under way holds a fence up.
@@ -125,6 +125,6 @@ pub trait Guard: Send + Sync {
     /// Fences now, and opens nothing until it is resumed, whatever happens to the guard or the machine.
     fn halt(&self, fleet: &FleetName, reason: &str) -> Result<FleetState, GuardError>;
 
-    /// Lifts a halt. Nothing is served by that.
-    fn resume(&self, fleet: &FleetName) -> Result<FleetState, GuardError>;
+    /// Lifts this halt, and none that came after it. Nothing is served by that.
+    fn resume(&self, fleet: &FleetName, halt: HaltId) -> Result<FleetState, GuardError>;
 }

@@ -8,7 +8,7 @@
 mod fleet_state;
 mod lease_state;
 
-use muster_model::{BootId, BootTime, Digest, Epoch, FleetName, RolloutId};
+use muster_model::{BootId, BootTime, Digest, Epoch, FleetName, HaltId, RolloutId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::RefusalCode;
@@ -17,7 +17,7 @@ pub use fleet_state::{DriverKind, ExitKind, FleetState, LinkState, Opened, Servi
 pub use lease_state::{Armed, Decided, Fence, FenceCause, FlipTime, Flipped, Halt, LeaseState};
 
 /// The number of the protocol that this crate speaks.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// The largest frame in either direction, without its length.
 pub const MAX_FRAME_BYTES: usize = 64 * 1024;
@@ -131,6 +131,8 @@ pub enum Request {
     Resume {
         /// The fleet.
         fleet: FleetName,
+        /// Which halt. One that came after it is not lifted.
+        halt: HaltId,
     },
     /// Tell me what happens, from now on.
     Watch {},

@@ -240,7 +240,9 @@ impl Desk {
             Request::Halt { fleet, reason } => {
                 (format!("halt {fleet} ({reason})"), fleets.halt(fleet, reason))
             }
-            Request::Resume { fleet } => (format!("resume {fleet}"), fleets.resume(fleet)),
+            Request::Resume { fleet, halt } => {
+                (format!("resume {fleet} after halt {halt}"), fleets.resume(fleet, *halt))
+            }
         };
         // Every change that was asked for leaves a line in the log.
         match &state {

@@ -54,6 +54,10 @@ counter!(
     /// The life of a coordinator's database: a restored or rebuilt coordinator has a new one.
     Incarnation
 );
+counter!(
+    /// One halt of a fleet on one host; a later one has a higher number, so that lifting one does not lift the next.
+    HaltId
+);
 
 macro_rules! random {
     ($(#[$doc:meta])* $name:ident) => {

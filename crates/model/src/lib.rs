@@ -30,7 +30,7 @@ pub use blocker::{Blocker, Code, Refusal, UnknownCode};
 pub use digest::{Digest, DigestError};
 pub use document::{Document, DocumentError, DocumentKind, MAX_DOCUMENT_BYTES};
 pub use evidence::{Closing, Closure, Commitment, Secret, Secrets};
-pub use ids::{BootId, Epoch, Incarnation, Nonce, RolloutId, RosterRevision, SessionId, Term, Token};
+pub use ids::{BootId, Epoch, HaltId, Incarnation, Nonce, RolloutId, RosterRevision, SessionId, Term, Token};
 pub use key::{KeyId, PublicKey, PublicKeyError};
 pub use manifest::{
     Change, ChangeKind, Difference, DifferenceKind, Entry, EntryKind, External, ExternalCheck, MAX_ENTRIES,

@@ -315,10 +315,11 @@ fn a_halt_cuts_an_opening_short_and_survives_the_guard() {
     host.assert_dark();
     host.kill_guard(Signal::KILL);
     host.restart_guard();
-    assert_eq!(host.state().halted.map(|halt| halt.reason).as_deref(), Some("test"));
+    let halted = host.state().halted.unwrap();
+    assert_eq!(halted.reason, "test");
     let error = host.client.open(&host.fleet, EPOCH, digest()).unwrap_err();
     assert_eq!(error.code(), Some(RefusalCode::Halted), "{error}");
-    let resumed = host.client.resume(&host.fleet).unwrap();
+    let resumed = host.client.resume(&host.fleet, halted.id).unwrap();
     assert!(resumed.halted.is_none() && resumed.is_closed());
 }
 

@@ -11,7 +11,7 @@ use muster_guard::{
     Armed, Drill, Driver, DriverKind, FleetConfig, FleetState, Guard, GuardConfig, GuardError, HooksConfig,
     InProcess, LeaseState, Opened,
 };
-use muster_model::{BootTime, Digest, Epoch, FleetName, HostName, RolloutId};
+use muster_model::{BootTime, Digest, Epoch, FleetName, HaltId, HostName, RolloutId};
 use tokio::sync::Notify;
 
 use crate::machine::Simulated;
@@ -171,7 +171,7 @@ impl Guard for SimulatedGuard {
         halted
     }
 
-    fn resume(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
-        self.act().resume(fleet)
+    fn resume(&self, fleet: &FleetName, halt: HaltId) -> Result<FleetState, GuardError> {
+        self.act().resume(fleet, halt)
     }
 }

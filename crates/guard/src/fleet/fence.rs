@@ -6,13 +6,15 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use muster_model::{HaltId, UnixTime};
+
 use super::Fleet;
 use crate::error::GuardError;
 use crate::hooks::Hook;
 use crate::lease::{Change, Duty};
 use crate::ledger::Survives;
 use crate::log::log;
-use crate::protocol::{Event, Fence, FleetState, Halt, LeaseState, LinkState};
+use crate::protocol::{Event, Fence, FleetState, LeaseState, LinkState};
 use crate::timer::Clock;
 
 /// How long one attempt waits for killed processes to be gone.
@@ -79,15 +81,19 @@ impl Fleet {
     }
 
     /// Fences now, and opens nothing until it is resumed. The stop comes first, then the record of it.
-    pub(crate) fn halt(self: &Arc<Self>, halt: Halt) -> Result<FleetState, GuardError> {
-        self.change_lease(|lease, now| lease.halt(now, halt));
+    pub(crate) fn halt(self: &Arc<Self>, at: UnixTime, reason: &str) -> Result<FleetState, GuardError> {
+        self.change_lease(|lease, now| lease.halt(now, at, reason));
         if let Err(error) = self.ensure_warden() {
             // This thread does it; only what fails now would not be tried again.
             log!("{}", error.chain());
         }
         let dark = self.darken();
-        let halted = self.lease().halted().cloned();
-        let recorded = halted.as_ref().map_or(Ok(()), |halt| self.ledger.halt(halt));
+        let (halted, recorded) = {
+            let _halts = self.ledger.halts();
+            let halted = self.lease().halted().cloned();
+            let recorded = halted.as_ref().map_or(Ok(()), |halt| self.ledger.halt(halt));
+            (halted, recorded)
+        };
         self.finish_fence();
         if let Some(halt) = halted {
             self.emit(Event::Halted { fleet: self.name.clone(), halt });
@@ -97,11 +103,14 @@ impl Fleet {
         self.state()
     }
 
-    /// Lifts the halt, durably before it has any effect.
-    pub(crate) fn resume(&self) -> Result<FleetState, GuardError> {
+    /// Lifts the halt, durably before it has any effect; not if another one came since.
+    pub(crate) fn resume(&self, id: HaltId) -> Result<FleetState, GuardError> {
         let _change = self.lock();
+        // A halt that comes in between is in force already, and is recorded after this.
+        let _halts = self.ledger.halts();
+        self.ask_lease(|lease, _| lease.may_resume(id))?;
         self.ledger.resume()?;
-        if self.change_lease(|lease, _| lease.resume()) == Change::Made {
+        if self.ask_lease(|lease, _| lease.resume(id))? == Change::Made {
             self.emit(Event::Resumed { fleet: self.name.clone() });
         }
         self.state()

@@ -1,6 +1,6 @@
 //! The lease over random histories, and each rule by itself.
 
-use muster_model::{Digest, Epoch, UnixTime};
+use muster_model::{Digest, Epoch};
 use proptest::prelude::*;
 
 use super::*;
@@ -31,7 +31,7 @@ fn armed(k: u64, deadline: u64) -> Lease {
 }
 
 fn halt() -> Halt {
-    Halt { at_unix_ms: UnixTime(0), reason: "test".to_owned() }
+    Halt { id: HaltId(0), at_unix_ms: UnixTime(0), reason: "test".to_owned() }
 }
 
 fn boot(n: u8) -> BootId {
@@ -206,7 +206,7 @@ fn a_halt_fences_what_is_free_armed_or_decided_and_only_resume_lifts_it() {
     decided.arm(BootTime(0), serving(), fast(1, 900, 500, 50)).unwrap();
     decided.decide(BootTime(1), RolloutId(1), BootTime(500), next()).unwrap();
     for mut lease in [Lease::new(), armed(1, 100), decided] {
-        lease.halt(BootTime(50), halt());
+        lease.halt(BootTime(50), UnixTime(7), "test");
         assert_eq!(fence(&lease).cause, FenceCause::Halted);
         lease.fence_dark(BootTime(51));
         lease.fence_ended(BootTime(52));
@@ -214,7 +214,14 @@ fn a_halt_fences_what_is_free_armed_or_decided_and_only_resume_lifts_it() {
             assert_eq!(lease.begin_open(BootTime(60), open), Err(LeaseRefusal::Halted));
         }
         assert_eq!(lease.arm(BootTime(60), serving(), ask(9, 90)), Err(LeaseRefusal::Halted));
-        assert_eq!((lease.resume(), lease.resume()), (Change::Made, Change::None));
+        let first = lease.halted().unwrap().id;
+        // Another one in the same millisecond, or with a clock that was set back: the first one's end does not end it.
+        lease.halt(BootTime(60), UnixTime(3), "another");
+        assert_eq!(lease.halted().map(|halt| halt.reason.as_str()), Some("test"));
+        assert_eq!(lease.resume(first), Err(LeaseRefusal::Halted));
+        let second = lease.halted().unwrap().id;
+        assert!(second > first);
+        assert_eq!((lease.resume(second), lease.resume(second)), (Ok(Change::Made), Ok(Change::None)));
         assert_eq!(lease.may_serve(), Err(LeaseRefusal::Fenced), "resuming serves nothing");
         assert_eq!(lease.begin_open(BootTime(61), next()), Ok(()));
         assert_eq!(lease.may_serve(), Ok(()));
@@ -364,11 +371,12 @@ fn take(lease: &mut Lease, account: &mut Account, now: u64, step: &Step) {
         Step::Dark => lease.fence_dark(at),
         Step::Ended => lease.fence_ended(at),
         Step::Halt => {
-            lease.halt(at, halt());
+            lease.halt(at, UnixTime(7), "test");
             account.halted = true;
         }
         Step::Resume => {
-            lease.resume();
+            let id = lease.halted().map_or(HaltId(0), |halt| halt.id);
+            lease.resume(id).unwrap();
             account.halted = false;
         }
         Step::Restart => {

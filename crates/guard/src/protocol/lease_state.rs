@@ -1,6 +1,6 @@
 //! What is said of a fleet's right to serve: deadlines, fences, flips at a fixed time, and halts.
 
-use muster_model::{BootTime, Epoch, RolloutId, UnixTime};
+use muster_model::{BootTime, Epoch, HaltId, RolloutId, UnixTime};
 use serde::{Deserialize, Serialize};
 
 use super::Opened;
@@ -116,7 +116,9 @@ pub struct Flipped {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Halt {
-    /// When.
+    /// Its number, higher than of the halts before: whoever lifts one names it, and does not lift one that came since.
+    pub id: HaltId,
+    /// When the fleet was halted first.
     pub at_unix_ms: UnixTime,
     /// What the one who halted gave as the reason.
     pub reason: String,

@@ -1,8 +1,8 @@
 //! What goes into a host's state machine, and what comes out of it.
 
 use muster_model::{
-    Attestation, BootId, BootTime, Comparable, Digest, Documents, Epoch, FromHost, HostFacts, Leadership,
-    Nonce, Order, Refusal, Release, RolloutId, Roster, ToHost, UnixTime, Verified,
+    Attestation, BootId, BootTime, Comparable, Digest, Documents, Epoch, FromHost, HaltId, HostFacts,
+    Leadership, Nonce, Order, Refusal, Release, RolloutId, Roster, ToHost, UnixTime, Verified,
 };
 
 /// Something that happened to the host.
@@ -119,8 +119,8 @@ pub enum GuardState {
 pub enum Halt {
     /// It was not.
     Running,
-    /// It was, and opens nothing until it is told that an order resumes the fleet.
-    Halted,
+    /// It was, this time, and opens nothing until it is told that an order resumes the fleet.
+    Halted(HaltId),
 }
 
 /// Now, on the host's clocks.
@@ -294,8 +294,9 @@ pub struct Instant {
 pub enum Resume {
     /// There was none, or it goes on.
     No,
-    /// It does: the order is newer than the halt.
-    Yes,
+    /// It does: the order is newer than the halt. Without a number it is the one that this host's agent asked for last,
+    /// of which the guard has not told yet. No other halt is lifted.
+    Yes(Option<HaltId>),
 }
 
 /// What belongs to this host and does not change while its agent runs.

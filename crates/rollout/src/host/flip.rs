@@ -4,7 +4,7 @@ use muster_model::{BootTime, Code, Digest, Epoch, FlipMode, FromHost, Nonce, Ref
 
 use super::event::{Effect, GuardState, Measured, Purpose, Resume, SealPurpose};
 use super::prepare::stale_rollout;
-use super::record::{Mode, Next, Serving, Switch, SwitchStage};
+use super::record::{Halted, Mode, Next, Serving, Switch, SwitchStage};
 use super::{Entropy, Host, Out, Quiesced, Stream};
 
 impl Host {
@@ -196,10 +196,10 @@ impl Host {
     fn open_guard(&mut self, epoch: Epoch, release: Digest, out: &mut Out) {
         let resume = match self.record.halted.take() {
             None => Resume::No,
-            Some(_) => {
-                self.resuming = Resume::Yes;
+            Some(Halted { halt, .. }) => {
+                self.resuming = Resume::Yes(halt);
                 out.record_changed = true;
-                Resume::Yes
+                self.resuming
             }
         };
         out.effects.push(Effect::Open { epoch, release, resume });

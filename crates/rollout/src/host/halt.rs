@@ -3,6 +3,7 @@
 use muster_model::{Code, FromHost, Refusal, RolloutId};
 
 use super::event::{Effect, GuardState, Halt, Resume};
+use super::record::Halted;
 use super::{Halting, Host, Out};
 
 impl Host {
@@ -10,9 +11,9 @@ impl Host {
     ///
     /// The mode stays as it is: an armed host keeps its promise, a closed one its secret.
     pub(super) fn halt(&mut self, k: RolloutId, out: &mut Out) {
-        let at = k.max(self.record.last_k);
-        if self.record.halted.is_none_or(|halted| halted < at) {
-            self.record.halted = Some(at);
+        let after = k.max(self.record.last_k);
+        if self.record.halted.is_none_or(|halted| halted.after < after) {
+            self.record.halted = Some(Halted { after, halt: None });
             out.record_changed = true;
         }
         // What is about to be opened was offered before the halt.
@@ -24,7 +25,7 @@ impl Host {
 
     /// The guard has obeyed. One that served until then has told that it is dark; one that did not says so now.
     pub(super) fn tell_halted(&mut self, guard: GuardState, halt: Halt, out: &mut Out) {
-        if (self.halting, halt, guard) == (Halting::Untold, Halt::Halted, GuardState::Dark)
+        if let (Halting::Untold, Halt::Halted(_), GuardState::Dark) = (self.halting, halt, guard)
             && let Some(refusal) = self.halted_at(self.record.last_k)
         {
             self.halting = Halting::Told;
@@ -33,13 +34,30 @@ impl Host {
     }
 
     /// Someone halted the host's guard, perhaps while no agent ran: it is the host's word as well.
+    ///
+    /// A halt that is new ends whatever is under way: an order that was signed before it does not resume the host.
     pub(super) fn guard_was_halted(&mut self, halt: Halt, out: &mut Out) {
-        if halt == Halt::Halted && self.record.halted.is_none() && self.resuming == Resume::No {
-            self.record.halted = Some(self.record.last_k);
-            self.opening = None;
-            self.lease = None;
-            out.record_changed = true;
+        let Halt::Halted(halt) = halt else { return };
+        // What the guard says of a halt that it is being asked to lift is older than the question.
+        let is_being_lifted = match self.resuming {
+            Resume::No => false,
+            Resume::Yes(lifted) => lifted.is_none_or(|lifted| lifted == halt),
+        };
+        let before = self.record.halted;
+        if is_being_lifted || before.is_some_and(|it| it.halt == Some(halt)) {
+            return;
         }
+        let under_way =
+            self.round.as_ref().map_or(self.record.last_k, |round| round.k.max(self.record.last_k));
+        let after = match before {
+            // The halt that was asked for, or heard of before the guard did.
+            Some(Halted { after, halt: None }) => after,
+            Some(Halted { halt: Some(_), .. }) | None => under_way,
+        };
+        self.record.halted = Some(Halted { after, halt: Some(halt) });
+        self.opening = None;
+        self.lease = None;
+        out.record_changed = true;
     }
 
     /// A halt that the guard never heard of, because the agent died on the way or the guard was gone, is still to be done.
@@ -51,8 +69,8 @@ impl Host {
 
     /// Why rollout `k` opens nothing here: it is not newer than the halt.
     pub(super) fn halted_at(&self, k: RolloutId) -> Option<Refusal> {
-        let halted = self.record.halted.filter(|halted| k <= *halted)?;
-        let detail = format!("this host was halted after rollout {halted}; only a newer order resumes it");
+        let Halted { after, .. } = self.record.halted.filter(|halted| k <= halted.after)?;
+        let detail = format!("this host was halted after rollout {after}; only a newer order resumes it");
         Some(Refusal::of(Code::Halted, detail))
     }
 }

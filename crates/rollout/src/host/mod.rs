@@ -18,7 +18,9 @@ use muster_model::{
 pub use event::{
     Effect, Event, Evidence, GuardState, Halt, Instant, Measured, Now, Profile, Purpose, Resume, SealPurpose,
 };
-pub use record::{Committed, History, HostRecord, Mode, Next, RECORD_FORMAT, Serving, Switch, SwitchStage};
+pub use record::{
+    Committed, Halted, History, HostRecord, Mode, Next, RECORD_FORMAT, Serving, Switch, SwitchStage,
+};
 
 use crate::Step as AnyStep;
 

@@ -1,7 +1,7 @@
 //! What an agent keeps durably of one fleet.
 
 use muster_model::{
-    BootTime, Closing, Digest, Epoch, FleetName, FlipMode, HostMode, HostName, Leadership, RolloutId,
+    BootTime, Closing, Digest, Epoch, FleetName, FlipMode, HaltId, HostMode, HostName, Leadership, RolloutId,
     RosterRevision, Secret, Standing, Token,
 };
 use serde::{Deserialize, Serialize};
@@ -33,9 +33,18 @@ pub struct HostRecord {
     pub token: Option<Token>,
     /// Whether the journal was damaged and this record taken from its anchor.
     pub history: History,
-    /// The last rollout when the host was halted: nothing is served until a later one is opened. It stands beside the
-    /// mode, so that nothing is forgotten by a halt.
-    pub halted: Option<RolloutId>,
+    /// Whether the host is halted. It stands beside the mode, so that nothing is forgotten by a halt.
+    pub halted: Option<Halted>,
+}
+
+/// A halt of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Halted {
+    /// The last rollout then: nothing is served until a later one is opened.
+    pub after: RolloutId,
+    /// Which halt of the guard it is, once that has told.
+    pub halt: Option<HaltId>,
 }
 
 /// A closing secret that an attestation has committed to.
@@ -168,7 +177,10 @@ impl HostRecord {
             leadership: self.leadership,
             roster_revision: self.roster_revision,
             history_lost: matches!(self.history, History::Lost),
-            halted: self.halted,
+            halted: match self.halted {
+                Some(halted) => Some(halted.after),
+                None => None,
+            },
         }
     }
 

@@ -50,6 +50,7 @@ impl World {
             }
             GuardWork::Halt => {
                 self.halt_guard(index);
+                self.machines[index].asked_halt = self.machines[index].halted;
                 Some(self.guard_says(index))
             }
             GuardWork::Close { k } => Some(self.close_guard(index, k)),
@@ -72,6 +73,9 @@ impl World {
     /// Somebody halts the fleet on one host, without asking anyone.
     pub(super) fn halt_by_hand(&mut self, index: usize) {
         self.halt_guard(index);
+        let record = &self.machines[index].record;
+        let under_way = record.committed.map_or(record.last_k, |committed| committed.k.max(record.last_k));
+        self.machines[index].halted_by_hand = Some(under_way);
         self.machines[index].guard_work.push_back(GuardWork::Say);
     }
 
@@ -102,7 +106,8 @@ impl World {
 
     fn halt_guard(&mut self, index: usize) {
         let machine = &mut self.machines[index];
-        machine.halted = true;
+        machine.last_halt = machine.last_halt.next();
+        machine.halted = Some(machine.last_halt);
         machine.guard = None;
         if let Some(lease) = &mut machine.lease {
             lease.switch = None;
@@ -144,7 +149,7 @@ impl World {
     fn guard_says(&self, index: usize) -> Event {
         let machine = &self.machines[index];
         let state = machine.guard.map_or(GuardState::Dark, |(epoch, digest)| GuardState::Open(epoch, digest));
-        let halt = if machine.halted { Halt::Halted } else { Halt::Running };
+        let halt = machine.halted.map_or(Halt::Running, Halt::Halted);
         Event::Guard { state, since: None, halt, refusal: None }
     }
 
@@ -183,17 +188,26 @@ impl World {
         let fails = self.random.chance(self.guard_fails_per_mille);
         let at = self.position_of(release);
         let machine = &mut self.machines[index];
-        if resume == Resume::Yes {
-            machine.halted = false;
+        if let Resume::Yes(lifted) = resume {
+            machine.halted.take_if(|halt| lifted.or(machine.asked_halt) == Some(*halt));
         }
         let tree = machine.trees[at];
-        if fails || machine.opens_to_fail > 0 || machine.halted || tree == Tree::Missing {
+        if fails || machine.opens_to_fail > 0 || machine.halted.is_some() || tree == Tree::Missing {
             machine.opens_to_fail = machine.opens_to_fail.saturating_sub(1);
             machine.guard = None;
-            let code = if machine.halted { Code::Halted } else { Code::StartFailed };
+            let code = if machine.halted.is_some() { Code::Halted } else { Code::StartFailed };
             let blocker = Blocker::host(code, &machine.name, "the service does not run");
+            if code == Code::Halted {
+                machine.guard_work.push_back(GuardWork::Say);
+            }
             return Event::Opened { epoch, outcome: Err(Refusal::because(blocker)) };
         }
+        let halted_at = machine.halted_by_hand.take();
+        if halted_at.is_some_and(|halted_at| machine.record.last_k <= halted_at) {
+            let violation = format!("{} was halted by hand, and an older order opens it", machine.name);
+            self.violate(violation);
+        }
+        let machine = &mut self.machines[index];
         machine.guard = Some((epoch, release));
         // Only ADMIT and OPEN lead here: a fence that had latched is over.
         machine.lease = None;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use muster_model::{
     Assurance, Blocker, BootGate, BootId, BootTime, ClockState, Code, Digest, Documents, Epoch, FleetName,
-    HostFacts, HostName, JournalHead, Nonce, Refusal, RolloutId, Scope, SessionId, UnixTime,
+    HaltId, HostFacts, HostName, JournalHead, Nonce, Refusal, RolloutId, Scope, SessionId, UnixTime,
 };
 
 use super::clock::Clock;
@@ -45,7 +45,13 @@ pub(super) struct Machine {
     /// The deadline that the guard holds.
     pub(super) lease: Option<GuardLease>,
     /// Whether the guard was halted; a reboot does not change it.
-    pub(super) halted: bool,
+    pub(super) halted: Option<HaltId>,
+    /// The last rollout that the host took part in when somebody halted it by hand.
+    pub(super) halted_by_hand: Option<RolloutId>,
+    /// The last halt of the guard, lifted or not.
+    pub(super) last_halt: HaltId,
+    /// The last one that the agent asked for.
+    pub(super) asked_halt: Option<HaltId>,
     pub(super) clock: Clock,
     /// By how much its time of day is off, in milliseconds.
     pub(super) unix_error_ms: i64,
@@ -216,7 +222,10 @@ impl Machine {
             guard: None,
             guard_process: GuardProcess::Up,
             lease: None,
-            halted: false,
+            halted: None,
+            halted_by_hand: None,
+            last_halt: HaltId(0),
+            asked_halt: None,
             clock: Clock::exact(),
             unix_error_ms: 0,
             hold: Hold::Nothing,

@@ -320,12 +320,11 @@ fn a_halt_survives_a_restart_and_a_reboot_and_is_lifted_by_resume_alone() {
     let mut held = Held::new();
     let state = held.guard().halt(held.fleet(), "wrong prices").unwrap();
     assert!(state.is_closed() && !held.is_linked());
-    assert_eq!(state.halted.as_ref().unwrap().reason, "wrong prices");
-    assert_eq!(
-        held.guard().halt(held.fleet(), "again").unwrap().halted,
-        state.halted,
-        "the first reason stays"
-    );
+    let first = state.halted.unwrap();
+    assert_eq!(first.reason, "wrong prices");
+    let state = held.guard().halt(held.fleet(), "again").unwrap();
+    let second = state.halted.clone().unwrap();
+    assert_eq!(second.reason, "wrong prices", "the first reason stays");
     held.restart();
     assert_eq!(held.state().halted, state.halted);
     assert_eq!(refusal(held.guard().open(held.fleet(), EPOCH, one())), LeaseRefusal::Halted);
@@ -335,7 +334,10 @@ fn a_halt_survives_a_restart_and_a_reboot_and_is_lifted_by_resume_alone() {
     drop(rebooted);
 
     held.restart();
-    let resumed = held.guard().resume(held.fleet()).unwrap();
+    assert_eq!(refusal(held.guard().resume(held.fleet(), first.id)), LeaseRefusal::Halted);
+    held.restart();
+    assert_eq!(held.state().halted.as_ref(), Some(&second), "the second halt is not lifted with the first");
+    let resumed = held.guard().resume(held.fleet(), second.id).unwrap();
     assert!(resumed.halted.is_none() && resumed.is_closed(), "resuming serves nothing");
     held.restart();
     assert!(held.guard().open(held.fleet(), EPOCH, one()).unwrap().serves(EPOCH, one()));

@@ -4,7 +4,7 @@ use muster_model::{Code, OrderKind, RolloutId};
 
 use super::super::machine::{GuardWork, Pending};
 use super::super::world::World;
-use super::{is_arming, is_decided, is_opened};
+use super::{is_armed, is_arming, is_closed, is_decided, is_opened};
 use crate::fleet::{Outcome, Phase};
 
 impl World {
@@ -197,6 +197,37 @@ fn a_guard_that_tells_of_a_halt_while_it_is_asked_to_end_it_does_not_halt_the_ho
     world.rest();
     world.expect_all_serve(0, 2);
     assert_eq!(world.machines[1].record.halted, None);
+}
+
+#[test]
+fn a_second_halt_by_hand_outlives_the_order_that_resumes_after_the_first() {
+    let opens = |work: &GuardWork| matches!(work, GuardWork::Open { .. });
+    let reached: [fn(&World) -> bool; 4] = [
+        |world| world.machines[1].record.committed.is_some(),
+        |world| is_armed(&world.machines[1].record.mode),
+        |world| is_closed(&world.machines[1].record.mode),
+        |world| world.machines[1].guard_work.iter().any(|work| matches!(work, GuardWork::Open { .. })),
+    ];
+    for (number, moment) in reached.into_iter().enumerate() {
+        let mut world = World::settled();
+        world.halt_by_hand(1);
+        world.rest();
+        let order = world.proposal(0, |_| {});
+        world.propose_this(&order).expect("a host is halted");
+        world.expect_until(moment);
+        // Whatever the guard was asked before, it is halted now.
+        world.halt_by_hand(1);
+        let asked = world.machines[1].guard_work.iter().any(opens);
+        assert_eq!(asked, number == 3, "moment {number}");
+        world.rest();
+        assert_eq!(world.machines[1].guard, None, "moment {number}");
+        assert!(world.machines[1].record.halted.is_some(), "moment {number}");
+        assert_eq!(world.violation, None);
+        // And the next order does resume it.
+        world.flip(0);
+        assert_eq!(world.machines[1].record.halted, None, "moment {number}");
+        assert!(world.machines.iter().all(|machine| machine.guard.is_some()), "moment {number}");
+    }
 }
 
 #[test]
