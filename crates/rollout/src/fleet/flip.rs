@@ -110,6 +110,14 @@ impl Opened {
     pub(super) const fn resumed() -> Self {
         Self { figures: None, reported: Reported::No, rolled_back: RolledBack::No }
     }
+
+    /// A later rollout was given up, for these reasons. If it was the rollback, that is how the rollback ended.
+    pub(super) fn outlived(mut self, reasons: &[Blocker]) -> Self {
+        if self.rolled_back == RolledBack::Proposed {
+            self.rolled_back = RolledBack::Refused(reasons.to_vec());
+        }
+        self
+    }
 }
 
 impl Fleet {
@@ -332,7 +340,18 @@ impl Fleet {
         }
         host.serves(Some(epoch));
         let boot = host.session.as_ref().map(|session| session.boot_id.clone());
-        if let Progress::Opening(Opened { figures: Some(figures), .. }) = &mut self.progress {
+        let opened = match &mut self.progress {
+            Progress::Opening(opened) => Some(opened),
+            Progress::None
+            | Progress::Gathering(_)
+            | Progress::Attesting(_)
+            | Progress::Preparing(_)
+            | Progress::Probing(_)
+            | Progress::Arming(_)
+            | Progress::Closing(_)
+            | Progress::Switching(_) => self.set_aside.as_mut(),
+        };
+        if let Some(figures) = opened.and_then(|opened| opened.figures.as_mut()) {
             figures.opened(boot, at, now);
         }
         if let Phase::Opened(opening) = &self.record.phase {
@@ -475,6 +494,7 @@ impl Fleet {
             reported: Reported::No,
             rolled_back: RolledBack::No,
         });
+        self.set_aside = None;
         reached(k, Stage::Opened, None, self.hosts.len(), out);
     }
 

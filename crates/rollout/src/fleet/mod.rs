@@ -49,6 +49,8 @@ pub struct Fleet {
     roster: Arc<Verified<Roster>>,
     hosts: Vec<Host>,
     progress: Progress,
+    /// What was known of the opening from which the rollout under way sets out: it counts again if that is given up.
+    set_aside: Option<flip::Opened>,
     /// The closing secrets of the last completed flip, for hosts that are still to open.
     secrets: Secrets,
     /// One moment on both clocks, from the last proposal: an instant of the day is told by it.
@@ -135,6 +137,7 @@ impl Fleet {
             hosts: hosts.collect(),
             roster: inheritance.roster,
             progress: Progress::None,
+            set_aside: None,
             secrets: inheritance.secrets,
             clock: None,
             limits,

@@ -34,10 +34,19 @@ impl Fleet {
         self.broadcast(&ToHost::Propose { k: rollout.k, to: rollout.to }, &mut out);
         reached(rollout.k, Stage::Proposed, None, 0, &mut out);
         self.record.phase = Phase::Preparing(rollout);
-        self.progress = Progress::Gathering(Gathering {
-            nonces: vec![None; self.hosts.len()],
-            deadline: now.after(self.limits.attest),
-        });
+        let gathering =
+            Gathering { nonces: vec![None; self.hosts.len()], deadline: now.after(self.limits.attest) };
+        self.set_aside = match std::mem::replace(&mut self.progress, Progress::Gathering(gathering)) {
+            Progress::Opening(opened) => Some(opened),
+            Progress::None
+            | Progress::Gathering(_)
+            | Progress::Attesting(_)
+            | Progress::Preparing(_)
+            | Progress::Probing(_)
+            | Progress::Arming(_)
+            | Progress::Closing(_)
+            | Progress::Switching(_) => None,
+        };
         Ok(self.step(out))
     }
 

@@ -234,7 +234,10 @@ impl Fleet {
         let (k, to, base) = (rollout.k, rollout.to, rollout.base.clone());
         self.progress = match base {
             Base::Settled => Progress::None,
-            Base::Opened(_) => Progress::Opening(Opened::resumed()),
+            Base::Opened(_) => {
+                let opened = self.set_aside.take().unwrap_or_else(Opened::resumed);
+                Progress::Opening(opened.outlived(&blockers))
+            }
         };
         self.record.phase = base.into();
         self.record.offers = Offers::All;

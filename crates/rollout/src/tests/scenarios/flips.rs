@@ -150,6 +150,9 @@ fn a_fleet_whose_last_host_measured_during_a_rollback_settles_when_that_is_given
     world.machines[0].trees[0] = Tree::Tampered;
     world.rest();
     world.expect_all_serve(1, 2);
+    let end = world.last_end();
+    assert_eq!((end.outcome, end.epoch), (Outcome::Flipped, Epoch(2)));
+    assert!(end.dark_window.is_some(), "what was measured before the rollback is not forgotten");
 }
 
 #[test]

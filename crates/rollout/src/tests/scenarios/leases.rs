@@ -287,6 +287,16 @@ fn too_many_hosts_that_do_not_start_call_for_the_order_to_roll_back() {
     world.machines[1].opens_to_fail = 1;
     world.rest();
     assert_eq!(world.rollbacks, [proposal.contingency.expect("it has one")]);
+
+    // It is tried once: given up, it leaves what was opened.
+    world.propose(1).expect("it leads back");
+    world.expect_until(|world| world.coordinator.record.phase.rollout().is_some());
+    world.abort().expect("it is not decided");
+    world.report_deployed();
+    world.machines[0].opens_to_fail = 1;
+    world.machines[1].opens_to_fail = 1;
+    world.rest();
+    assert_eq!(world.rollbacks.len(), 1);
 }
 
 #[test]
