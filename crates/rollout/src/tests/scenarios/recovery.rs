@@ -5,7 +5,7 @@ use muster_model::{Code, HostMode};
 use super::super::machine::Pending;
 use super::super::world::World;
 use super::{codes, is_armed, is_arming, is_closed, is_decided, is_opened};
-use crate::fleet::Phase;
+use crate::fleet::{Outcome, Phase};
 use crate::host::{HostRecord, Mode};
 
 /// The coordinator dies in `phase` of a flip from release 0 to 1, and another leader takes over.
@@ -29,6 +29,20 @@ fn coordinator_dies_in_preparing_and_service_is_not_touched() {
 fn coordinator_dies_in_arming_and_the_next_leader_gives_up() {
     let world = coordinator_dies_in(is_arming);
     assert_eq!(codes(&world.last_end().blockers), [(Code::CoordinatorRestarted, None)]);
+    world.expect_all_serve(0, 1);
+}
+
+#[test]
+fn coordinator_is_away_in_arming_for_longer_than_the_lease_and_hosts_fence() {
+    let mut world = World::settled();
+    world.flip_until(1, is_arming);
+    world.expect_until(|world| world.machines.iter().all(|machine| is_armed(&machine.record.mode)));
+    world.crash_coordinator();
+    let timing = world.roster_in_force().policy().timing;
+    world.pass_time(world.now + 2 * (timing.lease_ms + timing.fence_ms));
+    assert!(world.machines.iter().all(|machine| machine.guard.is_none()), "none is left serving");
+    world.start_coordinator();
+    world.rest();
     world.expect_all_serve(0, 1);
 }
 
@@ -95,6 +109,53 @@ fn agent_dies_after_it_has_said_that_it_is_armed_and_the_flip_goes_on() {
     world.crash_agent(1);
     world.start_agent(1);
     world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
+fn acknowledgement_is_lost_after_it_was_persisted_and_is_given_again() {
+    for mode in [is_armed, is_closed] {
+        let mut world = flip_until_host_2(mode);
+        let (k, closed) = (world.machines[1].record.last_k, is_closed(&world.machines[1].record.mode));
+        // What the host has said since does not arrive; it is asked again over the next session.
+        world.cut(1);
+        world.rest();
+        // Before the decision the loss of the session gives the rollout up; after it there is only forward.
+        if closed {
+            world.expect_all_serve(1, 2);
+        } else {
+            world.expect_all_serve(0, 1);
+        }
+        assert_eq!(world.machines[1].record.last_k, k);
+    }
+}
+
+#[test]
+fn guard_dies_while_armed_and_the_service_ends_with_it() {
+    let mut world = flip_until_host_2(is_armed);
+    world.guard_dies(1);
+    assert_eq!(world.machines[1].guard, None);
+    world.guard_returns(1);
+    world.rest();
+    assert_eq!(world.coordinator.record.phase, Phase::Settled);
+    let served = world.machines[0].guard.expect("it serves");
+    assert!(world.machines.iter().all(|machine| machine.guard == Some(served)));
+    assert_eq!(world.violation, None);
+}
+
+#[test]
+fn guard_dies_while_settled_and_service_goes_on_but_nothing_is_armed() {
+    let mut world = World::settled();
+    world.guard_dies(1);
+    world.rest();
+    world.expect_serves(&world.machines[1].name, 0, 1);
+    world.propose(1).expect("the proposal is in order");
+    world.rest();
+    assert_eq!(world.last_end().outcome, Outcome::Unchanged);
+    world.expect_serves(&world.machines[1].name, 0, 1);
+    world.guard_returns(1);
+    world.rest();
+    world.flip(1);
     world.expect_all_serve(1, 2);
 }
 
