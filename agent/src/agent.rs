@@ -28,7 +28,7 @@ use crate::guard_watch::GuardWatch;
 use crate::journal::Journal;
 use crate::measure::{Lanes, Trees};
 use crate::stream::{Line, Route};
-use crate::{AgentConfig, AgentError};
+use crate::{AgentConfig, AgentError, ClockError};
 
 const OPEN_TO_SERVICES: u32 = 0o755;
 const OWNER_ONLY: u32 = 0o700;
@@ -70,8 +70,8 @@ pub struct Parts {
     pub guard_events: Option<Arc<GuardClient>>,
     /// How many threads read a tree.
     pub jobs: NonZeroUsize,
-    /// How far the time of day may be off, in milliseconds, if it is known: for flips in fast mode.
-    pub clock_error_ms: Option<u64>,
+    /// How far the time of day may be off: for flips in fast mode.
+    pub clock_error: ClockError,
     /// A digest of the agent's configuration, which is attested.
     pub config: Digest,
     /// Whose clocks, randomness and threads it uses.
@@ -115,7 +115,7 @@ impl Parts {
             guard: Arc::clone(&guard) as Arc<dyn Guard>,
             guard_events: Some(guard),
             jobs: config.jobs(),
-            clock_error_ms: config.clock_error_ms,
+            clock_error: config.clock_error(),
             config: config.digest(),
             machine: Machine::real(),
             fleets: fleets.collect(),
@@ -147,7 +147,7 @@ impl Agent {
             slots: Arc::new(Slots::new()),
             boot_id: machine.boot_id().map_err(|source| AgentError::Daemon { source })?,
             clock: machine.clock_state(),
-            clock_error_ms: parts.clock_error_ms,
+            clock_error: parts.clock_error,
             config: parts.config,
         };
         let (mut routes, mut drivers) = (Vec::new(), Vec::new());
@@ -209,7 +209,7 @@ struct Base {
     slots: Arc<Slots>,
     boot_id: BootId,
     clock: ClockState,
-    clock_error_ms: Option<u64>,
+    clock_error: ClockError,
     config: Digest,
 }
 
@@ -272,7 +272,7 @@ impl Base {
             releases,
             seals,
             jobs: self.jobs,
-            clock_error_ms: self.clock_error_ms,
+            clock_error: self.clock_error.clone(),
         }))
     }
 

@@ -8,7 +8,7 @@ use muster_model::{BootGate, Digest, FleetName};
 use muster_mtls::{Address, CredentialPaths};
 use serde::{Deserialize, Serialize};
 
-use crate::AgentError;
+use crate::{AgentError, ClockError};
 
 const FILE_NAME: &str = "agent.toml";
 
@@ -65,6 +65,9 @@ pub struct AgentConfig {
     /// no part in flips in fast mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_error_ms: Option<u64>,
+    /// Where chrony keeps the time of day, how it is asked for the error of the clock instead: `["chronyc"]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chronyc: Vec<String>,
     /// How the log is written.
     #[serde(default, skip_serializing)]
     pub log: LogFormat,
@@ -96,6 +99,16 @@ impl AgentConfig {
         };
         let config: Self = fragments.merge().map_err(daemon)?;
         config.relative_to(folder).checked()
+    }
+
+    /// Where the bound on the error of this host's time of day comes from.
+    #[must_use]
+    pub fn clock_error(&self) -> ClockError {
+        match (self.clock_error_ms, self.chronyc.as_slice()) {
+            (Some(ms), _) => ClockError::Stated(ms),
+            (None, []) => ClockError::Unknown,
+            (None, command) => ClockError::Chrony(command.to_vec()),
+        }
     }
 
     /// Where the credentials are.
@@ -158,6 +171,11 @@ impl AgentConfig {
         if let Some(jobs) = self.jobs.filter(|jobs| jobs.get() > JOBS_MAX) {
             return wrong(format!("`jobs` is {jobs}; at most {JOBS_MAX}"));
         }
+        if self.clock_error_ms.is_some() && !self.chronyc.is_empty() {
+            return wrong(
+                "`clock_error_ms` states what `chronyc` is to be asked for; leave one of them out".to_owned(),
+            );
+        }
         let mut names: Vec<_> = self.fleets.iter().map(|fleet| &fleet.name).collect();
         names.sort();
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -208,6 +226,12 @@ mod tests {
         let gates: Vec<_> = config.fleets.iter().map(|fleet| fleet.boot_gate).collect();
         assert_eq!(gates, [BootGate::None, BootGate::Volatile]);
         assert!(config.jobs().get() >= 1);
+        assert_eq!(config.clock_error(), ClockError::Unknown);
+        let clock = |line: &str| {
+            parse(&format!("{BUNDLE}\n{line}\n[[fleet]]\nname = 'smars'")).unwrap().clock_error()
+        };
+        assert_eq!(clock("clock_error_ms = 3"), ClockError::Stated(3));
+        assert_eq!(clock("chronyc = ['chronyc']"), ClockError::Chrony(vec!["chronyc".to_owned()]));
     }
 
     #[test]
@@ -216,6 +240,8 @@ mod tests {
         let fleet = "[[fleet]]\nname = 'smars'\n";
         assert!(with("fleet = []").contains("names no fleet"));
         assert!(with(&format!("{fleet}{fleet}")).contains("smars twice"));
+        let both = "clock_error_ms = 3\nchronyc = ['chronyc']\n";
+        assert!(with(&format!("{both}{fleet}")).contains("leave one of them out"));
         assert!(with(&format!("jobs = 5000\n{fleet}")).contains("at most 1024"));
         let source = |more: &str| {
             let error = parse(&format!("{BUNDLE}\n{more}")).unwrap_err();

@@ -27,6 +27,7 @@ mod backoff;
 mod blobs;
 mod check;
 pub mod cli;
+mod clock_error;
 mod config;
 mod deploy;
 mod documents;
@@ -45,6 +46,7 @@ mod tests;
 mod uplink;
 
 pub use agent::{Agent, Coordinator, FleetParts, Parts};
+pub use clock_error::ClockError;
 pub use config::{AgentConfig, FleetSettings};
 pub use error::{AgentError, JournalError};
 pub use muster_model::BootGate;

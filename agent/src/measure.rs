@@ -14,7 +14,7 @@ use muster_model::{BootTime, Code, Comparable, Digest, HostName, MAX_MANIFEST_BY
 use muster_rollout::host::Measured;
 use tokio::sync::Semaphore;
 
-use crate::refusal;
+use crate::{ClockError, refusal};
 
 /// How many trees are measured at the same time for the flips of one host, and how many for checks. Each uses as many
 /// threads as the configuration allows.
@@ -53,8 +53,8 @@ pub(crate) struct Trees {
     pub(crate) seals: PathBuf,
     /// How many threads read a tree.
     pub(crate) jobs: NonZeroUsize,
-    /// How far the time of day may be off, in milliseconds, if it is known.
-    pub(crate) clock_error_ms: Option<u64>,
+    /// How far the time of day may be off.
+    pub(crate) clock_error: ClockError,
 }
 
 /// What follows where a tree has no seal, or one that does not hold.
@@ -189,7 +189,7 @@ impl Trees {
                 bytes: measurement.bytes,
                 uniform: measurement.uniform,
             },
-            clock_error_ms: self.clock_error_ms,
+            clock_error_ms: self.clock_error.bound_ms(),
             at: self.machine.unix_time(),
             elapsed_ms: u64::try_from(self.machine.boot_time().since(begun).as_millis()).unwrap_or(u64::MAX),
         })
@@ -287,7 +287,7 @@ mod tests {
             blobs: BlobStore::open(&folder.join("blobs")).unwrap(),
             releases: folder.join("releases"),
             seals: folder.join("seals"),
-            clock_error_ms: None,
+            clock_error: ClockError::Unknown,
             jobs: one,
         };
         fs::create_dir(&trees.seals).unwrap();

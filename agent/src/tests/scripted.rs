@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::{Agent, AgentError, Coordinator, FleetParts, Parts};
+use crate::{Agent, AgentError, ClockError, Coordinator, FleetParts, Parts};
 use futures_util::Stream;
 use muster_artifact::{OutsideLinks, PackOptions, Progress, pack};
 use muster_daemon::{Machine, Shutdown, ShutdownTrigger, unix_time};
@@ -150,7 +150,7 @@ impl World {
             guard: Arc::new(InProcess::new(&settings.validate().unwrap()).unwrap()),
             guard_events: None,
             jobs: NonZeroUsize::MIN,
-            clock_error_ms: None,
+            clock_error: ClockError::Unknown,
             config: Digest::of(b"configuration"),
             machine: Machine::real(),
             fleets: vec![FleetParts { name: fleet(), boot_gate: BootGate::None, store: None }],

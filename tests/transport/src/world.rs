@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_agent::{Agent, BootGate, Coordinator, FleetParts, Parts};
+use muster_agent::{Agent, BootGate, ClockError, Coordinator, FleetParts, Parts};
 use muster_artifact::BlobStore;
 use muster_coordinator::CoordinatorConfig;
 use muster_daemon::Shutdown;
@@ -185,7 +185,7 @@ impl World<'_> {
                 guard: Arc::clone(&guard) as Arc<dyn Guard>,
                 guard_events: None,
                 jobs: NonZeroUsize::MIN,
-                clock_error_ms: None,
+                clock_error: ClockError::Unknown,
                 config: Digest::of(b"configuration"),
                 machine: surroundings.machine(),
                 fleets: vec![FleetParts { name: fleet(), boot_gate: BootGate::None, store: None }],
