@@ -2,7 +2,10 @@
 
 use std::thread;
 
-use crate::harness::{Artifact, Fleet, Observer, PATIENCE, artifact, wait_until};
+use crate::harness::{Artifact, Fleet, Observer, Output, PATIENCE, artifact, wait_until};
+
+/// P13 with the times of a local fleet: twice what its one clock may be off, and its longest fence.
+const SKEW_MS_MAX: u64 = 2 + 500;
 
 fn tree(version: &str) -> Artifact {
     artifact(&[("bin/smars", version), ("VERSION", version)])
@@ -87,6 +90,26 @@ fn flip_that_takes_too_long_is_given_up() {
     halted.cont();
     fleet.wait_connected(3);
     fleet.json(&["flip", "2"]).expect_code(0);
+}
+
+#[test]
+fn fast_flip_tells_its_mode_and_its_skew_and_so_does_its_receipt() {
+    let (fleet, digest) = serving();
+    let mode = |shown: &Output| shown.text_at("/mode");
+    assert_eq!(mode(&fleet.json(&["receipt", "show"]).expect_code(0)), "strict");
+    let flip = fleet.json(&["flip", "2", "--mode", "fast"]).expect_code(0);
+    assert_eq!((mode(&flip).as_str(), flip.text_at("/outcome").as_str()), ("fast", "flipped"));
+    let window = flip.json()["dark_window"].clone();
+    assert!(window["bound_ms"].is_null(), "a fast flip has no dark window: {flip}");
+    let skew_ms = window["spread_ms"].as_u64().unwrap();
+    assert!(skew_ms <= SKEW_MS_MAX, "{flip}");
+    let receipt = fleet.json(&["receipt", "show"]).expect_code(0);
+    assert_eq!(mode(&receipt), "fast", "{receipt}");
+    let told = fleet.muster(&["receipt", "show"]).expect_code(0);
+    assert!(told.stdout.contains("fast mode: all hosts at one instant"), "{told}");
+    let serving = fleet.host(1).serves().unwrap();
+    assert_ne!(serving, digest);
+    fleet.assert_all_serve(&serving);
 }
 
 #[test]

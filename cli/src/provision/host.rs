@@ -38,6 +38,9 @@ pub(crate) struct HostOptions {
     pub(crate) state: Option<PathBuf>,
     /// The link that services use, for a host of one fleet; within the state if not said.
     pub(crate) link: Option<PathBuf>,
+    /// How far the host's time of day may be off, in milliseconds, where that is known; without it the host takes no part in
+    /// fast flips.
+    pub(crate) clock_error_ms: Option<u64>,
     /// For how long the certificate holds.
     pub(crate) valid_for: Duration,
     /// The time now.
@@ -95,6 +98,9 @@ pub(crate) struct AgentFile {
     pub(crate) attestation_key: PathBuf,
     /// The guard's socket.
     pub(crate) guard_socket: PathBuf,
+    /// How far the time of day may be off, in milliseconds, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) clock_error_ms: Option<u64>,
     /// The fleets.
     #[serde(default, rename = "fleet")]
     pub(crate) fleets: Vec<AgentFleet>,
@@ -256,6 +262,7 @@ fn write_configuration(
             .state
             .as_ref()
             .map_or_else(|| SOCKET_FILE.into(), |state| state.join(SOCKET_FILE)),
+        clock_error_ms: options.clock_error_ms,
         fleets: options.fleets.iter().map(|fleet| AgentFleet { name: fleet.clone(), boot_gate }).collect(),
     };
     write_toml(&staging.join(AGENT_FILE), "For `muster-agent run --config`.", &agent)?;

@@ -27,6 +27,7 @@ fn host_options() -> HostOptions {
         driver: Driver::Link,
         state: None,
         link: None,
+        clock_error_ms: None,
         valid_for: Duration::from_secs(3600),
         now: crate::clock::unix_time(),
     }
@@ -165,6 +166,7 @@ fn the_guard_accepts_what_is_written_for_it() {
     assert_eq!(agent.guard_socket, config.socket);
     assert_eq!(agent.state, config.state_dir);
     assert_eq!(agent.fleets[0].boot_gate, BootGate::Volatile, "/run is emptied by a boot");
+    assert_eq!(agent.clock_error_ms, None, "only the host's time daemon can tell");
 }
 
 #[test]

@@ -29,6 +29,10 @@ pub(super) const LEASE_DEFAULT: Duration = Duration::from_secs(2);
 /// How long fencing may take on this machine, in milliseconds.
 const FENCE_MS: u64 = 500;
 
+/// How far the hosts' time of day may be apart, in milliseconds: they are processes of one machine and read one clock, so that
+/// only its unit is left.
+const CLOCK_ERROR_MS: u64 = 1;
+
 const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What a new fleet shall be.
@@ -148,6 +152,7 @@ impl LocalFleet {
             driver: self.driver.clone().stopping_within(self.timing().drain_ms_max()),
             state: None,
             link: None,
+            clock_error_ms: Some(CLOCK_ERROR_MS),
             valid_for: CERTIFICATE_LIFETIME,
             now: unix_time(),
         };

@@ -75,6 +75,8 @@ impl Issue {
             driver,
             state: self.state,
             link: self.link,
+            // Only the host's time daemon can tell, and whoever runs it.
+            clock_error_ms: None,
             valid_for: self.valid_for,
             now: unix_time(),
         };

@@ -1,6 +1,6 @@
 //! What a verified receipt proves, in a few lines.
 
-use muster_model::{Digest, FleetName, HostName, PublicKey};
+use muster_model::{Digest, FleetName, FlipMode, HostName, PublicKey};
 use muster_trust::VerifiedReceipt;
 use serde::Serialize;
 
@@ -14,6 +14,7 @@ pub(super) struct Summary {
     rollout: u64,
     from: Option<Digest>,
     release: ReleaseView,
+    mode: FlipMode,
     roster_revision: u64,
     hosts: usize,
     ordered_by: Vec<PublicKey>,
@@ -30,6 +31,7 @@ impl Summary {
             rollout: order.counter.0,
             from: order.from,
             release: ReleaseView { version: release.version.to_string(), digest: release.manifest },
+            mode: order.mode,
             roster_revision: order.roster_revision.0,
             hosts: receipt.attestations().len(),
             ordered_by: receipt.order().signers().to_vec(),
@@ -54,6 +56,13 @@ impl Report for Summary {
             Some(from) => page.line(format_args!("from {from}, under roster revision {roster_revision}")),
             None => {
                 page.line(format_args!("the fleet's first release, under roster revision {roster_revision}"))
+            }
+        }
+        match self.mode {
+            FlipMode::Strict => page.line("in strict mode: at no instant were two releases served"),
+            FlipMode::Fast => {
+                let text = "all hosts at one instant of their own clocks; for a moment two releases may have been served";
+                page.labelled(Tone::Warning, "fast mode", text);
             }
         }
         for key in &self.ordered_by {
