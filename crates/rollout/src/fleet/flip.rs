@@ -361,9 +361,13 @@ impl Fleet {
     }
 
     /// Step 13. "All N SERVING and measured: SETTLED."
+    ///
+    /// In fast mode a host may have measured before the last one has flipped.
     pub(super) fn measured(&mut self, index: usize, epoch: Epoch, out: &mut Out) {
+        let is_switching = matches!(self.progress, Progress::Switching(_));
+        let awaited = if is_switching { self.epoch_to_come() } else { self.record.epoch };
         let host = &mut self.hosts[index];
-        if epoch != self.record.epoch || host.serving() != Some(epoch) {
+        if epoch != awaited || host.serving() != Some(epoch) {
             return;
         }
         host.measured = Some(epoch);

@@ -1,12 +1,16 @@
 //! Flips that succeed, that are given up, and that are rolled back.
 
-use muster_model::{Code, Epoch, RolloutId, ToHost};
+use muster_model::{Code, Epoch, FlipMode, RolloutId, ToHost};
 
+use super::super::link::Delay;
 use super::super::machine::Tree;
 use super::super::world::World;
 use super::{codes, is_armed, is_arming, is_closed, is_decided, is_opened};
 use crate::fleet::{Outcome, Phase, Stage};
 use crate::host::Mode;
+
+/// An instant is no further ahead.
+const INSTANT_MS_MAX: u64 = 10_000;
 
 #[test]
 fn a_flip_goes_through_every_stage_and_settles() {
@@ -262,4 +266,19 @@ fn a_leader_that_did_not_see_the_flip_states_no_dark_window() {
     assert_eq!(world.last_end().outcome, Outcome::Flipped);
     assert_eq!(world.last_end().dark_window, None);
     assert_eq!(world.coordinator.record.phase, Phase::Settled);
+}
+
+#[test]
+fn a_fast_flip_settles_although_a_host_has_measured_before_the_last_has_flipped() {
+    let mut world = World::settled();
+    world.mode = FlipMode::Fast;
+    world.machines[1].route.up = Delay { least_ms: 50, jitter_ms: 0 };
+    let k = world.flip(1);
+    assert!(is_decided(&world.coordinator.record.phase), "the instant is still to come");
+    world.idle(INSTANT_MS_MAX);
+    world.rest();
+    let end = world.last_end();
+    assert_eq!((end.k, end.outcome), (k, Outcome::Flipped));
+    assert_eq!(world.coordinator.record.phase, Phase::Settled);
+    world.expect_all_serve(1, 2);
 }
