@@ -114,6 +114,9 @@ impl Fleet {
     }
 
     /// Step 10: drains under the running deadline, and lifts it only once nothing is left.
+    ///
+    /// Only the link's removal waits for the disk. A permit is void after a power cut in any case, and a deadline that comes
+    /// back with the disk is one of an earlier boot, which has latched: both leave the fleet as dark as it is.
     pub(crate) fn close(&self, drain: Option<Duration>) -> Result<FleetState, GuardError> {
         if drain.is_some_and(|drain| drain > Duration::from_millis(DRAIN_MS_MAX)) {
             let detail = format!("drain_ms is at most {DRAIN_MS_MAX}");
@@ -128,10 +131,12 @@ impl Fleet {
         });
         closed?;
         self.link.unstage()?;
-        self.persist(Survives::PowerCut)?;
+        self.persist(Survives::Process)?;
         self.state()
     }
 
+    /// Waits for no disk: what a power cut takes back is what the next start would take away, as nothing may be served in
+    /// another boot before it is opened there.
     pub(crate) fn open(&self, opened: Opened, going_down: &AtomicBool) -> Result<FleetState, GuardError> {
         let _change = self.lock();
         // Read under the lock that stopping the services takes as well: either they are stopped after this start, or
@@ -148,7 +153,7 @@ impl Fleet {
         if before.serves(opened.epoch, opened.digest) {
             return Ok(before);
         }
-        self.persist(Survives::PowerCut)?;
+        self.persist(Survives::Process)?;
         self.open_locked(opened).or_else(|error| {
             let cut = self.may_serve();
             self.close_locked(self.stop_timeout)?;
@@ -231,7 +236,7 @@ impl Fleet {
             service.stop(self.stop_timeout, None)?;
         }
         let Opened { epoch, digest } = opened;
-        self.permit.write(&Permit { boot_id: self.boot_id.clone(), epoch, digest })?;
+        self.permit.write_for_this_boot(&Permit { boot_id: self.boot_id.clone(), epoch, digest })?;
         self.remember(Some(opened));
         let may = || self.may_serve();
         self.link.make(digest, &may)?.map_err(GuardError::lease(&self.name))?;
@@ -266,7 +271,7 @@ impl Fleet {
         if context.opened.is_some() {
             self.run_lenient(Hook::BeforeClose, &context, left());
         }
-        let revoked = self.permit.remove();
+        let revoked = self.permit.remove_for_this_boot();
         let ask = |pid| {
             self.run_lenient(Hook::Stop, &Context { pid: Some(pid), ..context.clone() }, left());
         };

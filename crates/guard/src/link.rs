@@ -62,8 +62,8 @@ impl Link {
         }
     }
 
-    /// Makes the link, durably. A link is only ever made where there is none, so the one system call that makes it is
-    /// atomic, and fails instead of replacing whatever came into its place meanwhile.
+    /// Makes the link; a power cut may take it away again. A link is only ever made where there is none, so the one system
+    /// call that makes it is atomic, and fails instead of replacing whatever came into its place meanwhile.
     pub(crate) fn make(&self, digest: Digest, may: May<'_>) -> Result<Result<(), LeaseRefusal>, GuardError> {
         let hand = self.hand();
         if let Err(refusal) = may() {
@@ -72,9 +72,9 @@ impl Link {
         let made = symlink(self.target(digest), &self.path);
         drop(hand);
         match made {
-            Ok(()) => self.sync().map(Ok),
+            Ok(()) => Ok(Ok(())),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match self.read()? {
-                LinkState::Release(found) if found == digest => self.sync().map(Ok),
+                LinkState::Release(found) if found == digest => Ok(Ok(())),
                 LinkState::Obstructed => Err(self.obstructed()),
                 LinkState::Release(_) | LinkState::Foreign { .. } | LinkState::Absent => {
                     Err(GuardError::io("make", &self.path)(error))

@@ -108,6 +108,15 @@ impl<T: Serialize + DeserializeOwned> RecordFile<T> {
         fs::rename(&next, &self.path).map_err(GuardError::io("replace", &self.path))
     }
 
+    /// Removes the record; it stays away for as long as the machine runs. `false`: there was none.
+    pub(crate) fn remove_for_this_boot(&self) -> Result<bool, GuardError> {
+        match fs::remove_file(&self.path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(GuardError::io("remove", &self.path)(error)),
+        }
+    }
+
     /// Removes the record; on return it stays away after a power cut. `false`: there was none.
     pub(crate) fn remove(&self) -> Result<bool, GuardError> {
         match fs::remove_file(&self.path) {
