@@ -1,4 +1,7 @@
 //! Small records on disk, replaced as a whole.
+//!
+//! Beside each record lies the file that the next one is written to: the one before last. Making and freeing a file takes
+//! longer than writing it, and these are written while nobody serves.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -7,6 +10,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use muster_model::{BootId, Digest, Epoch};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -102,25 +107,29 @@ impl<T: Serialize + DeserializeOwned> RecordFile<T> {
     }
 
     fn replace(&self, record: &T, sync: Sync) -> Result<(), GuardError> {
-        let next = self.path.with_extension("next");
+        let next = self.next();
         let bytes = serde_json::to_vec(record).expect("a record of plain fields is always JSON");
         write_file(&next, &bytes, sync).map_err(GuardError::io("write", &next))?;
-        fs::rename(&next, &self.path).map_err(GuardError::io("replace", &self.path))
+        put_in_place(&next, &self.path).map_err(GuardError::io("replace", &self.path))
     }
 
-    /// Removes the record; it stays away for as long as the machine runs. `false`: there was none.
-    pub(crate) fn remove_for_this_boot(&self) -> Result<bool, GuardError> {
-        match fs::remove_file(&self.path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(GuardError::io("remove", &self.path)(error)),
-        }
+    fn next(&self) -> PathBuf {
+        self.path.with_extension("next")
     }
 
     /// Removes the record; on return it stays away after a power cut. `false`: there was none.
     pub(crate) fn remove(&self) -> Result<bool, GuardError> {
         match fs::remove_file(&self.path) {
             Ok(()) => sync_parent(&self.path).map(|()| true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(GuardError::io("remove", &self.path)(error)),
+        }
+    }
+
+    /// Removes the record; it stays away for as long as the machine runs. `false`: there was none.
+    pub(crate) fn remove_for_this_boot(&self) -> Result<bool, GuardError> {
+        match fs::rename(&self.path, self.next()) {
+            Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(GuardError::io("remove", &self.path)(error)),
         }
@@ -133,9 +142,21 @@ pub(crate) fn sync_parent(path: &Path) -> Result<(), GuardError> {
     File::open(folder).and_then(|file| file.sync_all()).map_err(GuardError::io("sync", folder))
 }
 
+/// Puts `next` into the place of `path` at once, and what was there into its own.
+fn put_in_place(next: &Path, path: &Path) -> io::Result<()> {
+    match renameat_with(CWD, next, CWD, path, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(()),
+        // There is no record yet, or the file system cannot do that.
+        Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::rename(next, path),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Nobody reads the file before it is in place, so that it may be written over what it held.
 fn write_file(path: &Path, bytes: &[u8], sync: Sync) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
     file.write_all(bytes)?;
+    file.set_len(bytes.len() as u64)?;
     match sync {
         Sync::PowerCut => file.sync_all(),
         Sync::Process => Ok(()),
@@ -159,6 +180,14 @@ mod tests {
             let record = ProcessKey { pid: pid + 2, ..record };
             file.write_for_this_boot(&record).unwrap();
             assert_eq!(file.read().unwrap(), Some(record));
+            let long = ProcessKey { pid: i32::MAX, start_ticks: u64::MAX };
+            for record in [long, record] {
+                file.write_for_this_boot(&record).unwrap();
+                assert_eq!(file.read().unwrap(), Some(record), "what was longer leaves nothing behind");
+            }
+            assert!(file.remove_for_this_boot().unwrap());
+            assert_eq!((file.remove_for_this_boot().unwrap(), file.read().unwrap()), (false, None));
+            file.write(&record).unwrap();
         }
         for bad in ["", "{", "{\"pid\":1}", "{\"pid\":1,\"start_ticks\":2,\"x\":3}"] {
             fs::write(&path, bad).unwrap();

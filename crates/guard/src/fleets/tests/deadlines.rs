@@ -208,6 +208,7 @@ fn a_disk_that_hangs_holds_no_fence_up() {
     let held = Held::new();
     held.arm(1_000);
     let next = held.bench.path("lease.next");
+    fs::remove_file(&next).unwrap_or_default();
     // Opening a pipe to which nobody listens hangs as a write to a broken disk does.
     mknodat(CWD, &next, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
     let (guard, fleet) = (held.guard(), held.fleet());
