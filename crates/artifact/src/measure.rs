@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use muster_model::{Difference, Digest, Manifest, UnixTime};
 
 use crate::walk::{FoundKind, Pace, Reading, Walk, Walked};
-use crate::{ArtifactError, Progress, handle};
+use crate::{ArtifactError, Progress, handle, pool};
 
 pub(crate) use host::{Links, stamp as host_stamp};
 
@@ -94,7 +94,7 @@ pub(crate) fn measure_walk(
     let walk = Walk {
         reading: Reading::Content,
         mutable: &expected.rules().mutable,
-        jobs: options.jobs,
+        jobs: pool::worthwhile(options.jobs, expected.entries().len(), expected.total_bytes()),
         pace: options.bytes_per_second_max.map(Pace::new),
         progress,
     };

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::durable::replace_file;
 use crate::measure::{DIFFERENCES_MAX, Links, MeasureOptions, Measurement, host_stamp, measure_walk};
 use crate::walk::{Found, FoundKind, Reading, Stamp, Walk, Walked};
-use crate::{ArtifactError, Progress, handle};
+use crate::{ArtifactError, Progress, handle, pool};
 
 const MAGIC: &str = "muster.seal/1";
 /// File times advance with the kernel's tick, 10 ms at the slowest; two changes within one tick look alike.
@@ -83,7 +83,7 @@ impl Seal {
         let walk = Walk {
             reading: Reading::Metadata,
             mutable: &self.rules.mutable,
-            jobs,
+            jobs: pool::worthwhile(jobs, self.entries.len(), 0),
             pace: None,
             progress: &progress,
         };
