@@ -12,6 +12,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// What a time daemon says fits easily.
 const ANSWER_BYTES_MAX: u64 = 4 * 1024;
 
+/// How chrony names a server that is synchronised to nothing and pretends to be.
+const LOCAL_REFERENCE: &str = "7F7F0101";
+
 /// Where the bound on the error of this host's time of day comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClockError {
@@ -79,6 +82,9 @@ fn bound_ms(answer: &str) -> Result<u64, String> {
         let value: f64 = fields[index].parse().map_err(|_| format!("its {name} is `{}`", fields[index]))?;
         if value.is_finite() { Ok(value.abs()) } else { Err(format!("its {name} is `{value}`")) }
     };
+    if fields[0] == LOCAL_REFERENCE {
+        return Err("the clock follows only itself (`local` in chrony.conf)".to_owned());
+    }
     if fields[13] == "Not synchronised" {
         return Err("the clock is not synchronised".to_owned());
     }
@@ -113,6 +119,7 @@ mod tests {
     fn what_is_no_bound_is_none() {
         for (from, to, word) in [
             ("Normal", "Not synchronised", "not synchronised"),
+            ("A9FEA97B", "7F7F0101", "only itself"),
             ("0.000400000", "inf", "root delay"),
             ("0.000600000", "", "root dispersion"),
             (",Normal", "", "13 fields"),

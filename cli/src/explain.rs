@@ -136,7 +136,7 @@ explanations! {
     ClockUncertain =>
         "A host's time of day is not known well enough for fast mode.",
         "In fast mode each host flips by its own clock. This one may be off by more than `clock_error_ms`, or has no time service that says how far.",
-        "look at the time service of the host (`chronyc tracking`), or flip in strict mode, which needs no time of day";
+        "look at the time service of the host (`chronyc tracking`) and at `chronyc` in its agent.toml, or flip in strict mode, which needs no time of day";
     Halted =>
         "The fleet, or a host of it, was halted.",
         "Somebody stopped it at once. It serves nothing and starts nothing, whatever is restarted or rebooted, until a signed order with a higher number resumes it.",

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "whatever fails here fails its test, and says where")]
 
 mod certificates;
+mod chrony;
 mod concurrency;
 mod demo;
 mod durability;
