@@ -11,6 +11,7 @@ mod guard;
 mod harness;
 mod hostile;
 mod impostor;
+mod nemesis;
 mod phases;
 mod recovery;
 mod roles;
