@@ -222,7 +222,7 @@ pub(super) fn read_logs(lab: &Lab) -> usize {
     let count = |(name, log): (String, String)| {
         let panic = log.lines().find(|line| line.contains("panicked at"));
         assert_eq!(panic, None, "{name}");
-        log.matches(": fenced, as lapsed").count()
+        log.matches(": fenced, as the deadline passed").count()
     };
     logs.map(count).sum()
 }
