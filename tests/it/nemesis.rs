@@ -13,6 +13,7 @@
 //! It needs root, `ip`, `nft` and `cc`.
 
 mod acts;
+mod disks;
 mod lab;
 mod operator;
 mod plan;
@@ -49,8 +50,10 @@ fn nemesis_of(fleet: u64) {
     reason = "a plan is what replays a failure, and figures belong to every result"
 )]
 fn carry_out(network: &Network, plan: &Plan) {
-    let seed = plan.seed;
-    eprintln!("to replay: MUSTER_SEED={seed} cargo test --test it nemesis::fleet_1 -- --nocapture\n{plan}");
+    let (seed, rollouts) = (plan.seed, FLEETS * plan.rollouts.len() as u64);
+    let replay =
+        format!("MUSTER_SEED={seed} MUSTER_NEMESIS={rollouts} cargo test --test it nemesis::fleet_1");
+    eprintln!("to replay: {replay} -- --nocapture\n{plan}");
     let lab = Lab::new(network, &plan.rates_ppm);
     let (observer, watch) = (Observer::of_services(&lab.fleet), Watch::begin(&lab.fleet));
     let tally = Tally::begin();

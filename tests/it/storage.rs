@@ -9,8 +9,7 @@ use std::thread;
 use muster_model::{Code, Digest};
 
 use crate::harness::{
-    Artifact, Caller, Daemon, Disk, Fleet, Host, Network, Observer, Output, PATIENCE, artifact, refusal_of,
-    run, until, wait_until,
+    Artifact, Caller, Daemon, Fleet, Host, Observer, Output, PATIENCE, artifact, refusal_of, run, wait_until,
 };
 
 /// The host that things happen to.
@@ -151,35 +150,6 @@ fn a_coordinators_disk_that_fills_up_is_named_and_an_upload_goes_on_where_it_sto
     fleet.json(&["flip", "9"]).expect_code(0);
     // Before the file system goes away below it.
     coordinator.kill();
-}
-
-#[test]
-fn a_receipt_that_a_full_disk_kept_back_is_made_once_there_is_room() {
-    Network::room(|_| {
-        let (fleet, _) = serving();
-        let (victim, coordinator) = (fleet.host(VICTIM), fleet.coordinator());
-        fleet.json(&["deploy", "2"]).expect_code(0);
-        coordinator.kill();
-        let disk = Disk::over(&fleet.dir().join("coordinator/state/blobs"), c"size=4m,mode=0700");
-        coordinator.start(&[]);
-        fleet.wait_connected(3);
-        fleet.let_die_at(&victim, "agent.open.before-guard");
-        let receipt = || fleet.json(&["receipt", "show", "--epoch", "2"]);
-        fleet.flip_while("2", || {
-            victim.agent.wait_until_gone();
-            fleet.wait_phase("opened");
-            disk.fill();
-            victim.agent.start(&[]);
-            fleet.wait_phase("settled");
-        });
-        until("the receipt cannot be written", || {
-            coordinator.log().contains("the receipt cannot be written")
-        });
-        receipt().expect_code(11);
-        disk.empty();
-        until("the receipt is made", || receipt().code == 0);
-        drop(fleet.down());
-    });
 }
 
 #[test]
