@@ -105,7 +105,8 @@ fn remedies(status: &Value) -> Vec<Remedy> {
         return Vec::new();
     }
     if status["halted_since_rollout"].is_u64() {
-        return vec![Remedy::Resume];
+        let slow = slow_to_fence(&status["last_end"]);
+        return slow.chain([Remedy::Resume]).collect();
     }
     let blockers = status["blockers"].as_array().into_iter().flatten();
     let remedy = |blocker: &Value| match blocker["code"].as_str()? {
@@ -126,7 +127,9 @@ fn apply(lab: &Lab, remedy: &Remedy, status: &Value) {
             drop(acts::order(lab, Order::Flip, status["serving"]["version"].as_str().unwrap_or_default()));
         }
         Remedy::RestartGuard(host) => {
-            lab.fleet.host(*host).guard.kill_if_running();
+            let guard = lab.fleet.host(*host).guard;
+            guard.kill_if_running();
+            guard.wait_until_gone();
             start_what_has_died(lab);
         }
     }
