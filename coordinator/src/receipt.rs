@@ -12,6 +12,9 @@ pub(crate) enum ReceiptFailure {
     /// A document is missing or damaged.
     #[error("a document of the flip cannot be read")]
     Document(#[from] muster_artifact::ArtifactError),
+    /// There is no room for it, or the disk fails.
+    #[error("the receipt cannot be written")]
+    Write(#[source] muster_artifact::ArtifactError),
     /// The closing secrets are not what they were.
     #[error("the closing secrets are not 33 bytes for each host")]
     Secrets,
@@ -42,7 +45,7 @@ pub(crate) fn assemble(
     };
     let bytes = receipt.to_bytes();
     let digest = Digest::of(&bytes);
-    documents.put(digest, &bytes)?;
+    documents.put(digest, &bytes).map_err(ReceiptFailure::Write)?;
     Ok(digest)
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use muster_daemon::{DECISIONS, Machine, crash_point};
 use muster_model::{
-    Blocker, BootTime, Digest, Durable, FleetName, HostName, Refusal, RolloutId, SessionId, ToHost,
+    Blocker, BootTime, Durable, Epoch, FleetName, HostName, Refusal, RolloutId, SessionId, ToHost,
 };
 use muster_proto::convert::to_agent;
 use muster_rollout::fleet::{
@@ -14,12 +14,14 @@ use muster_rollout::fleet::{
 use muster_store::StoreError;
 use muster_trust::TrustRoot;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::connections::{Connections, Outbox};
 use super::contingency;
 use super::handle::{FleetHandle, RosterInForce, View, stamp};
 use crate::ledger::{Documents, Entry, LedgerHandle};
 use crate::receipt;
+use crate::status::chain;
 
 /// Inputs that wait for a driver; senders wait when it is full.
 const INBOX_INPUTS: usize = 4096;
@@ -28,6 +30,8 @@ const BATCH_INPUTS: usize = 512;
 /// Reports that a slow watcher may fall behind by; whoever falls behind further learns the end from the record. The
 /// room for them is taken when the fleet is opened.
 const REPORTS: usize = 4096;
+/// Between two attempts to make a receipt that could not be made, as where the disk was full.
+const RECEIPT_RETRY: Duration = Duration::from_secs(2);
 
 /// Something for a fleet's driver.
 #[derive(Debug)]
@@ -76,6 +80,14 @@ struct Driver {
     rollout_since: Option<(RolloutId, BootTime)>,
     /// What effects bring about at once; it comes before anything else.
     follow_ups: Vec<Event>,
+    receipt_owed: Option<OwedReceipt>,
+}
+
+/// A flip has completed, and its receipt could not be made.
+struct OwedReceipt {
+    k: RolloutId,
+    epoch: Epoch,
+    again: Instant,
 }
 
 /// Starts the driver of a fleet that was just taken over; `first` is the step of the take-over.
@@ -107,6 +119,7 @@ pub(crate) fn spawn(
         roster,
         rollout_since: None,
         follow_ups: Vec::new(),
+        receipt_owed: None,
     };
     (handle, driver.run(first))
 }
@@ -122,10 +135,11 @@ impl Driver {
                 self.work_out(input, &mut steps, &mut answers);
             }
             self.carry_out(steps, answers).await?;
+            self.make_owed_receipt().await?;
         }
     }
 
-    /// Waits for an input or the deadline, and takes whatever else has arrived.
+    /// Waits for an input, the deadline, or the time to try a receipt again, and takes whatever else has arrived.
     async fn next_inputs(&mut self) -> Option<Vec<Input>> {
         let deadline = async {
             match self.fleet.next_deadline() {
@@ -138,16 +152,23 @@ impl Driver {
                 None => std::future::pending().await,
             }
         };
+        let receipt = async {
+            match &self.receipt_owed {
+                Some(owed) => tokio::time::sleep_until(owed.again).await,
+                None => std::future::pending().await,
+            }
+        };
         let mut inputs: Vec<Input> = std::mem::take(&mut self.follow_ups)
             .into_iter()
             .map(|event| Input::Event(Box::new(event)))
             .collect();
         if inputs.is_empty() {
-            inputs.push(tokio::select! {
+            inputs.extend(tokio::select! {
                 biased;
                 // First, so that no flood of messages puts it off; it is never due twice without one of them between.
-                () = deadline => Input::Event(Box::new(Event::DeadlineReached)),
-                input = self.inbox.recv() => input?,
+                () = deadline => Some(Input::Event(Box::new(Event::DeadlineReached))),
+                () = receipt => None,
+                input = self.inbox.recv() => Some(input?),
             });
         }
         while inputs.len() < BATCH_INPUTS
@@ -313,9 +334,7 @@ impl Driver {
             let fleet = self.handle.name.clone();
             let mut entries = vec![Entry::ended(&fleet, end)];
             if end.outcome == Outcome::Flipped {
-                let receipt = self.receipt(end.k).await;
-                let epoch = end.epoch;
-                entries.extend(receipt.map(|receipt| Entry::Receipt { fleet, epoch, receipt }));
+                entries.extend(self.receipt(end.k, end.epoch).await);
             }
             self.place.ledger.run(move |ledger| ledger.append(entries)).await?;
         }
@@ -324,15 +343,33 @@ impl Driver {
         Ok(())
     }
 
-    /// Puts the receipt of a completed flip together. A flip without one is still a flip.
-    async fn receipt(&self, k: RolloutId) -> Option<Digest> {
+    /// Puts the receipt of a completed flip together. A flip without one is still a flip; what is missing is owed.
+    async fn receipt(&mut self, k: RolloutId, epoch: Epoch) -> Option<Entry> {
         let opening = self.fleet.record().completed.as_ref().filter(|opening| opening.k == k)?.clone();
         let (documents, root) = (self.place.documents.clone(), Arc::clone(&self.place.root));
         let fleet = self.handle.name.clone();
-        blocking(&self.place.machine, move || receipt::assemble(&documents, &root, &opening))
-            .await
-            .inspect_err(|error| tracing::error!(%fleet, %k, %error, "no receipt could be made"))
-            .ok()
+        let made = move || receipt::assemble(&documents, &root, &opening);
+        match blocking(&self.place.machine, made).await {
+            Ok(receipt) => Some(Entry::Receipt { fleet, epoch, receipt }),
+            Err(error) => {
+                tracing::error!(%fleet, %k, error = chain(&error), "no receipt could be made; it is tried again");
+                self.receipt_owed = Some(OwedReceipt { k, epoch, again: Instant::now() + RECEIPT_RETRY });
+                None
+            }
+        }
+    }
+
+    /// Tries again to make a receipt that is owed, if it is time; of a flip that another one has followed none can be made.
+    async fn make_owed_receipt(&mut self) -> Result<(), StoreError> {
+        let Some(owed) = self.receipt_owed.take_if(|owed| owed.again <= Instant::now()) else {
+            return Ok(());
+        };
+        match self.receipt(owed.k, owed.epoch).await {
+            Some(receipt) => {
+                self.place.ledger.run(move |ledger| ledger.append(vec![receipt])).await.map(drop)
+            }
+            None => Ok(()),
+        }
     }
 
     fn publish_roster(&self) {

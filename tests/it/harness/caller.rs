@@ -1,7 +1,9 @@
 //! A caller that speaks the wire itself, and so can say what `muster` and the agent never would.
 
+use std::time::Duration;
+
 use muster_model::{Digest, Document, Refusal};
-use muster_mtls::{ClientTls, ConnectOptions, Credentials, Role};
+use muster_mtls::{Address, ClientTls, ConnectOptions, Credentials, Role};
 use muster_proto::convert;
 use muster_proto::v1;
 use muster_proto::v1::blobs_client::BlobsClient;
@@ -52,10 +54,17 @@ pub(crate) fn refusal_of(status: &Status) -> Refusal {
 impl Caller {
     /// Connects with these credentials.
     pub(crate) fn connect(fleet: &Fleet, credentials: &Credentials) -> Result<Self, muster_mtls::Error> {
+        Self::connect_to(&fleet.address(), credentials)
+    }
+
+    /// The same for whoever has no fleet at hand.
+    pub(crate) fn connect_to(
+        address: &Address,
+        credentials: &Credentials,
+    ) -> Result<Self, muster_mtls::Error> {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let tls = ClientTls::new(credentials)?;
-        let connecting =
-            async { muster_mtls::connect(&fleet.address(), &tls, ConnectOptions::default()).await };
+        let connecting = async { muster_mtls::connect(address, &tls, ConnectOptions::default()).await };
         let channel = runtime.block_on(connecting)?;
         Ok(Self { runtime, channel })
     }
@@ -127,6 +136,16 @@ impl Caller {
     pub(crate) fn status(&self) -> v1::FleetStatus {
         let mut client = self.operations();
         self.wait(client.status(v1::StatusRequest { fleet: FLEET.to_owned() })).unwrap().into_inner()
+    }
+
+    /// The same, or nothing if there is no answer by then.
+    pub(crate) fn status_within(&self, patience: Duration) -> Option<v1::FleetStatus> {
+        let mut client = self.operations();
+        let answer = self.runtime.block_on(async {
+            let request = v1::StatusRequest { fleet: FLEET.to_owned() };
+            tokio::time::timeout(patience, client.status(request)).await
+        });
+        Some(answer.ok()?.ok()?.into_inner())
     }
 
     /// The envelope of the roster in force.

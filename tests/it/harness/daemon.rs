@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
-use super::{PATIENCE, program, wait_until};
+use super::{Machine, MachineClock, PATIENCE, program, wait_until};
 
 /// One program of one fleet.
 #[derive(Debug, Clone)]
@@ -17,11 +17,25 @@ pub(crate) struct Daemon {
     folder: PathBuf,
     /// Those that the test has started itself, to be buried at the end.
     children: Arc<Mutex<Vec<Child>>>,
+    place: Option<Arc<Place>>,
+}
+
+/// What a daemon is started in, if that is not where the test is.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// Whose network it has.
+    pub(crate) machine: Machine,
+    /// What clock it reads.
+    pub(crate) clock: MachineClock,
 }
 
 impl Daemon {
     pub(super) fn new(program: &'static str, folder: PathBuf, children: &Arc<Mutex<Vec<Child>>>) -> Self {
-        Self { program, folder, children: Arc::clone(children) }
+        Self { program, folder, children: Arc::clone(children), place: None }
+    }
+
+    pub(super) fn at(self, place: Option<Arc<Place>>) -> Self {
+        Self { place, ..self }
     }
 
     /// The process number that was recorded last.
@@ -66,22 +80,26 @@ impl Daemon {
         kill_process(self.pid(), Signal::CONT).unwrap();
     }
 
+    /// Sends a signal if it runs, which it may cease to do at any time.
+    pub(crate) fn signal_if_running(&self, signal: Signal) {
+        if let Some(pid) = self.recorded_pid().filter(|pid| self.is_it(*pid)) {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
     /// Starts it again, with these variables in its environment, and does not wait for anything.
     #[track_caller]
     pub(crate) fn start(&self, environment: &[(&str, &str)]) {
         assert!(!self.is_running(), "{} runs in {:?}", self.program, self.folder);
         let log = OpenOptions::new().create(true).append(true).open(self.file("log")).unwrap();
-        let child = Command::new(program(self.program))
-            .arg("run")
-            .arg("--config")
-            .arg(self.file("toml"))
-            .envs(environment.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .process_group(0)
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(program(self.program));
+        command.arg("run").arg("--config").arg(self.file("toml")).envs(environment.iter().copied());
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
+        let child = match &self.place {
+            None => command.spawn(),
+            Some(place) => place.machine.within(|| command.envs(place.clock.environment()).spawn()),
+        };
+        let child = child.unwrap();
         fs::write(self.file("pid"), format!("{}\n", child.id())).unwrap();
         self.children.lock().unwrap().push(child);
     }
@@ -91,11 +109,9 @@ impl Daemon {
         fs::read_to_string(self.file("log")).unwrap_or_default()
     }
 
-    /// Kills it if it runs. For the end of a test, where nothing may fail.
-    pub(super) fn kill_if_running(&self) {
-        if let Some(pid) = self.recorded_pid().filter(|pid| self.is_it(*pid)) {
-            let _ = kill_process(pid, Signal::KILL);
-        }
+    /// Kills it if it runs, which it may cease to do at any time.
+    pub(crate) fn kill_if_running(&self) {
+        self.signal_if_running(Signal::KILL);
     }
 
     fn recorded_pid(&self) -> Option<Pid> {

@@ -1,5 +1,6 @@
 //! A fleet that `muster dev up` started, and its end.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
 
-use super::{Artifact, Daemon, Output, PATIENCE, run, wait_until};
+use super::{Artifact, Daemon, Output, PATIENCE, Place, run, wait_until};
 
 /// The fleet's name.
 pub(crate) const FLEET: &str = "demo";
@@ -19,6 +20,8 @@ pub(crate) struct Fleet {
     dir: PathBuf,
     hosts: usize,
     children: Arc<Mutex<Vec<Child>>>,
+    /// Where the daemons of a folder are started, if not where the test is.
+    places: BTreeMap<PathBuf, Arc<Place>>,
 }
 
 /// One host of a fleet.
@@ -44,7 +47,7 @@ impl Fleet {
     pub(crate) fn up_with(hosts: usize, arguments: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("muster-").tempdir().unwrap();
         let dir = fs::canonicalize(folder.path()).unwrap().join("fleet");
-        let fleet = Self { folder, dir, hosts, children: Arc::default() };
+        let fleet = Self { folder, dir, hosts, children: Arc::default(), places: BTreeMap::new() };
         fleet.start(&[&["--hosts", &hosts.to_string()], arguments].concat());
         fleet
     }
@@ -110,14 +113,14 @@ impl Fleet {
         assert!((1..=self.hosts).contains(&number));
         let name = format!("host-{number}");
         let folder = self.dir.join("hosts").join(&name);
-        let daemon = |program| Daemon::new(program, folder.clone(), &self.children);
+        let daemon = |program| self.daemon(program, &folder);
         Host { agent: daemon("muster-agent"), guard: daemon("muster-guard"), name, folder }
     }
 
     /// A machine that was issued for this fleet and is in no roster.
     pub(crate) fn outsider(&self, name: &str) -> Host {
         let folder = self.dir.join("hosts").join(name);
-        let daemon = |program| Daemon::new(program, folder.clone(), &self.children);
+        let daemon = |program| self.daemon(program, &folder);
         Host { agent: daemon("muster-agent"), guard: daemon("muster-guard"), name: name.to_owned(), folder }
     }
 
@@ -128,7 +131,16 @@ impl Fleet {
 
     /// The coordinator.
     pub(crate) fn coordinator(&self) -> Daemon {
-        Daemon::new("muster-coordinator", self.dir.join("coordinator"), &self.children)
+        self.daemon("muster-coordinator", &self.dir.join("coordinator"))
+    }
+
+    /// From their next start on the daemons of this folder are started there.
+    pub(crate) fn place(&mut self, folder: PathBuf, place: Arc<Place>) {
+        self.places.insert(folder, place);
+    }
+
+    fn daemon(&self, program: &'static str, folder: &Path) -> Daemon {
+        Daemon::new(program, folder.to_owned(), &self.children).at(self.places.get(folder).cloned())
     }
 
     /// Waits until the coordinator answers and sees exactly so many hosts connected.

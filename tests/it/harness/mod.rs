@@ -4,10 +4,13 @@
 
 mod artifact;
 mod caller;
+mod clock;
 mod daemon;
+mod disk;
 mod fleet;
 pub(crate) mod forgery;
 pub(crate) mod impostor;
+mod network;
 mod observer;
 mod output;
 mod pki;
@@ -16,9 +19,12 @@ mod wait;
 
 pub(crate) use artifact::{Artifact, artifact, versioned};
 pub(crate) use caller::{Attached, Caller, refusal_of, signed};
-pub(crate) use daemon::Daemon;
+pub(crate) use clock::{Clocks, MachineClock};
+pub(crate) use daemon::{Daemon, Place};
+pub(crate) use disk::Disk;
 pub(crate) use fleet::{FLEET, Fleet, Host};
-pub(crate) use observer::{Observer, Service};
+pub(crate) use network::{Cut, Machine, Network};
+pub(crate) use observer::{Observer, Seen, Service};
 pub(crate) use output::{Output, run, run_program};
 pub(crate) use pki::{issue, long_ago, now, today};
 pub(crate) use wait::{PATIENCE, until, wait_until};

@@ -196,6 +196,16 @@ impl Observer {
 }
 
 impl Seen {
+    /// Whether these two releases were seen to be served together.
+    pub(crate) fn violates(&self, releases: [&str; 2]) -> bool {
+        let served = |violation: &Violation| {
+            let mut served = violation.served.each_ref().map(|(_, release)| release.as_str());
+            served.sort_unstable();
+            served == releases
+        };
+        self.violation.as_ref().is_some_and(served)
+    }
+
     #[track_caller]
     fn expect_one_release_at_a_time(&self) {
         if let Some(violation) = &self.violation {

@@ -39,9 +39,19 @@ pub(crate) fn issue(authority: &Authority, role: Role, name: &str, validity: Val
         Role::Coordinator => Usage::Server { names: vec!["127.0.0.1".to_owned()] },
         Role::Agent | Role::Operator | Role::Pipeline | Role::Viewer => Usage::Client,
     };
+    issue_for(authority, role, name, validity, &usage)
+}
+
+fn issue_for(
+    authority: &Authority,
+    role: Role,
+    name: &str,
+    validity: Validity,
+    usage: &Usage,
+) -> IssuedIdentity {
     let domain = authority.trust_domain().clone();
     let identity = Identity::new(domain, role, IdentityName::new(name).unwrap());
-    authority.issue(&identity, validity, &usage).unwrap()
+    authority.issue(&identity, validity, usage).unwrap()
 }
 
 impl Fleet {
@@ -101,6 +111,20 @@ impl Fleet {
         self.context_with(name, &[("certificate", paths[0]), ("key", paths[1])])
     }
 
+    /// Gives the coordinator another address, or several, from its next start on: agents and operators are told.
+    pub(crate) fn move_coordinator(&self, port: u16, agents: &str, operators: &str) {
+        let names = vec![agents.to_owned(), operators.to_owned()];
+        let usage = Usage::Server { names };
+        let issued = issue_for(&self.authority(), Role::Coordinator, "coordinator", today(), &usage);
+        let folder = self.dir().join("coordinator");
+        write_identity(&folder.join("coordinator.pem"), &folder.join("coordinator.key"), &issued);
+        set(&folder.join("coordinator.toml"), "listen", &format!("0.0.0.0:{port}"));
+        set(&self.context(), "coordinator", &format!("{operators}:{port}"));
+        for host in self.hosts() {
+            set(&host.folder().join("agent.toml"), "coordinator", &format!("{agents}:{port}"));
+        }
+    }
+
     fn context_table(&self) -> toml::Table {
         fs::read_to_string(self.context()).unwrap().parse().unwrap()
     }
@@ -111,6 +135,13 @@ impl Host {
     pub(crate) fn become_another(&self, issued: &IssuedIdentity) {
         write_identity(&self.folder().join("agent.pem"), &self.folder().join("agent.key"), issued);
     }
+}
+
+/// Sets one text in a file of settings.
+fn set(file: &Path, key: &str, value: &str) {
+    let mut table: toml::Table = fs::read_to_string(file).unwrap().parse().unwrap();
+    table.insert(key.to_owned(), value.into());
+    fs::write(file, toml::to_string(&table).unwrap()).unwrap();
 }
 
 fn write_identity(certificate: &Path, key: &Path, issued: &IssuedIdentity) {

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use rustix::net::sockopt::set_socket_linger;
+use rustix::process::Pid;
 use tempfile::TempDir;
 
 use super::{Outcome, Probe};
@@ -125,6 +126,23 @@ impl Service {
         fleet
     }
 
+    /// Gives a host's service another address, from its next start on.
+    pub(crate) fn listen_on(host: &Host, address: SocketAddr) {
+        fs::write(Self::file(host), address.to_string()).unwrap();
+    }
+
+    /// The processes that serve on a host now, whatever they say.
+    pub(crate) fn processes(host: &Host) -> Vec<Pid> {
+        let trees = host.link().with_file_name("releases");
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let pids = entries.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
+        let runs = |pid: &Pid| {
+            let program = fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero()));
+            program.is_ok_and(|program| program.starts_with(&trees))
+        };
+        pids.filter(runs).collect()
+    }
+
     /// A release's tree that answers with this version.
     pub(crate) fn tree(&self, version: &str) -> Artifact {
         let tree = artifact(&[("VERSION", version), ("bin/service", "")]);
@@ -161,7 +179,7 @@ fn free_address() -> SocketAddr {
 mod tests {
     use std::process::{Child, Stdio};
 
-    use rustix::process::{Pid, Signal, kill_process};
+    use rustix::process::{Signal, kill_process};
 
     use super::*;
     use crate::harness::observer::{HTTP_PAUSE, Observer};
