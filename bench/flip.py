@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """One flip of a whole fleet, beside Ansible.
 
-  bench/flip.py [--rounds 7] [--hosts 8 32 100]
+  bench/flip.py [--rounds 7] [--hosts 10 32 100] [--driver link supervise] [--no-peers]
 
   muster         `muster flip`, strict: a coordinator, and an agent and a guard for each host, all real
-                 processes on this machine with mutual TLS, driver `link`
+                 processes on this machine with mutual TLS
+  muster, fast   `muster flip --mode fast`: all hosts at one instant, which the coordinator sets 2 s ahead
   ansible        `ansible -f N -m ansible.builtin.file` with `state=link`, local connection: what is usually
                  written
   ansible, raw   `ansible -f N -m ansible.builtin.raw` with `ln -sfn`, local connection: the least that Ansible
@@ -14,8 +15,11 @@ Every run takes all N links from one of two small releases to the other. The spr
 themselves, for all sides alike: the change time of the last link less that of the first, and at least one tick of
 the clock that the kernel takes such times from. In that time some hosts have the new release and others do not have
 it. Muster also says how long nobody served (dark window): a strict
-flip has no instant at which two releases are served, and this is its price. With Ansible the two releases are
+flip has no instant at which two releases are served, and this is its price. With Ansible and in fast mode the two releases are
 served side by side for as long as the spread.
+
+With the driver `supervise` each host's guard stops one process and starts another; there the times are the guards' own, from
+the first process that was gone to the last that was started, and Ansible has no part.
 
 What it does not compare: a network, and what else `muster flip` does. It has every host measure the release before
 and after, and is refused if one of them differs; Ansible only sets the links. All N agents share the cores of one
@@ -33,64 +37,89 @@ import report
 from fleet import Fleet
 
 TARGET = 10.0
+DARK_AIM_MS, SKEW_AIM_MS, AIM_HOSTS = 250, 20, 100
 # The kernel takes a file's times from a clock that ticks; a shorter spread than one tick cannot be told from none.
 CLOCK_REALTIME_COARSE = 5
 TICK_MS = time.clock_getres(CLOCK_REALTIME_COARSE) * 1e3
+SERVICE = "#!/bin/sh\nexec sleep 1000000\n"
 
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=7, help="rounds that count, after one that warms up")
-    arguments.add_argument("--hosts", type=int, nargs="+", default=[8, 32, 100], help="sizes of the fleet")
+    arguments.add_argument("--hosts", type=int, nargs="+", default=[10, 32, 100], help="sizes of the fleet")
+    arguments.add_argument("--driver", nargs="+", choices=["link", "supervise"], default=["link", "supervise"])
+    arguments.add_argument("--no-peers", action="store_true", help="Muster alone")
+    arguments.add_argument("--save", default="flip", metavar="NAME", help="the name of the result")
     report.program_options(arguments)
     options = arguments.parse_args()
 
-    machine = report.facts(ansible=report.first_line("ansible", "--version"))
+    versions = {} if options.no_peers else {"ansible": report.first_line("ansible", "--version")}
+    machine = report.facts(**versions)
     programs = report.programs(options)
-    sizes = [size(programs, hosts, options.rounds) for hosts in options.hosts]
-    report.save("flip", {"machine": machine, "target": TARGET, "sizes": sizes})
+    sizes = [size(programs, driver, hosts, options) for driver in options.driver for hosts in options.hosts]
+    aim = {"hosts": AIM_HOSTS, "dark_ms": DARK_AIM_MS, "skew_ms": SKEW_AIM_MS}
+    report.save(options.save, {"machine": machine, "target": TARGET, "aim": aim, "sizes": sizes})
 
 
-def size(programs, hosts, rounds):
-    with Fleet(programs, hosts) as fleet, tempfile.TemporaryDirectory(prefix="muster-bench-") as folder:
+def size(programs, driver, hosts, options):
+    supervise = ["./bin/service"] if driver == "supervise" else []
+    with Fleet(programs, hosts, supervise=supervise) as fleet, \
+            tempfile.TemporaryDirectory(prefix="muster-bench-") as folder:
         for version in "1", "2":
-            fleet.release(version)
-        peer = Ansible(pathlib.Path(folder), hosts)
-        runs = report.in_turn(rounds, {
-            "muster": lambda: muster_flip(fleet),
-            "ansible": lambda: peer.flip("ansible.builtin.file", "src={target} dest={{{{ link }}}} state=link force=yes"),
-            "ansible, raw": lambda: peer.flip("ansible.builtin.raw", "ln -sfn {target} {{{{ link }}}}"),
-        })
+            fleet.release(version, [("service", SERVICE)])
+        contestants = {
+            "muster": lambda: muster_flip(fleet, driver, "strict"),
+            "muster, fast": lambda: muster_flip(fleet, driver, "fast"),
+        }
+        if driver == "link" and not options.no_peers:
+            contestants |= peers(Ansible(pathlib.Path(folder), hosts))
+        runs = report.in_turn(options.rounds, contestants)
     spreads = {name: [run["spread_ms"] for run in taken] for name, taken in runs.items()}
-    ratios = {name: report.ratio(spreads[name], spreads["muster"]) for name in spreads if name != "muster"}
+    ratios = {name: report.ratio(spreads[name], spreads["muster"]) for name in spreads if name.startswith("ansible")}
     figures = {name: {key: report.spread([run[key] for run in taken]) for key in taken[0]}
                for name, taken in runs.items()}
-    show(hosts, figures, ratios)
-    return {"hosts": hosts, "runs": figures, "ratios": ratios}
+    show(driver, hosts, figures, ratios)
+    return {"driver": driver, "hosts": hosts, "runs": figures, "ratios": ratios}
 
 
-def show(hosts, figures, ratios):
-    print(f"{hosts} hosts\n")
+def peers(ansible):
+    words = "src={target} dest={{{{ link }}}} state=link force=yes"
+    return {
+        "ansible": lambda: ansible.flip("ansible.builtin.file", words),
+        "ansible, raw": lambda: ansible.flip("ansible.builtin.raw", "ln -sfn {target} {{{{ link }}}}"),
+    }
+
+
+def show(driver, hosts, figures, ratios):
+    print(f"{hosts} hosts, driver {driver}\n")
     rows = []
     for name, figure in figures.items():
-        links = [f"{figure['spread_ms'][key]:.0f}" for key in ("median", "min", "max")]
+        spreads = [f"{figure['spread_ms'][key]:.0f}" for key in ("median", "min", "max")]
         dark = [f"{figure[key]['median']:.0f}" if key in figure else "" for key in ("dark_ms", "dark_bound_ms")]
         tighter = [f"{ratios[name]['median']:.0f} x", f"{TARGET:.0f} x"] if name in ratios else ["", ""]
-        rows.append([name, *links, *dark, f"{figure['seconds']['median']:.2f}", *tighter])
+        rows.append([name, *spreads, *dark, f"{figure['seconds']['median']:.2f}", *tighter])
     report.table(["", "median spread ms", "min", "max", "dark window ms", "at most ms", "whole command s",
                   "muster is tighter", "target"], rows)
 
 
-def muster_flip(fleet):
+def muster_flip(fleet, driver, mode):
     links = fleet.links()
     served = [fleet_version(link) for link in links]
+    if served == [None] * len(links):
+        # There is no instant to flip at for hosts that serve nothing yet.
+        fleet.muster("flip", "1")
+        served = ["1"] * len(links)
     begun = time.perf_counter()
-    ended = fleet.muster("flip", "1" if set(served) == {"2"} else "2")
+    ended = fleet.muster("flip", "1" if set(served) == {"2"} else "2", "--mode", mode)
     taken = time.perf_counter() - begun
     window = ended["dark_window"]
-    sample = {"spread_ms": spread_ms(links), "seconds": taken, "dark_bound_ms": window["bound_ms"]}
-    # Measured on the hosts' own clock, which all of them share here.
-    return {**sample, "dark_ms": window["measured_ms"], "dark_spread_ms": window["spread_ms"]}
+    # On the hosts' own clock, which all of them share here.
+    sample = {"spread_ms": spread_ms(links) if driver == "link" else window["spread_ms"], "seconds": taken,
+              "told_spread_ms": window["spread_ms"]}
+    if mode == "fast":
+        return sample
+    return {**sample, "dark_bound_ms": window["bound_ms"], "dark_ms": window["measured_ms"]}
 
 
 def fleet_version(link):

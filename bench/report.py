@@ -107,4 +107,4 @@ def save(name, result):
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"schema": f"muster.bench.{name}/1", **result}, indent=2) + "\n")
-    note(f"written to {path.relative_to(ROOT)}")
+    note(f"written to {path}")

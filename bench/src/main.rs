@@ -1,8 +1,10 @@
-//! One measurement in one process, for the benchmarks.
+//! What of the benchmarks has to be Rust: one measurement in one process, and many hosts in one process.
 //!
-//! It calls what an agent calls, [`muster_artifact::measure`], and nothing else, so that the time of the whole
-//! process can be taken from outside and compared with that of other programs. It takes no time itself, and
-//! never talks to a fleet. Its other half are the scripts beside it, which run it and its peers.
+//! `measure` calls what an agent calls, [`muster_artifact::measure`], and nothing else, so that the time of the whole
+//! process can be taken from outside and compared with that of other programs. `hosts` runs agents and guards as their
+//! programs do. Its other half are the scripts beside it, which run it and its peers.
+
+mod swarm;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -48,12 +50,22 @@ enum Action {
         #[arg(long)]
         jobs: Option<NonZeroUsize>,
     },
+    /// Run the agents and guards of many hosts until SIGTERM
+    Hosts {
+        /// The folder of their bundles, as `muster host issue` wrote them
+        folder: PathBuf,
+        /// Where the times of all renewals go: a line for each, when the guard was told and until when it then held, in
+        /// milliseconds since boot
+        #[arg(long)]
+        renewals: PathBuf,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().action {
         Action::Prepare { tree, manifest } => prepare(&tree, &manifest),
         Action::Measure { tree, manifest, jobs } => measure_once(&tree, &manifest, jobs),
+        Action::Hosts { folder, renewals } => swarm::run(&folder, &renewals),
     }
 }
 
