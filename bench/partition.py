@@ -9,8 +9,8 @@ suspended: from then on no host hears anything, which is a partition as every ho
   after the cut       until nothing is served: the link is gone, or the service's process
   after the deadline  the same, from the deadline that the host's guard held last, which is D after its last granted request
 
-The deadline is read from the record that the guard writes with every renewal, the process's end from a descriptor of it, the link
-every millisecond. No fence may come before its deadline, none later than F after it, and none later than D + F after the cut.
+The deadline is the one that the guard writes down with its fence, the process's end is read from a descriptor of it, the link is
+looked at every millisecond. No fence may come before its deadline, none later than F after it, and none later than D + F after the cut.
 
 It has no peer. What it does not show: clocks that differ, and machines under so much load that F is not kept: there a host refuses to
 take part.
@@ -32,8 +32,6 @@ from fleet import FLEET, Fleet, HungDisk
 FENCE_MS = 500
 SERVICE = "#!/bin/sh\nexec sleep 1000000\n"
 PATIENCE_S = 60
-# What was on its way when the coordinator was suspended has arrived by then.
-IN_FLIGHT_S = 0.1
 
 
 def main():
@@ -76,14 +74,14 @@ def partition(fleet, driver, moment_s):
     with HungDisk(hosts[0]):
         flipping = subprocess.Popen([fleet.muster_program, "--context", fleet.folder / "fleet/operator/context.toml",
                                      "flip", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait(lambda: all(deadline(host) for host in cut_off), "the hosts are armed")
+        wait(lambda: all(hold(host, "armed") for host in cut_off), "the hosts are armed")
         time.sleep(moment_s)
         os.kill(coordinator, signal.SIGSTOP)
         cut = boot_ms()
         try:
-            time.sleep(IN_FLIGHT_S)
-            due = [deadline(host) for host in cut_off]
             dark = await_dark(cut_off, services)
+            wait(lambda: all(hold(host, "fenced") for host in cut_off), "the guards have noted their fences")
+            due = [hold(host, "fenced")["due_boot_ms"] for host in cut_off]
         finally:
             os.kill(coordinator, signal.SIGCONT)
     flipping.wait()
@@ -102,11 +100,11 @@ def await_dark(hosts, services):
         if time.monotonic() > give_up:
             raise SystemExit(f"not fenced: {[host.name for host, at in zip(hosts, dark) if at is None]}")
         gone = {descriptor for descriptor, _ in ended.poll(1)}
-        now = boot_ms()
         for index, (host, service) in enumerate(zip(hosts, services)):
             is_dark = service in gone if service is not None else not os.path.lexists(link(host))
             if dark[index] is None and is_dark:
-                dark[index] = now
+                # After the look, so that no fence seems earlier than it was.
+                dark[index] = boot_ms()
                 if service is not None:
                     ended.unregister(service)
         if not gone:
@@ -120,11 +118,10 @@ def link(host):
     return host / "fleets" / FLEET / "current"
 
 
-def deadline(host):
-    """Until when the guard holds, in milliseconds since boot; nothing if it is not armed."""
-    hold = json.loads((host / "fleets" / FLEET / "lease.json").read_text())["hold"]
-    armed = hold.get("armed") if isinstance(hold, dict) else None
-    return armed["deadline_boot_ms"] if armed else None
+def hold(host, state):
+    """What a guard has written of its deadline, if it is in this state."""
+    written = json.loads((host / "fleets" / FLEET / "lease.json").read_text())["hold"]
+    return written.get(state) if isinstance(written, dict) else None
 
 
 def service_of(host):

@@ -18,6 +18,7 @@ What it does not show: a network, and hosts that do not share two cores with eac
 """
 
 import argparse
+import concurrent.futures
 import json
 import pathlib
 import shutil
@@ -36,6 +37,7 @@ FAST_LEAD_MS = 10_000
 ARM_TIMEOUT_MS = 60_000
 PATIENCE_S = 180
 TICKS = 100
+ISSUING = 8
 SETTLE_S = 4.0
 
 
@@ -90,7 +92,7 @@ class Swarm(Fleet):
             self.wait(lambda: self.connected() == self.hosts, "all hosts are connected")
             for version in "1", "2":
                 self.release(version)
-            self.muster("flip", "1")
+            self.muster("flip", "1", "--timeout", "5m")
         except BaseException:
             self.__exit__()
             raise
@@ -117,12 +119,15 @@ class Swarm(Fleet):
             free.bind(("127.0.0.1", 0))
             self.address = free.getsockname()
         self.muster("init", self.fleet, "--coordinator-address", "{}:{}".format(*self.address), "--fleet", FLEET)
-        for number in range(1, self.hosts + 1):
-            self.muster("host", "issue", f"host-{number}")
-            agent = self.fleet / f"hosts/host-{number}/agent.toml"
-            agent.write_text(f"clock_error_ms = 1\n{agent.read_text()}")
+        with concurrent.futures.ThreadPoolExecutor(ISSUING) as issuing:
+            list(issuing.map(self.issue, range(1, self.hosts + 1)))
         config = self.fleet / "coordinator/coordinator.toml"
         config.write_text(f"arm_timeout_ms = {ARM_TIMEOUT_MS}\nfast_lead_ms = {FAST_LEAD_MS}\n{config.read_text()}")
+
+    def issue(self, number):
+        self.muster("host", "issue", f"host-{number}")
+        agent = self.fleet / f"hosts/host-{number}/agent.toml"
+        agent.write_text(f"clock_error_ms = 1\n{agent.read_text()}")
 
     def start(self, program, *words):
         log = open(self.folder / f"{program}.log", "w")

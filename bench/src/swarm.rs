@@ -19,8 +19,9 @@ use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
-/// Each agent keeps a thread that listens to its guard, and uses two or three more for its journal and its guard's answers.
-const THREADS_FOR_EACH_HOST: usize = 4;
+/// Each agent keeps a thread that listens to its guard. For all other work that blocks there are so many beside: were there
+/// enough for all hosts at once, those that wait for the network would hardly ever get a core.
+const WORKING_THREADS: usize = 4;
 
 /// How long work that was begun may go on after everything else has ended.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -94,7 +95,7 @@ fn agent(host: &Path, noted: &Arc<Renewals>) -> anyhow::Result<Agent> {
 fn runtime(hosts: usize) -> anyhow::Result<Runtime> {
     Builder::new_multi_thread()
         .enable_all()
-        .max_blocking_threads(hosts * THREADS_FOR_EACH_HOST)
+        .max_blocking_threads(hosts + WORKING_THREADS)
         .build()
         .context("start the runtime")
 }
