@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use muster_agent::{Agent, AgentConfig, AgentError, Parts};
 use muster_daemon::{boot_time, raise_open_files, shutdown_on_signals};
 use muster_guard::{Armed, Drill, FleetState, Guard, GuardConfig, GuardError, Opened, RunningGuard, spawn};
-use muster_model::{BootTime, Digest, Epoch, FleetName, RolloutId};
+use muster_model::{BootTime, Digest, Epoch, FleetName, HaltId, RolloutId};
 use serde_json::json;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
@@ -172,7 +172,7 @@ impl Guard for Noting {
         self.guard.halt(fleet, reason)
     }
 
-    fn resume(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
-        self.guard.resume(fleet)
+    fn resume(&self, fleet: &FleetName, halt: HaltId) -> Result<FleetState, GuardError> {
+        self.guard.resume(fleet, halt)
     }
 }
