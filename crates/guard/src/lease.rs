@@ -1,8 +1,9 @@
 //! The right of one fleet to serve on this host: what may change it, and when it ends.
 //!
 //! This is the guard's decision alone, without a clock, a file or a process: time is an argument, and what has to be done
-//! comes out as a [`Duty`]. Whoever asks anything first lets the time pass ([`Lease::pass`]), so a deadline that has passed
-//! has latched before anything else is decided, whether or not a timer has fired yet.
+//! comes out as a [`Duty`]. Whoever asks anything first lets the time pass, so a deadline that has passed has latched before
+//! anything else is decided, whether or not a timer has fired yet. That makes these the pure rules of a lease, for the
+//! guard and for whoever checks them: the simulation of the protocol runs them on its machines.
 //!
 //! What holds at every moment:
 //! - nothing moves a deadline forward, and nothing moves it back once it has passed (protocol, step 8);
@@ -58,7 +59,7 @@ pub enum LeaseRefusal {
 
 /// What has to be done now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Duty {
+pub enum Duty {
     /// Stop what is served, and go on until nothing is left.
     Fence(Fence),
     /// Nothing is left: run what follows a fence.
@@ -69,8 +70,10 @@ pub(crate) enum Duty {
 
 /// Whether a request changed anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Change {
+pub enum Change {
+    /// It did: what is kept of the lease has to be written again.
     Made,
+    /// It was so already.
     None,
 }
 
@@ -90,7 +93,7 @@ enum Flip {
 
 /// The lease of one fleet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Lease {
+pub struct Lease {
     hold: LeaseState,
     halted: Option<Halt>,
     last_halt: HaltId,
@@ -104,22 +107,35 @@ pub(crate) struct Lease {
 /// What is kept of a lease on disk. The halt has a file of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct LeaseRecord {
-    pub(crate) boot_id: BootId,
-    pub(crate) hold: LeaseState,
-    pub(crate) flipped: Option<Flipped>,
+pub struct LeaseRecord {
+    /// The boot whose times these are.
+    pub boot_id: BootId,
+    /// What held the right to serve.
+    pub hold: LeaseState,
+    /// The last flip at a fixed time.
+    pub flipped: Option<Flipped>,
 }
 
 /// What a starting guard finds of the lease.
 #[derive(Debug)]
-pub(crate) enum Found {
+pub enum Found {
+    /// No record: the fleet was never armed on this host.
     Nothing,
+    /// A record that says nothing any more.
     Unreadable,
+    /// A record, of this boot or another.
     Record(Box<LeaseRecord>),
 }
 
+impl Default for Lease {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Lease {
-    pub(crate) const fn new() -> Self {
+    /// The lease of a fleet that was never armed: nothing holds its right to serve.
+    pub const fn new() -> Self {
         Self {
             hold: LeaseState::Free,
             halted: None,
@@ -134,7 +150,7 @@ impl Lease {
 
     /// The lease of a guard that starts. A deadline of this boot is taken up again; one of another boot, one that has
     /// passed and one that cannot be read have latched.
-    pub(crate) fn recovered(found: Found, boot_id: &BootId, halted: Option<Halt>, now: BootTime) -> Self {
+    pub fn recovered(found: Found, boot_id: &BootId, halted: Option<Halt>, now: BootTime) -> Self {
         let last_halt = halted.as_ref().map_or(HaltId(0), |halt| halt.id);
         let mut lease = Self { halted, last_halt, ..Self::new() };
         match found {
@@ -156,24 +172,28 @@ impl Lease {
         lease
     }
 
-    pub(crate) fn record(&self, boot_id: &BootId) -> LeaseRecord {
+    /// What has to be kept of the lease, for [`Self::recovered`].
+    pub fn record(&self, boot_id: &BootId) -> LeaseRecord {
         LeaseRecord { boot_id: boot_id.clone(), hold: self.hold, flipped: self.flipped }
     }
 
-    pub(crate) const fn hold(&self) -> &LeaseState {
+    /// What holds the right to serve.
+    pub const fn hold(&self) -> &LeaseState {
         &self.hold
     }
 
-    pub(crate) const fn halted(&self) -> Option<&Halt> {
+    /// The halt, if one is in force.
+    pub const fn halted(&self) -> Option<&Halt> {
         self.halted.as_ref()
     }
 
-    pub(crate) const fn flipped(&self) -> Option<&Flipped> {
+    /// The last flip at a fixed time in this boot.
+    pub const fn flipped(&self) -> Option<&Flipped> {
         self.flipped.as_ref()
     }
 
     /// The rollout that the fleet is armed for or decided in.
-    pub(crate) const fn rollout(&self) -> Option<RolloutId> {
+    pub const fn rollout(&self) -> Option<RolloutId> {
         match &self.hold {
             LeaseState::Armed(armed) | LeaseState::Decided(Decided { armed, .. }) => Some(armed.k),
             LeaseState::Fenced(fence) => fence.k,
@@ -182,7 +202,7 @@ impl Lease {
     }
 
     /// Whether anything may be served, and started for that. Asked again before each step of an opening.
-    pub(crate) const fn may_serve(&self) -> Result<(), LeaseRefusal> {
+    pub const fn may_serve(&self) -> Result<(), LeaseRefusal> {
         match (&self.halted, &self.hold) {
             (Some(_), _) => Err(LeaseRefusal::Halted),
             (None, LeaseState::Fenced(_)) => Err(LeaseRefusal::Fenced),
@@ -191,7 +211,7 @@ impl Lease {
     }
 
     /// When something has to be done next.
-    pub(crate) const fn due(&self) -> Option<BootTime> {
+    pub const fn due(&self) -> Option<BootTime> {
         match &self.hold {
             LeaseState::Free => None,
             LeaseState::Armed(armed) => Some(armed.deadline_boot_ms),
@@ -207,7 +227,7 @@ impl Lease {
     }
 
     /// Lets time pass, and says what has to be done now. A flip is given out once, a fence until it is complete.
-    pub(crate) fn poll(&mut self, now: BootTime) -> Option<Duty> {
+    pub fn poll(&mut self, now: BootTime) -> Option<Duty> {
         self.pass(now);
         match self.hold {
             LeaseState::Fenced(fence) if self.retry > now || fence.ended_boot_ms.is_some() => None,
@@ -222,7 +242,7 @@ impl Lease {
     }
 
     /// Step 7: sets a deadline for what is served.
-    pub(crate) fn arm(
+    pub fn arm(
         &mut self,
         now: BootTime,
         serving: Option<Opened>,
@@ -253,12 +273,7 @@ impl Lease {
     }
 
     /// Step 8: moves the deadline back.
-    pub(crate) fn renew(
-        &mut self,
-        now: BootTime,
-        k: RolloutId,
-        deadline: BootTime,
-    ) -> Result<(), LeaseRefusal> {
+    pub fn renew(&mut self, now: BootTime, k: RolloutId, deadline: BootTime) -> Result<(), LeaseRefusal> {
         self.pass(now);
         if deadline > now.after(AHEAD_MAX) {
             return Err(LeaseRefusal::WrongTime);
@@ -277,7 +292,7 @@ impl Lease {
 
     /// Step 9: lifts the deadline of a rollout that was aborted. What has latched stays latched, and that is no refusal:
     /// the rollout is over either way.
-    pub(crate) fn disarm(&mut self, now: BootTime, k: RolloutId) -> Result<Change, LeaseRefusal> {
+    pub fn disarm(&mut self, now: BootTime, k: RolloutId) -> Result<Change, LeaseRefusal> {
         self.pass(now);
         match &self.hold {
             LeaseState::Armed(armed) if armed.k == k => {
@@ -291,7 +306,7 @@ impl Lease {
     }
 
     /// Step 14: replaces the deadline by the flip that it was armed with.
-    pub(crate) fn decide(
+    pub fn decide(
         &mut self,
         now: BootTime,
         k: RolloutId,
@@ -323,7 +338,7 @@ impl Lease {
     }
 
     /// Takes back an arming or a decision that could not be made durable.
-    pub(crate) fn undo(&mut self, now: BootTime, made: &LeaseState, before: LeaseState) {
+    pub fn undo(&mut self, now: BootTime, made: &LeaseState, before: LeaseState) {
         let (Some(of), false) = (rollout_of(made), matches!(self.hold, LeaseState::Fenced(_))) else {
             return;
         };
@@ -335,7 +350,7 @@ impl Lease {
     }
 
     /// Step 10: the fleet is being closed. The deadline runs on, and is what this answers.
-    pub(crate) fn begin_close(&mut self, now: BootTime) -> Option<BootTime> {
+    pub fn begin_close(&mut self, now: BootTime) -> Option<BootTime> {
         self.pass(now);
         self.closing = Closing::Yes;
         match &self.hold {
@@ -346,7 +361,7 @@ impl Lease {
     }
 
     /// Nothing is left of what was served: the deadline is lifted, if it has not passed.
-    pub(crate) fn end_close(&mut self, now: BootTime) {
+    pub fn end_close(&mut self, now: BootTime) {
         self.pass(now);
         self.closing = Closing::No;
         match self.hold {
@@ -356,12 +371,12 @@ impl Lease {
     }
 
     /// Something is left, and the deadline runs on.
-    pub(crate) const fn fail_close(&mut self) {
+    pub const fn fail_close(&mut self) {
         self.closing = Closing::No;
     }
 
     /// Whether `opened` may be opened. What is armed may be started again within its epoch.
-    pub(crate) fn may_open(&mut self, now: BootTime, opened: Opened) -> Result<(), LeaseRefusal> {
+    pub fn may_open(&mut self, now: BootTime, opened: Opened) -> Result<(), LeaseRefusal> {
         self.pass(now);
         match (&self.halted, &self.hold) {
             (Some(_), _) => Err(LeaseRefusal::Halted),
@@ -375,7 +390,7 @@ impl Lease {
     }
 
     /// Begins an opening: the one thing that lifts a latched fence.
-    pub(crate) fn begin_open(&mut self, now: BootTime, opened: Opened) -> Result<(), LeaseRefusal> {
+    pub fn begin_open(&mut self, now: BootTime, opened: Opened) -> Result<(), LeaseRefusal> {
         self.may_open(now, opened)?;
         if let LeaseState::Fenced(_) = self.hold {
             self.hold = LeaseState::Free;
@@ -384,14 +399,15 @@ impl Lease {
     }
 
     /// Nothing is left of the service and the link.
-    pub(crate) fn fence_dark(&mut self, dark: BootTime) {
+    pub fn fence_dark(&mut self, dark: BootTime) {
         if let LeaseState::Fenced(fence) = &mut self.hold {
             fence.dark_boot_ms.get_or_insert(dark);
             (self.attempts, self.retry) = (0, BootTime(0));
         }
     }
 
-    pub(crate) fn fence_ended(&mut self, now: BootTime) {
+    /// What follows a fence, its hook, has ended as well: from now on it may be lifted.
+    pub fn fence_ended(&mut self, now: BootTime) {
         if let LeaseState::Fenced(fence) = &mut self.hold
             && fence.dark_boot_ms.is_some()
         {
@@ -400,14 +416,14 @@ impl Lease {
     }
 
     /// An attempt at a fence did not get to its end. Answers how many there were.
-    pub(crate) fn fence_failed(&mut self, now: BootTime) -> u32 {
+    pub fn fence_failed(&mut self, now: BootTime) -> u32 {
         self.retry = now.after(FENCE_RETRY);
         self.attempts = self.attempts.saturating_add(1);
         self.attempts
     }
 
     /// The flip was carried out. `false`: something has taken the right to serve meanwhile.
-    pub(crate) fn flip_done(&mut self, flipped: Flipped) -> bool {
+    pub fn flip_done(&mut self, flipped: Flipped) -> bool {
         let flipping = matches!(self.hold, LeaseState::Decided(_)) && self.may_serve().is_ok();
         if flipping {
             (self.hold, self.flipped) = (LeaseState::Free, Some(flipped));
@@ -415,7 +431,8 @@ impl Lease {
         flipping
     }
 
-    pub(crate) fn flip_failed(&mut self, now: BootTime) {
+    /// The flip could not be carried out: what is served is fenced.
+    pub fn flip_failed(&mut self, now: BootTime) {
         if let LeaseState::Decided(decided) = self.hold {
             self.latch(FenceCause::FlipFailed, Some(decided.armed.k), decided.at_boot_ms, now);
         }
@@ -425,7 +442,7 @@ impl Lease {
     ///
     /// A number is the time of day in milliseconds, and at least one more than the last: it rises also over halts that
     /// were lifted, of which nothing is kept.
-    pub(crate) fn halt(&mut self, now: BootTime, at_unix_ms: UnixTime, reason: &str) {
+    pub fn halt(&mut self, now: BootTime, at_unix_ms: UnixTime, reason: &str) {
         self.pass(now);
         let id = self.last_halt.next().max(HaltId(at_unix_ms.0));
         self.last_halt = id;
@@ -437,18 +454,18 @@ impl Lease {
     }
 
     /// Lifts a halt, unless another one came after it.
-    pub(crate) fn resume(&mut self, id: HaltId) -> Result<Change, LeaseRefusal> {
+    pub fn resume(&mut self, id: HaltId) -> Result<Change, LeaseRefusal> {
         self.may_resume(id)?;
         Ok(if self.halted.take().is_some() { Change::Made } else { Change::None })
     }
 
     /// Whether no halt is in force that came after this one.
-    pub(crate) fn may_resume(&self, id: HaltId) -> Result<(), LeaseRefusal> {
+    pub fn may_resume(&self, id: HaltId) -> Result<(), LeaseRefusal> {
         if self.halted.as_ref().is_none_or(|halt| halt.id == id) { Ok(()) } else { Err(LeaseRefusal::Halted) }
     }
 
     /// The guard goes down: nobody will be there at the deadline.
-    pub(crate) fn abandon(&mut self, now: BootTime) {
+    pub fn abandon(&mut self, now: BootTime) {
         self.pass(now);
         if let LeaseState::Armed(_) | LeaseState::Decided(_) = self.hold {
             self.latch(FenceCause::GuardStopped, self.rollout(), now, now);

@@ -8,7 +8,7 @@
 //! point of `CLOCK_BOOTTIME`, renews it, and disarms it or closes. If the deadline passes, the guard *fences*: it kills the
 //! service, takes the link away, verifies that nothing is left, latches, and tells its watchers. It needs neither the agent
 //! nor the network nor a disk for that, and no request that is under way can hold it up. What may happen to a lease is
-//! decided by one pure module, `lease`.
+//! decided by one pure module, [`lease`].
 //!
 //! What runs is settled by root's local file ([`GuardConfig`]): a request names a fleet, an epoch and a digest, and
 //! nothing else. The guard never takes a command, a path or an environment from the socket, never talks to the network
@@ -30,6 +30,7 @@
 //! without a socket, for `link` fleets only, so that many agents can share one process.
 
 pub mod cli;
+pub mod lease;
 pub mod protocol;
 
 mod cgroup;
@@ -44,7 +45,6 @@ mod health;
 mod hooks;
 mod keeper;
 mod kept;
-mod lease;
 mod ledger;
 mod link;
 mod log;

@@ -49,10 +49,12 @@ impl Host {
         }
         let under_way =
             self.round.as_ref().map_or(self.record.last_k, |round| round.k.max(self.record.last_k));
+        let committed = self.record.committed.map_or(self.record.last_k, |it| it.k.max(self.record.last_k));
         let after = match before {
-            // The halt that was asked for, or heard of before the guard did.
-            Some(Halted { after, halt: None }) => after,
-            Some(Halted { halt: Some(_), .. }) | None => under_way,
+            // The halt that was asked for, or heard of before the guard did. Once this host has committed itself to a
+            // rollout since, it may as well be another one: the guard may have been gone when it was asked.
+            Some(Halted { after, halt: None }) if committed <= after => after,
+            Some(Halted { .. }) | None => under_way.max(committed),
         };
         self.record.halted = Some(Halted { after, halt: Some(halt) });
         self.opening = None;

@@ -1,5 +1,6 @@
 //! The agents of the simulated world: what they hear, write and do.
 
+use muster_guard::{Armed, FlipTime};
 use muster_model::{
     Code, Comparable, Digest, Documents, FromHost, JournalHead, Nonce, Refusal, ToHost, Verified,
 };
@@ -190,7 +191,12 @@ impl World {
             Effect::CheckSeal { purpose, release } => self.start(index, Work::CheckSeal { purpose, release }),
             Effect::Quiesce { k } => self.ask_later(index, GuardWork::Quiesce { k }),
             Effect::Unquiesce => {}
-            Effect::Lease { k, deadline, .. } => self.ask_later(index, GuardWork::Lease { k, deadline }),
+            Effect::Lease { k, deadline, serving, instant } => {
+                let flip = instant
+                    .map(|instant| FlipTime { at_boot_ms: instant.at, epsilon_ms: instant.clock_error_ms });
+                let armed = Armed { k, epoch: serving, deadline_boot_ms: deadline, flip };
+                self.ask_later(index, GuardWork::Lease(armed));
+            }
             Effect::Extend { k, deadline } => {
                 let from_receipt = self.machines[index].clock.at(self.now).after(policy().timing.lease());
                 let is_mistaken = self.mistake == Some(Mistake::LeaseFromReceipt);

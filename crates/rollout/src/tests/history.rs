@@ -8,7 +8,7 @@ use muster_model::{BootTime, Digest, FlipMode};
 
 use super::faults::{FAULTS, PAUSE_MS_MAX, inflict, is_duplicate, recover, some_clock};
 use super::link::{Delay, Hold, Route};
-use super::machine::{Image, Machine, Pace, Run};
+use super::machine::{Driver, Image, Machine, Pace, Run};
 use super::papers::host_name;
 use super::provoke::{FORGED_PER_MILLE, forge, provoke};
 use super::random::SplitMix64;
@@ -29,6 +29,10 @@ const FAIR_HOSTS: u64 = 5;
 const CRITICAL_WEIGHT: u64 = 6;
 /// How often a host falls silent, if it is the worst moment for it.
 const SILENCED_PER_MILLE: u64 = 100;
+/// How often a host loses its guard or its power while it is armed.
+const CUT_SHORT_PER_MILLE: u64 = 40;
+/// How often it is its guard.
+const GUARD_KILLED_PER_MILLE: u64 = 800;
 /// Where that is the mistake: how much more the time of day is off than hosts attest.
 const FAR_OFF: i64 = 20;
 /// How long a service may take to start at an instant.
@@ -165,11 +169,15 @@ impl Seen {
         self.fast += other.fast;
         self.refused_writes += other.refused_writes;
         self.torn += other.torn;
+        self.leases_lost += other.leases_lost;
+        self.taken_up += other.taken_up;
     }
 
     /// Whether each has happened.
     const fn is_complete(self) -> bool {
-        self.lapsed > 0 && self.fast > 0 && self.refused_writes > 0 && self.torn > 0
+        let is_lapsed_and_fast = self.lapsed > 0 && self.fast > 0;
+        let is_lost_and_found = self.torn > 0 && self.leases_lost > 0 && self.taken_up > 0;
+        is_lapsed_and_fast && self.refused_writes > 0 && is_lost_and_found
     }
 }
 
@@ -236,6 +244,7 @@ fn some_weather(world: &mut World) -> Weather {
         world.crash_per_mille = rarely([4, 20][world.random.index(2)], hosts);
     }
     world.guard_fails_per_mille = [0, 0, 50, 300][world.random.index(4)];
+    world.guard_disk_fails_per_mille = [0, 0, 0, 50][world.random.index(4)];
     world.hooks_fail_per_mille = [0, 0, 0, 100][world.random.index(4)] * FAIR_HOSTS / hosts.max(FAIR_HOSTS);
     world.guard_pace = [Pace::Usual, Pace::Slow][world.random.index(2)];
     world.slow_per_mille = [0, 100, 300][world.random.index(3)];
@@ -265,7 +274,10 @@ fn set_machines(world: &mut World) {
         let random = &mut world.random;
         machine.clock = clock;
         machine.unix_error_ms = [-error, 0, error][random.index(3)];
+        machine.driver = [Driver::Link, Driver::Supervise][random.index(2)];
         machine.fence_ms = [1, timing.fence_ms][random.index(2)];
+        machine.hook_ms = [0, (timing.fence_ms - machine.fence_ms) / 2][random.index(2)];
+        machine.drain_ms = [0, 0, 20, 60][random.index(4)];
         machine.start_ms = random.below(START_MS_MAX);
         if jitter_ms > 0 {
             let mut delay = || Delay { least_ms: random.below(jitter_ms), jitter_ms };
@@ -294,6 +306,12 @@ fn act(world: &mut World, weather: Weather) {
     if weather.faults_per_mille > 0 && weather.kinds & 1 << 33 == 0 && world.random.chance(SILENCED_PER_MILLE)
     {
         silence_an_armed_host(world);
+    }
+    if weather.faults_per_mille > 0
+        && weather.kinds & 1 << 34 == 0
+        && world.random.chance(CUT_SHORT_PER_MILLE)
+    {
+        cut_a_lease_short(world);
     }
     if world.mistake.is_some() && world.random.chance(FORGED_PER_MILLE) {
         forge(world);
@@ -333,11 +351,27 @@ fn silence_an_armed_host(world: &mut World) {
     }
 }
 
+/// The guard of a host that is armed or fences itself is killed, or the power goes.
+fn cut_a_lease_short(world: &mut World) {
+    let host = world.random.index(world.machines.len());
+    let machine = &world.machines[host];
+    if machine.lease.due().is_none() {
+        return;
+    }
+    note!(world, "{} the lease of {} is cut short", world.now, machine.name);
+    if world.random.chance(GUARD_KILLED_PER_MILLE) {
+        world.guard_dies(host);
+    } else {
+        world.reboot(host);
+    }
+}
+
 /// No faults any more, and everything that people can put right is put right: then the fleet must settle.
 fn heal(world: &mut World) {
     note!(world, "--- heal ---");
     world.crash_per_mille = 0;
     world.guard_fails_per_mille = 0;
+    world.guard_disk_fails_per_mille = 0;
     world.hooks_fail_per_mille = 0;
     world.stop_deposed();
     for index in 0..world.machines.len() {
@@ -365,6 +399,7 @@ fn heal(world: &mut World) {
     }
     world.rest();
     pass_deadlines(world);
+    outlast_leases(world);
     world.report_deployed();
     world.rest();
     resume(world);
@@ -406,6 +441,16 @@ fn pass_deadlines(world: &mut World) {
         if !world.pass_deadline() {
             return;
         }
+        world.rest();
+    }
+}
+
+/// A guard that was gone when its rollout was given up has taken its deadline up again, and nobody lifts it: it ends in a
+/// fence, and the host is admitted again.
+fn outlast_leases(world: &mut World) {
+    for _ in 0..DEADLINES_TO_HEAL_MAX * world.machines.len() {
+        let Some((at, _)) = world.next_alarm() else { return };
+        world.pass_time(at);
         world.rest();
     }
 }

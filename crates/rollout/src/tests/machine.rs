@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use muster_guard::lease::Lease;
+use muster_guard::{Armed, Opened};
 use muster_model::{
     Assurance, Blocker, BootGate, BootId, BootTime, ClockState, Code, Digest, Documents, Epoch, FleetName,
     HaltId, HostFacts, HostName, JournalHead, Nonce, Refusal, RolloutId, Scope, SessionId, UnixTime,
@@ -9,7 +11,9 @@ use muster_model::{
 
 use super::clock::Clock;
 use super::disk::File;
+use super::ledger::Ledger;
 use super::link::{Hold, Link, Route};
+use super::warden::{Asks, Drain, Duty};
 use super::world::{Mistake, RELEASES, World};
 use crate::host::{Event, Host, HostRecord, Mode, Profile, Resume};
 
@@ -42,15 +46,23 @@ pub(super) struct Machine {
     /// What is really served.
     pub(super) guard: Option<(Epoch, Digest)>,
     pub(super) guard_process: GuardProcess,
-    /// The deadline that the guard holds.
-    pub(super) lease: Option<GuardLease>,
-    /// Whether the guard was halted; a reboot does not change it.
-    pub(super) halted: Option<HaltId>,
+    /// When a guard that was killed is started again by its unit, in the world's time, if it must be.
+    pub(super) back_at: Option<u64>,
+    pub(super) driver: Driver,
+    /// What the guard process knows of its lease, and what it keeps of it.
+    pub(super) lease: Lease,
+    pub(super) ledger: Ledger,
+    /// What may be served, as the guard's permit of this boot says.
+    pub(super) permit: Option<Opened>,
+    /// Where the link leads.
+    pub(super) linked: Option<Digest>,
+    /// What the guard is at by itself.
+    pub(super) duty: Option<Duty>,
+    /// The closing that it has begun.
+    pub(super) drain: Option<Drain>,
     /// The last rollout that the host took part in when somebody halted it by hand.
     pub(super) halted_by_hand: Option<RolloutId>,
-    /// The last halt of the guard, lifted or not.
-    pub(super) last_halt: HaltId,
-    /// The last one that the agent asked for.
+    /// The halt that the agent asked for last.
     pub(super) asked_halt: Option<HaltId>,
     pub(super) clock: Clock,
     /// By how much its time of day is off, in milliseconds.
@@ -63,6 +75,10 @@ pub(super) struct Machine {
     pub(super) heard: Option<(RolloutId, u64, u64)>,
     /// How long this guard takes to fence, in milliseconds of its own clock.
     pub(super) fence_ms: u64,
+    /// How long what follows a fence takes.
+    pub(super) hook_ms: u64,
+    /// How long its service takes to drain.
+    pub(super) drain_ms: u64,
     /// How long its service takes to start at an instant.
     pub(super) start_ms: u64,
     pub(super) trees: [Tree; RELEASES],
@@ -99,20 +115,16 @@ pub(super) enum Run {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum GuardProcess {
     Up,
-    /// What it served while it held a deadline has died with it; what it served otherwise goes on.
     Down,
 }
 
-/// What a guard remembers of a rollout that its host has armed for. A reboot ends it: then nothing is served.
+/// What a guard has to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct GuardLease {
-    pub(super) k: RolloutId,
-    /// On the machine's own clock.
-    pub(super) deadline: BootTime,
-    /// Whether it has fenced.
-    pub(super) latched: bool,
-    /// In fast mode, once decided.
-    pub(super) switch: Option<(BootTime, Epoch, Digest)>,
+pub(super) enum Driver {
+    /// A link that goes on without it.
+    Link,
+    /// A service that dies with it, and leaves the link.
+    Supervise,
 }
 
 /// Whether a disk is what the host wrote last.
@@ -158,15 +170,14 @@ pub(super) enum Pace {
 #[derive(Debug, Clone)]
 pub(super) enum GuardWork {
     Say,
+    /// What it answers to a request that took its time.
+    Answer(Event),
     /// The guard is back: the agent asks what is served, and begins a new session to tell.
     Found,
     Quiesce {
         k: RolloutId,
     },
-    Lease {
-        k: RolloutId,
-        deadline: BootTime,
-    },
+    Lease(Armed),
     Extend {
         k: RolloutId,
         deadline: BootTime,
@@ -221,10 +232,15 @@ impl Machine {
             boot: 0,
             guard: None,
             guard_process: GuardProcess::Up,
-            lease: None,
-            halted: None,
+            back_at: None,
+            driver: Driver::Link,
+            lease: Lease::new(),
+            ledger: Ledger::default(),
+            permit: None,
+            linked: None,
+            duty: None,
+            drain: None,
             halted_by_hand: None,
-            last_halt: HaltId(0),
             asked_halt: None,
             clock: Clock::exact(),
             unix_error_ms: 0,
@@ -233,6 +249,8 @@ impl Machine {
             asked_at: None,
             heard: None,
             fence_ms: 1,
+            hook_ms: 0,
+            drain_ms: 0,
             start_ms: 0,
             trees: [Tree::Missing; RELEASES],
             examined: [false; RELEASES],
@@ -274,7 +292,7 @@ impl Machine {
         let goes_on = |work: &Work| is_running && (self.hold != Hold::Arming || !work.is_for_arming());
         let work = self.work.iter().enumerate().filter(|(_, (work, _))| goes_on(work));
         into.extend(work.map(|(at, (_, pace))| Pending::Work(at, *pace)));
-        if !self.guard_work.is_empty() {
+        if !self.guard_work.is_empty() && self.drain.is_none() {
             into.push(Pending::Guard);
         }
     }
@@ -351,21 +369,25 @@ impl Machine {
         self.file.replace([&body[..]]);
     }
 
-    pub(super) fn profile(&self, shared_boot: bool) -> Profile {
+    /// The boot that the machine is in.
+    pub(super) fn boot_id(&self, shared_boot: bool) -> BootId {
         let boot = if shared_boot { 0 } else { self.boot };
         let host = if shared_boot { 0 } else { Digest::of(self.name.as_str().as_bytes()).as_bytes()[0] };
-        let boot_id = BootId::new(&format!("{boot:08x}-0000-0000-0000-0000000000{host:02x}"));
+        BootId::new(&format!("{boot:08x}-0000-0000-0000-0000000000{host:02x}")).expect("a UUID")
+    }
+
+    pub(super) fn profile(&self, shared_boot: bool) -> Profile {
         Profile {
             facts: HostFacts {
                 epoch: Epoch(0),
                 serving: None,
-                boot_id: boot_id.expect("a UUID"),
+                boot_id: self.boot_id(shared_boot),
                 scope: Scope::Link,
                 boot_gate: BootGate::Volatile,
                 clock: ClockState::Steady,
                 clock_error_ms: Some(1),
-                fence_ms: Some(self.fence_ms),
-                drain_ms: 0,
+                fence_ms: Some(self.fence_ms + self.hook_ms),
+                drain_ms: self.drain_ms,
                 assurance: Assurance::Sha256,
                 agent_version: "0.1.0".to_owned(),
                 agent_config: Digest::from_bytes([7; 32]),
@@ -439,7 +461,11 @@ impl World {
         machine.run = Run::Running;
         machine.inbox.clear();
         machine.work.clear();
-        let asked = machine.guard_work.pop_front();
+        machine.asked_halt = None;
+        if let Some(drain) = &mut machine.drain {
+            drain.asks = Asks::No;
+        }
+        let asked = machine.guard_work.pop_front().filter(|_| machine.drain.is_none());
         machine.guard_work.clear();
         if let Some(asked) = asked
             && self.random.chance(500)
@@ -454,13 +480,14 @@ impl World {
         let now = self.now;
         let machine = &mut self.machines[index];
         self.seen.torn += u64::from(machine.file.lose_power(&mut self.random));
+        self.seen.leases_lost += u64::from(machine.ledger.lose_power(&mut self.random));
         machine.unsynced = None;
         machine.agent = None;
         machine.run = Run::Running;
         machine.inbox.clear();
         machine.work.clear();
         machine.guard_work.clear();
-        machine.guard_process = GuardProcess::Up;
+        machine.asked_halt = None;
         machine.boot += 1;
         if !self.shared_boot {
             machine.clock.restart(now);
@@ -468,10 +495,9 @@ impl World {
         machine.asked_at = None;
         machine.permitted = false;
         machine.examined = [false; RELEASES];
-        machine.lease = None;
-        if self.mistake != Some(Mistake::StartsAtBoot) {
-            machine.guard = None;
-        }
+        // A permit of another boot is void, and what it permitted is gone with the power.
+        machine.permit = None;
+        self.start_guard(index);
     }
 
     /// The agent's end of the stream is gone; what it sent may still arrive.
@@ -485,15 +511,13 @@ impl World {
         }
     }
 
-    /// The service ends by itself, and the guard says so.
+    /// The service ends by itself, or somebody takes the link away. The permit stays, and so does a deadline.
     pub(super) fn end_service(&mut self, index: usize) {
         let machine = &mut self.machines[index];
         machine.guard = None;
-        if let Some(lease) = &mut machine.lease {
-            lease.switch = None;
+        if machine.driver == Driver::Link {
+            machine.linked = None;
         }
-        if machine.agent.is_some() {
-            machine.guard_work.push_back(GuardWork::Say);
-        }
+        self.guard_tells(index);
     }
 }

@@ -110,6 +110,12 @@ fn a_time_of_day_that_is_further_off_than_attested_is_caught() {
 }
 
 #[test]
+fn a_guard_that_does_not_take_its_lease_up_is_caught() {
+    let failure = caught(Mistake::LeaseNotTakenUp);
+    assert!(failure.violation.starts_with("P4") || failure.violation.starts_with("P1"), "{failure:?}");
+}
+
+#[test]
 fn a_timer_that_never_fires_is_caught() {
     let failure = caught(Mistake::TimerForgotten);
     assert!(failure.violation.starts_with("P12"), "{failure:?}");

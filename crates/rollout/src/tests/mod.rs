@@ -1,7 +1,7 @@
 //! N hosts and a coordinator in one deterministic world, on the code that runs in production.
 //!
-//! `world` is the simulator: `clock`, `disk` and `link` are what its machines are made of, `machine`, `agent` and `guard`
-//! the hosts, `coordinator` and `store` those who lead, `operator` the people. `invariants` is what must always hold in it,
+//! `world` is the simulator: `clock`, `disk` and `link` are what its machines are made of, `machine` and `agent` the hosts,
+//! `guard`, `warden` and `ledger` a guard's requests, duties and disk around the lease of the real one, `coordinator` and `store` those who lead, `operator` the people. `invariants` is what must always hold in it,
 //! `history` random histories with their `faults`, `mistakes` the proof that these find what they look for, which
 //! `provoke` brings to light, and `scenarios` readable examples.
 
@@ -28,6 +28,7 @@ mod faults;
 mod guard;
 mod history;
 mod invariants;
+mod ledger;
 mod link;
 mod machine;
 mod mistakes;
@@ -38,4 +39,5 @@ mod provoke;
 mod random;
 mod scenarios;
 mod store;
+mod warden;
 mod world;

@@ -1,10 +1,12 @@
 //! What brings a planted mistake to light: words that nobody meant, and the moments at which they do harm.
 
+use muster_guard::LeaseState;
 use muster_model::{Closure, Secret, ToHost};
 
 use super::clock::Clock;
 use super::faults::PAUSE_MS_MAX;
 use super::link::{Hold, Link, Origin};
+use super::machine::Machine;
 use super::world::{Mistake, World};
 use crate::fleet::Phase;
 use crate::host::Mode;
@@ -18,23 +20,29 @@ const RENEWAL_MS: u64 = 115;
 pub(super) fn provoke(world: &mut World) {
     let is_decided = matches!(world.coordinator.record.phase, Phase::Decided(_));
     match world.mistake {
-        Some(Mistake::WaitTooShort | Mistake::WaitSkippedAtTakeOver) if is_decided => {
+        Some(Mistake::WaitTooShort) if is_decided => {
             let held = world.random.index(world.machines.len());
             if matches!(world.machines[held].record.mode, Mode::Armed { .. }) {
                 world.machines[held].hold = Hold::Network;
             }
-            if world.mistake == Some(Mistake::WaitSkippedAtTakeOver) {
-                world.crash_coordinator();
-                world.start_coordinator();
-            }
             world.pass_deadline();
         }
+        Some(Mistake::WaitSkippedAtTakeOver) if is_decided => take_over_beside_a_silent_host(world),
         Some(Mistake::CloseCancelsDeadline) if is_decided => {
             let failing = world.random.index(world.machines.len());
             world.machines[failing].closes_to_fail = 1;
-            let tried = world.machines[failing].lease.is_none() && world.machines[failing].guard.is_some();
+            let is_lifted = *world.machines[failing].lease.hold() == LeaseState::Free;
+            let tried = is_lifted && world.machines[failing].guard.is_some();
             if tried && matches!(world.machines[failing].record.mode, Mode::Armed { .. }) {
                 world.crash_agent(failing);
+                world.pass_deadline();
+            }
+        }
+        Some(Mistake::LeaseNotTakenUp) if is_decided => {
+            let killed = world.random.index(world.machines.len());
+            if matches!(world.machines[killed].record.mode, Mode::Armed { .. }) {
+                world.machines[killed].hold = Hold::Network;
+                world.guard_dies(killed);
                 world.pass_deadline();
             }
         }
@@ -58,6 +66,25 @@ pub(super) fn provoke(world: &mut World) {
             world.connect(rebooted);
         }
         Some(_) | None => {}
+    }
+}
+
+/// One host is armed and hears nothing any more, the others have closed, and then another leader takes over.
+fn take_over_beside_a_silent_host(world: &mut World) {
+    let is_armed = |machine: &Machine| matches!(machine.record.mode, Mode::Armed { .. });
+    let armed = world.machines.iter().filter(|machine| is_armed(machine)).count();
+    match world.machines.iter().position(|machine| machine.hold == Hold::Network) {
+        None => {
+            let held = world.random.index(world.machines.len());
+            if is_armed(&world.machines[held]) {
+                world.machines[held].hold = Hold::Network;
+            }
+        }
+        Some(held) if armed == 1 && world.machines[held].guard.is_some() => {
+            world.crash_coordinator();
+            world.start_coordinator();
+        }
+        Some(_) => {}
     }
 }
 

@@ -67,6 +67,8 @@ pub(super) enum Mistake {
     TreesNotLookedAt,
     /// The time of day is off by more than hosts attest.
     TimeOfDayOff,
+    /// A guard that is started again does not take its lease up.
+    LeaseNotTakenUp,
     /// The leader's timer never fires.
     TimerForgotten,
 }
@@ -82,6 +84,8 @@ pub(super) struct World {
     pub(super) crash_per_mille: u64,
     /// How often the guard cannot do what it is asked.
     pub(super) guard_fails_per_mille: u64,
+    /// How often it cannot write what it must keep.
+    pub(super) guard_disk_fails_per_mille: u64,
     /// Hosts of which an operator states that their machines are off.
     pub(super) fenced: BTreeSet<HostName>,
     /// How soon guards do what they are asked.
@@ -146,6 +150,10 @@ pub(super) struct Seen {
     pub(super) refused_writes: u64,
     /// The power went while something was written.
     pub(super) torn: u64,
+    /// The power went, and the last word on a lease with it.
+    pub(super) leases_lost: u64,
+    /// A guard was killed and started again over what it had served, and took up a deadline that still ran.
+    pub(super) taken_up: u64,
 }
 
 /// Something that could happen next.
@@ -176,6 +184,7 @@ impl World {
             crash_per_mille: 0,
             fenced: BTreeSet::new(),
             guard_fails_per_mille: 0,
+            guard_disk_fails_per_mille: 0,
             guard_pace: Pace::Usual,
             slow_per_mille: 0,
             shared_boot: false,
@@ -294,7 +303,10 @@ impl World {
         let mut next = self.next();
         if next.is_empty() {
             let arrivals = self.machines.iter().filter_map(Machine::next_arrival);
-            let Some(at) = arrivals.chain(self.coordinator.next_read()).min() else { return false };
+            let guards = self.machines.iter().filter_map(Machine::next_step_of_guard);
+            let Some(at) = arrivals.chain(guards).chain(self.coordinator.next_read()).min() else {
+                return false;
+            };
             self.pass_time(at);
             next = self.next();
         }

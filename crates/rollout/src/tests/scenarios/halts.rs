@@ -2,7 +2,7 @@
 
 use muster_model::{Code, OrderKind, RolloutId};
 
-use super::super::machine::{GuardWork, Pending};
+use super::super::machine::{Driver, GuardWork, Pending};
 use super::super::world::World;
 use super::{is_armed, is_arming, is_closed, is_decided, is_opened};
 use crate::fleet::{Outcome, Phase};
@@ -227,6 +227,32 @@ fn a_second_halt_by_hand_outlives_the_order_that_resumes_after_the_first() {
         world.flip(0);
         assert_eq!(world.machines[1].record.halted, None, "moment {number}");
         assert!(world.machines.iter().all(|machine| machine.guard.is_some()), "moment {number}");
+    }
+}
+
+#[test]
+fn a_halt_by_hand_is_not_taken_for_one_that_the_guard_never_heard_of() {
+    let reached: [fn(&World) -> bool; 2] = [
+        |world| world.machines[1].record.committed.is_some(),
+        |world| world.machines[1].record.last_k == RolloutId(2),
+    ];
+    for moment in reached {
+        let mut world = World::settled();
+        world.machines[1].driver = Driver::Supervise;
+        world.guard_dies(1);
+        world.halt();
+        world.rest();
+        world.guard_returns(1);
+        world.rest();
+        assert_eq!(world.machines[1].record.halted.map(|halted| halted.halt), Some(None));
+        world.propose(0).expect("an order resumes it");
+        world.expect_until(moment);
+        world.halt_by_hand(1);
+        world.rest();
+        assert_eq!((world.machines[1].guard, world.violation.clone()), (None, None));
+        assert!(world.machines[1].record.halted.is_some());
+        world.flip(0);
+        assert!(world.machines.iter().all(|machine| machine.guard.is_some()));
     }
 }
 

@@ -22,7 +22,7 @@ fn deposed_in_arming() -> World {
 #[test]
 fn a_deposed_leader_grants_nothing_and_stops_when_it_asks_whether_it_leads() {
     let mut world = deposed_in_arming();
-    let deadline = |world: &World| world.machines[0].lease.map(|lease| lease.deadline);
+    let deadline = |world: &World| *world.machines[0].lease.hold();
     let before = deadline(&world);
     let renewal = world.roster_in_force().policy().timing.renewal().as_millis();
     world.pass_time(world.now + u64::try_from(renewal).expect("short"));

@@ -1,5 +1,6 @@
 //! Steps 7 to 11 and 14: leases, fences, the wait for silent hosts, and flips at an instant.
 
+use muster_guard::LeaseState;
 use muster_model::{BootTime, Code, FlipMode, HostMode, RolloutId, ToHost};
 
 use super::super::link::Hold;
@@ -71,7 +72,16 @@ impl World {
 }
 
 fn lease_of(machine: &Machine) -> BootTime {
-    machine.lease.expect("the guard holds a deadline").deadline
+    match machine.lease.hold() {
+        LeaseState::Armed(armed) => armed.deadline_boot_ms,
+        hold @ (LeaseState::Free | LeaseState::Decided(_) | LeaseState::Fenced(_)) => {
+            panic!("the guard holds no deadline: {hold:?}")
+        }
+    }
+}
+
+const fn is_fenced(machine: &Machine) -> bool {
+    matches!(machine.lease.hold(), LeaseState::Fenced(_))
 }
 
 #[test]
@@ -141,7 +151,7 @@ fn a_host_that_fences_while_others_arm_has_the_rollout_given_up_and_is_admitted_
     world.hold_still(0);
     world.pass(400);
     assert!(world.machines[0].guard.is_none());
-    assert!(world.machines[0].lease.is_some_and(|lease| lease.latched));
+    assert!(is_fenced(&world.machines[0]));
     world.let_go(0);
     world.let_go(2);
     world.rest();
@@ -170,7 +180,7 @@ fn no_grant_lifts_a_fence_that_has_latched() {
     assert!(late(&mut world));
     world.settle(0);
     assert!(world.machines[0].guard.is_none());
-    assert!(world.machines[0].lease.is_some_and(|lease| lease.latched));
+    assert!(is_fenced(&world.machines[0]));
     // The agent knows, and does not even ask.
     assert!(!late(&mut world));
     assert_eq!(world.violation, None);

@@ -1,8 +1,13 @@
 //! The protocol's table of recovery: who dies when, and what follows.
 
-use muster_model::{Code, HostMode};
+use std::time::Duration;
 
-use super::super::machine::Pending;
+use muster_guard::{FenceCause, LeaseState};
+use muster_model::{BootTime, Code, HostMode};
+
+use super::super::ledger::Survives;
+use super::super::link::Hold;
+use super::super::machine::{Driver, Pending};
 use super::super::world::World;
 use super::{codes, is_armed, is_arming, is_closed, is_decided, is_opened};
 use crate::fleet::{Outcome, Phase};
@@ -131,19 +136,6 @@ fn acknowledgement_is_lost_after_it_was_persisted_and_is_given_again() {
 }
 
 #[test]
-fn guard_dies_while_armed_and_the_service_ends_with_it() {
-    let mut world = flip_until_host_2(is_armed);
-    world.guard_dies(1);
-    assert_eq!(world.machines[1].guard, None);
-    world.guard_returns(1);
-    world.rest();
-    assert_eq!(world.coordinator.record.phase, Phase::Settled);
-    let served = world.machines[0].guard.expect("it serves");
-    assert!(world.machines.iter().all(|machine| machine.guard == Some(served)));
-    assert_eq!(world.violation, None);
-}
-
-#[test]
 fn guard_dies_while_settled_and_service_goes_on_but_nothing_is_armed() {
     let mut world = World::settled();
     world.guard_dies(1);
@@ -166,6 +158,104 @@ fn agent_dies_in_closed_and_acknowledges_again() {
     world.start_agent(1);
     world.rest();
     world.expect_all_serve(1, 2);
+}
+
+/// Host 2 is armed for a rollout that was decided, hears nothing any more, and then its guard is killed.
+fn guard_dies_while_armed(driver: Driver) -> World {
+    let mut world = World::settled();
+    world.machines[1].driver = driver;
+    world.flip_until(1, is_decided);
+    assert!(is_armed(&world.machines[1].record.mode));
+    world.machines[1].hold = Hold::Network;
+    world.guard_dies(1);
+    world
+}
+
+fn deadline_of_host_2(world: &World) -> Option<u64> {
+    match world.machines[1].lease.hold() {
+        LeaseState::Armed(armed) => Some(world.machines[1].clock.when(armed.deadline_boot_ms)),
+        LeaseState::Free | LeaseState::Decided(_) | LeaseState::Fenced(_) => None,
+    }
+}
+
+#[test]
+fn guard_dies_while_armed_and_takes_up_the_deadline_over_its_link() {
+    let mut world = guard_dies_while_armed(Driver::Link);
+    let deadline = deadline_of_host_2(&world);
+    assert!(world.machines[1].guard.is_some(), "a link goes on without a guard");
+    world.pass_time(world.machines[1].back_at.expect("its unit starts it again"));
+    assert_eq!(deadline_of_host_2(&world), deadline);
+    world.pass_time(deadline.expect("it is armed"));
+    assert!(world.machines[1].guard.is_some(), "a fence takes its time");
+    world.pass_time(world.now + world.machines[1].fence_ms);
+    assert!(world.machines[1].guard.is_none());
+    world.machines[1].hold = Hold::Nothing;
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
+fn guard_dies_while_armed_and_fences_at_once_when_it_is_back_after_the_deadline() {
+    let mut world = guard_dies_while_armed(Driver::Link);
+    let late = deadline_of_host_2(&world).expect("it is armed") + 20;
+    world.machines[1].back_at = Some(late);
+    world.pass_time(late - 1);
+    assert!(world.machines[1].guard.is_some());
+    world.pass_time(late);
+    assert!(world.machines[1].guard.is_none());
+    let LeaseState::Fenced(fence) = world.machines[1].lease.hold() else { panic!("it has latched") };
+    assert_eq!(fence.cause, FenceCause::DeadlinePassed);
+    world.machines[1].hold = Hold::Nothing;
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
+fn guard_dies_while_armed_and_its_service_with_it() {
+    let mut world = guard_dies_while_armed(Driver::Supervise);
+    assert!(world.machines[1].guard.is_none());
+    world.guard_returns(1);
+    assert!(deadline_of_host_2(&world).is_some(), "what is permitted is under the deadline still");
+    world.machines[1].hold = Hold::Nothing;
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
+fn guard_dies_while_settled_and_what_it_served_goes_on_or_is_admitted_again() {
+    for driver in [Driver::Link, Driver::Supervise] {
+        let mut world = World::settled();
+        world.machines[1].driver = driver;
+        world.guard_dies(1);
+        assert_eq!(world.machines[1].guard.is_some(), driver == Driver::Link);
+        world.rest();
+        assert_eq!(world.machines[1].back_at, None, "nothing is urgent");
+        world.guard_returns(1);
+        world.rest();
+        world.expect_all_serve(0, 1);
+    }
+}
+
+#[test]
+fn host_loses_power_and_the_last_word_on_its_lease_and_is_fenced_all_the_same() {
+    let mut causes = Vec::new();
+    for seed in 1..=32 {
+        let mut world = World::running(3, seed);
+        world.flip(0);
+        world.flip_until(1, is_decided);
+        let (machine, now) = (&mut world.machines[1], BootTime(world.now + 20));
+        let k = machine.record.last_k;
+        machine.lease.renew(now, k, now.after(Duration::from_millis(400))).expect("it is armed");
+        machine.ledger.write(&machine.lease.record(&machine.boot_id(false)), Survives::Process);
+        world.reboot(1);
+        let LeaseState::Fenced(fence) = *world.machines[1].lease.hold() else { panic!("it was armed") };
+        causes.push(fence.cause);
+        assert_eq!(world.machines[1].guard, None);
+        world.start_agent(1);
+        world.rest();
+        world.expect_all_serve(1, 2);
+    }
+    assert!(causes.contains(&FenceCause::Rebooted) && causes.contains(&FenceCause::RecordLost));
 }
 
 #[test]
