@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use muster_artifact::{BlobStore, clean_leftovers};
 use muster_daemon::{Machine, Shutdown};
@@ -29,6 +30,9 @@ use crate::journal::Journal;
 use crate::measure::{Lanes, Trees};
 use crate::stream::{Line, Route};
 use crate::{AgentConfig, AgentError, ClockError};
+
+/// A machine that was busy when its agent started may be at rest by then.
+const DRILL_AGAIN: Duration = Duration::from_secs(30);
 
 const OPEN_TO_SERVICES: u32 = 0o755;
 const OWNER_ONLY: u32 = 0o700;
@@ -72,6 +76,8 @@ pub struct Parts {
     pub jobs: NonZeroUsize,
     /// How far the time of day may be off: for flips in fast mode.
     pub clock_error: ClockError,
+    /// After what time it is tried anew how long a fence takes; later less and less often.
+    pub drill_again: Duration,
     /// A digest of the agent's configuration, which is attested.
     pub config: Digest,
     /// Whose clocks, randomness and threads it uses.
@@ -116,6 +122,7 @@ impl Parts {
             guard_events: Some(guard),
             jobs: config.jobs(),
             clock_error: config.clock_error(),
+            drill_again: DRILL_AGAIN,
             config: config.digest(),
             machine: Machine::real(),
             fleets: fleets.collect(),
@@ -148,6 +155,7 @@ impl Agent {
             boot_id: machine.boot_id().map_err(|source| AgentError::Daemon { source })?,
             clock: machine.clock_state(),
             clock_error: parts.clock_error,
+            drill_again: parts.drill_again,
             config: parts.config,
         };
         let (mut routes, mut drivers) = (Vec::new(), Vec::new());
@@ -210,6 +218,7 @@ struct Base {
     boot_id: BootId,
     clock: ClockState,
     clock_error: ClockError,
+    drill_again: Duration,
     config: Digest,
 }
 
@@ -248,6 +257,7 @@ impl Base {
             )),
             key: Arc::clone(key),
             deployer: deployer.clone(),
+            drill_again: self.drill_again,
         };
         let profile = self.profile(parts.boot_gate);
         let route = Route { fleet, inbox: post.clone(), deployer, checker };

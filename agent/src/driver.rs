@@ -4,6 +4,7 @@
 //! records durable, and only then carries out the effects, in order. Whatever takes long runs beside it and comes
 //! back as another event. It chooses nothing.
 
+mod drill;
 mod effects;
 mod work;
 
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_daemon::{DECISIONS, Machine, Shutdown, crash_point};
-use muster_guard::{Drill, DriverKind, FleetState, Guard, GuardError, RefusalCode};
+use muster_guard::{DriverKind, FleetState, Guard, GuardError, RefusalCode};
 use muster_model::{
     Attestation, BootTime, Digest, Durable, FleetName, FromHost, HostName, Leadership, Nonce, Refusal, Scope,
     ToHost,
@@ -35,6 +36,7 @@ use crate::journal::Journal;
 use crate::measure::{Lanes, Trees};
 use crate::uplink::Uplink;
 use crate::{AgentError, JournalError, refusal};
+use drill::{Drilled, Drills, fence_ms};
 use work::{Ticket, Works};
 
 /// How many inputs may wait for a driver.
@@ -68,6 +70,8 @@ pub(crate) enum Input {
     AttestCheck { challenge: Digest, measured: Measured, reply: oneshot::Sender<Attestation> },
     /// The time has come for what was put off.
     Due,
+    /// The time has come to try anew how long a fence takes.
+    DrillDue,
     /// The time has come to renew the lease.
     LeaseDue,
 }
@@ -82,6 +86,8 @@ pub(crate) struct Tools {
     pub(crate) library: Arc<Library>,
     pub(crate) key: Arc<SigningKey>,
     pub(crate) deployer: Deployer,
+    /// After what time a fence is tried anew at first.
+    pub(crate) drill_again: Duration,
 }
 
 /// The driver of one fleet.
@@ -99,6 +105,7 @@ pub(crate) struct FleetDriver {
     guard: GuardQueue,
     guard_presence: Presence,
     drill: Drilled,
+    drills: Drills,
     works: Works,
     due: Option<Instant>,
     again: Backoff,
@@ -130,15 +137,6 @@ enum Presence {
     Lost,
 }
 
-/// How long a fence takes on this host, as far as the guard has tried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Drilled {
-    No,
-    /// A session that begins waits for it.
-    Asked,
-    Yes(Drill),
-}
-
 impl FleetDriver {
     pub(crate) fn new(
         tools: Tools,
@@ -147,6 +145,7 @@ impl FleetDriver {
         guard: Arc<dyn Guard>,
         (post, inbox): (mpsc::Sender<Input>, mpsc::Receiver<Input>),
     ) -> Self {
+        let drill_again = tools.drill_again;
         Self {
             guard: GuardQueue::new(tools.machine.clone(), guard, tools.fleet.clone()),
             host: Host::new(record, profile.clone()),
@@ -159,6 +158,7 @@ impl FleetDriver {
             session: Session::None,
             guard_presence: Presence::Present,
             drill: Drilled::No,
+            drills: Drills::new(drill_again),
             works: Works::default(),
             due: None,
             again: Backoff::new(AGAIN_FIRST, AGAIN_MAX),
@@ -170,12 +170,13 @@ impl FleetDriver {
         let mut requested = pin!(shutdown.requested());
         loop {
             let due = self.due;
-            let lease_due = self.host.next_deadline();
+            let (lease_due, drill_due) = (self.host.next_deadline(), self.drills.due());
             let input = tokio::select! {
                 biased;
                 () = &mut requested => return Ok(()),
                 input = self.inbox.recv() => input.expect("the driver itself holds a sender of its inbox"),
                 () = reached(due) => Input::Due,
+                () = reached(drill_due) => Input::DrillDue,
                 () = reached_on_boot_clock(&self.tools.machine, lease_due) => Input::LeaseDue,
             };
             self.take(input).await?;
@@ -206,6 +207,7 @@ impl FleetDriver {
                 // Whoever asked may have gone.
                 let _ = reply.send(self.host.attest_check(challenge, measured));
             }
+            Input::DrillDue => self.drill_again()?,
             Input::LeaseDue => self.step(Event::DeadlineReached).await?,
             Input::Due => {
                 self.due = None;
@@ -297,10 +299,7 @@ impl FleetDriver {
         }
         match ask {
             Ask::Status | Ask::Shut => self.looked(ask, outcome).await,
-            Ask::Drill => {
-                self.drilled(drill, &outcome);
-                Ok(())
-            }
+            Ask::Drill => self.drilled(drill, &outcome),
             Ask::Quiesce { k } => {
                 let outcome = self.or_refusal(outcome, at).map(|_| ());
                 self.step(Event::Quiesced { k, outcome }).await
@@ -459,22 +458,11 @@ impl FleetDriver {
             DriverKind::Supervise => Scope::Process,
         };
         if let Drilled::Yes(drill) = self.drill {
-            facts.fence_ms = Some(drill.fence_ms + drill.on_fence_ms_max);
+            facts.fence_ms = Some(fence_ms(drill));
             facts.drain_ms = drill.drain_ms_max;
         }
         if *facts != before {
             self.host = Host::new(self.host.record().clone(), self.profile.clone());
-        }
-    }
-
-    fn drilled(&mut self, drill: Option<Drill>, outcome: &Result<FleetState, GuardError>) {
-        self.drill = drill.map_or(Drilled::No, Drilled::Yes);
-        match outcome {
-            Ok(_) => {}
-            // Without it the host does not arm; the next session tries again.
-            Err(error) => {
-                tracing::warn!(fleet = %self.tools.fleet, error = error.chain(), "no fence could be tried");
-            }
         }
     }
 

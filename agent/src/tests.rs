@@ -1,6 +1,10 @@
 //! One agent against a scripted coordinator: real TLS, real files, a real guard for links.
 
 mod scripted;
+mod tired;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use muster_model::*;
 use muster_proto::v1::agent_frame::Body as FromAgent;
@@ -8,7 +12,9 @@ use muster_proto::v1::coordinator_frame::Body as ToAgent;
 use muster_proto::{convert, v1};
 use muster_trust::{KeyAlgorithm, SigningKey, assemble_evidence, sign, verify_attestation};
 
+use crate::Parts;
 use scripted::{Session, World, code, fleet, write};
+use tired::Tired;
 
 fn nonce_root(nonce: &[u8]) -> MerkleTree {
     MerkleTree::new([nonce])
@@ -96,6 +102,24 @@ async fn a_host_is_flipped_restarted_and_flipped_again() {
     assert_eq!((join.token, join.last_k, join.serving_epoch), (Some(vec![1; 32]), 1, Some(1)));
     assert!(join.journal_seq > 0 && !join.history_lost);
     flip(&world, &mut session, 2, Some(one.digest()), &two).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_fence_that_was_slow_once_is_tried_again_and_told_anew() {
+    const SLOW_MS: u64 = 60_000;
+    let mut world = World::new().await;
+    let parts = world.parts();
+    let guard = Arc::new(Tired::new(Arc::clone(&parts.guard), SLOW_MS));
+    let agent = World::start_with(Parts { guard, drill_again: Duration::from_millis(200), ..parts });
+    let (_first, _) = world.joined(1).await;
+    // Nobody has to start anything: the agent ends the session that rests on the slow one.
+    let (mut session, _) = world.joined(2).await;
+    let one = world.release(&[("a", b"one")]);
+    session.deploy(world.deploy(1, &one, &world.keys.release)).await;
+    let envelope = attested(&mut session, 1, one.digest()).await;
+    let attestation = verify_attestation(&envelope, &world.roster().0).unwrap();
+    assert!(attestation.document().facts.fence_ms.unwrap() < SLOW_MS / 2);
     agent.stop().await;
 }
 

@@ -120,7 +120,7 @@ explanations! {
     FenceTooSlow =>
         "A host may stop its service too slowly.",
         "The guard tries out how long a fence takes, or could not try. The fleet's roster promises that it takes no longer than `fence_ms`, and the wait for a silent host rests on that.",
-        "look at the load of the host and at its hook `on_fence`, whose time-out counts, or allow more with `fence_ms` in the roster's `[policy.timing]`";
+        "look at the load of the host and at its hook `on_fence`, whose time-out counts; its agent tries again by itself, after half a minute at first. Or allow more with `fence_ms` in the roster's `[policy.timing]`";
     DrainTooLong =>
         "A service may take longer to stop than its lease lasts.",
         "A host drains under its running lease. A service that may take longer than half of it would be cut off by its own guard in every flip.",

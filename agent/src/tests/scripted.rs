@@ -106,12 +106,18 @@ impl World {
 
     /// Starts the agent on the world's state folder.
     pub(crate) fn start(&self) -> Running {
-        let agent = Agent::new(self.parts()).unwrap();
+        Self::start_with(self.parts())
+    }
+
+    /// Starts an agent of these parts.
+    pub(crate) fn start_with(parts: Parts) -> Running {
+        let agent = Agent::new(parts).unwrap();
         let (trigger, shutdown) = Shutdown::new();
         Running { trigger, task: tokio::spawn(agent.run(shutdown)) }
     }
 
-    fn parts(&self) -> Parts {
+    /// What the agent is made of.
+    pub(crate) fn parts(&self) -> Parts {
         let settings = GuardConfig {
             host: host(),
             state_dir: self.folder.path().to_owned(),
@@ -151,6 +157,7 @@ impl World {
             guard_events: None,
             jobs: NonZeroUsize::MIN,
             clock_error: ClockError::Unknown,
+            drill_again: HOUR,
             config: Digest::of(b"configuration"),
             machine: Machine::real(),
             fleets: vec![FleetParts { name: fleet(), boot_gate: BootGate::None, store: None }],

@@ -193,6 +193,12 @@ impl Host {
         self.lease.map(|lease| lease.sent.after(lease.timing.renewal()))
     }
 
+    /// Whether no rollout is under way here, as far as this host knows, and nothing is about to be opened.
+    #[must_use]
+    pub const fn is_at_rest(&self) -> bool {
+        matches!(self.record.mode, Mode::Serve(_)) && self.round.is_none() && self.opening.is_none()
+    }
+
     /// The durable state, as of the last step.
     #[must_use]
     pub const fn record(&self) -> &HostRecord {

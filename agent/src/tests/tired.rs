@@ -1,0 +1,79 @@
+//! A guard whose machine has much else to do when it is asked for the first time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use muster_guard::{Armed, Drill, FleetState, Guard, GuardError, Opened};
+use muster_model::{BootTime, Digest, Epoch, FleetName, HaltId, RolloutId};
+
+/// The first drill finds `first_ms`; in all else it is the guard that it has.
+pub(crate) struct Tired {
+    guard: Arc<dyn Guard>,
+    first_ms: u64,
+    has_tried: AtomicBool,
+}
+
+impl Tired {
+    pub(crate) fn new(guard: Arc<dyn Guard>, first_ms: u64) -> Self {
+        Self { guard, first_ms, has_tried: AtomicBool::new(false) }
+    }
+}
+
+impl Guard for Tired {
+    fn drill(&self, fleet: &FleetName, runs: u32) -> Result<Drill, GuardError> {
+        let drill = self.guard.drill(fleet, runs)?;
+        let is_first = !self.has_tried.swap(true, Ordering::Relaxed);
+        Ok(if is_first { Drill { fence_ms: self.first_ms, ..drill } } else { drill })
+    }
+
+    fn status(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+        self.guard.status(fleet)
+    }
+
+    fn close(&self, fleet: &FleetName, drain: Option<Duration>) -> Result<FleetState, GuardError> {
+        self.guard.close(fleet, drain)
+    }
+
+    fn open(&self, fleet: &FleetName, epoch: Epoch, digest: Digest) -> Result<FleetState, GuardError> {
+        self.guard.open(fleet, epoch, digest)
+    }
+
+    fn arm(&self, fleet: &FleetName, arm: Armed) -> Result<FleetState, GuardError> {
+        self.guard.arm(fleet, arm)
+    }
+
+    fn renew(&self, fleet: &FleetName, k: RolloutId, deadline: BootTime) -> Result<FleetState, GuardError> {
+        self.guard.renew(fleet, k, deadline)
+    }
+
+    fn disarm(&self, fleet: &FleetName, k: RolloutId) -> Result<FleetState, GuardError> {
+        self.guard.disarm(fleet, k)
+    }
+
+    fn decide(
+        &self,
+        fleet: &FleetName,
+        k: RolloutId,
+        at: BootTime,
+        to: Opened,
+    ) -> Result<FleetState, GuardError> {
+        self.guard.decide(fleet, k, at, to)
+    }
+
+    fn quiesce(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+        self.guard.quiesce(fleet)
+    }
+
+    fn unquiesce(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
+        self.guard.unquiesce(fleet)
+    }
+
+    fn halt(&self, fleet: &FleetName, reason: &str) -> Result<FleetState, GuardError> {
+        self.guard.halt(fleet, reason)
+    }
+
+    fn resume(&self, fleet: &FleetName, halt: HaltId) -> Result<FleetState, GuardError> {
+        self.guard.resume(fleet, halt)
+    }
+}
