@@ -26,8 +26,9 @@ const MARK_BYTES_MAX: u64 = 4096;
 /// The lease of a fleet for which none was asked: short enough to watch a host fence itself.
 pub(super) const LEASE_DEFAULT: Duration = Duration::from_secs(2);
 
-/// How long fencing may take on this machine, in milliseconds.
-const FENCE_MS: u64 = 500;
+/// How long fencing may take on this machine: one part in so many of the lease, and at least so many milliseconds.
+const FENCE_IS_ONE_IN: u64 = 4;
+const FENCE_MS_MIN: u64 = 500;
 
 /// How far the hosts' time of day may be apart, in milliseconds: they are processes of one machine and read one clock, so that
 /// only its unit is left.
@@ -177,7 +178,7 @@ impl LocalFleet {
 
     /// The times of its first roster.
     pub(super) fn timing(&self) -> Timing {
-        Timing::with_lease(millis(self.lease), FENCE_MS)
+        Timing::with_lease(millis(self.lease), FENCE_MS_MIN.max(millis(self.lease) / FENCE_IS_ONE_IN))
     }
 
     /// The operator's context file.
@@ -351,6 +352,8 @@ mod tests {
         assert_eq!(service.stop_timeout_ms, 750, "half of the lease");
         assert!(guard.validate().is_ok());
         assert_eq!((found.lease, found.timing().wait_ms), (Duration::from_millis(1500), 2500));
+        let fence_ms = |lease| LocalFleet { lease, ..found.clone() }.timing().fence_ms;
+        assert_eq!([1, 2, 15].map(|s| fence_ms(Duration::from_secs(s))), [500, 500, 3_750]);
     }
 
     #[test]
