@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_daemon::{DECISIONS, Machine, Shutdown, crash_point};
-use muster_guard::{DriverKind, FleetState, Guard, GuardError, RefusalCode};
+use muster_guard::{DriverKind, FleetState, Guard, GuardError, Opened, RefusalCode};
 use muster_model::{
     Attestation, BootTime, Digest, Durable, FleetName, FromHost, HostName, Leadership, Nonce, Refusal, Scope,
     ToHost,
@@ -329,25 +329,34 @@ impl FleetDriver {
                 let outcome = self.or_refusal(outcome, at);
                 self.step(Event::Closed { k, outcome }).await
             }
-            Ask::Open { opened, .. } => {
-                let unanswered = outcome.as_ref().err().is_some_and(|error| error.code().is_none());
-                let halted =
-                    outcome.as_ref().err().is_some_and(|error| error.code() == Some(RefusalCode::Halted));
-                let outcome = self.or_refusal(outcome, at);
-                let refusal = outcome.as_ref().err().filter(|_| unanswered).cloned();
-                self.step(Event::Opened { epoch: opened.epoch, outcome }).await?;
-                if refusal.is_some() {
-                    // A guard that says no has closed; of one that says nothing, nothing is known.
-                    self.step(silent(refusal)).await?;
-                    self.look_again();
-                }
-                if halted {
-                    // By somebody else than the one whom this opening was to follow.
-                    self.ask(Ask::Status);
-                }
-                Ok(())
-            }
+            Ask::Open { opened, .. } => self.opened(opened, outcome, at).await,
         }
+    }
+
+    /// The guard has opened, or says why not.
+    async fn opened(
+        &mut self,
+        opened: Opened,
+        outcome: Result<FleetState, GuardError>,
+        at: BootTime,
+    ) -> Result<(), AgentError> {
+        let refused = outcome.as_ref().err().map(GuardError::code);
+        let outcome = self.or_refusal(outcome, at);
+        let refusal = outcome.as_ref().err().cloned();
+        self.step(Event::Opened { epoch: opened.epoch, outcome }).await?;
+        match refused {
+            // A guard that says no has closed; of one that says nothing, nothing is known.
+            Some(None) => {
+                self.step(silent(refusal)).await?;
+                self.look_again();
+            }
+            // By somebody else than the one whom this opening was to follow.
+            Some(Some(RefusalCode::Halted)) => self.ask(Ask::Status),
+            // The fence that has latched is not complete: its hook may take a while. A new session brings the offer again.
+            Some(Some(RefusalCode::Fenced)) => self.look_again(),
+            Some(Some(_)) | None => {}
+        }
+        Ok(())
     }
 
     /// The guard told what is served, or does not answer.

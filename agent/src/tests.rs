@@ -124,6 +124,37 @@ async fn a_fence_that_was_slow_once_is_tried_again_and_told_anew() {
 }
 
 #[tokio::test]
+async fn an_opening_that_came_while_a_fence_was_not_complete_is_asked_for_again() {
+    let mut world = World::new().await;
+    let parts = world.parts();
+    let guard = Arc::new(Tired::new(Arc::clone(&parts.guard), 1));
+    let agent = World::start_with(Parts { guard, ..parts });
+    let (mut session, _) = world.joined(1).await;
+    let one = world.release(&[("a", b"one")]);
+    session.deploy(world.deploy(1, &one, &world.keys.release)).await;
+    let envelope = attested(&mut session, 1, one.digest()).await;
+    let documents = documents(&world, 1, None, &one, &envelope);
+    let prepare = ToHost::Prepare { k: RolloutId(1), epoch: Epoch(1), documents };
+    session.say(convert::to_agent(prepare)).await;
+    assert_eq!(session.hear().await, FromAgent::Prepared(v1::Prepared { k: 1 }));
+    session.say(ToAgent::Arm(v1::Arm { k: 1, instant_unix_ms: None })).await;
+    assert_eq!(session.hear().await, FromAgent::Armed(v1::Armed { k: 1 }));
+    session.say(ToAgent::Close(v1::Close { k: 1 })).await;
+    let FromAgent::Closed(closed) = session.hear().await else { panic!("not closed") };
+    let release = one.digest().as_bytes().to_vec();
+    let open = v1::Open { k: 1, epoch: 1, release, secrets: revealed(&closed.secret) };
+    session.say(ToAgent::Open(open.clone())).await;
+    let FromAgent::Dark(dark) = session.hear().await else { panic!("not dark") };
+    assert_eq!(code(&dark.refusal), "lease-expired");
+    // Nobody has to do anything: a coordinator offers again what a session that begins lacks.
+    let (mut session, join) = world.joined(2).await;
+    assert_eq!((join.last_k, join.serving_epoch), (1, None));
+    session.say(ToAgent::Open(open)).await;
+    assert!(matches!(session.hear().await, FromAgent::Serving(_)));
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn an_agent_that_ends_while_armed_is_still_armed_afterwards() {
     let mut world = World::new().await;
     let agent = world.start();

@@ -1,22 +1,24 @@
-//! A guard whose machine has much else to do when it is asked for the first time.
+//! A guard whose machine has much else to do: at first it takes long to fence, and does not open.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use muster_guard::{Armed, Drill, FleetState, Guard, GuardError, Opened};
+use muster_guard::{Armed, Drill, FleetState, Guard, GuardError, LeaseRefusal, Opened};
 use muster_model::{BootTime, Digest, Epoch, FleetName, HaltId, RolloutId};
 
-/// The first drill finds `first_ms`; in all else it is the guard that it has.
+/// The first drill finds `first_ms`, and the first opening finds a fence that is not complete; in all else it is the guard
+/// that it has.
 pub(crate) struct Tired {
     guard: Arc<dyn Guard>,
     first_ms: u64,
     has_tried: AtomicBool,
+    has_refused: AtomicBool,
 }
 
 impl Tired {
     pub(crate) fn new(guard: Arc<dyn Guard>, first_ms: u64) -> Self {
-        Self { guard, first_ms, has_tried: AtomicBool::new(false) }
+        Self { guard, first_ms, has_tried: AtomicBool::new(false), has_refused: AtomicBool::new(false) }
     }
 }
 
@@ -36,6 +38,9 @@ impl Guard for Tired {
     }
 
     fn open(&self, fleet: &FleetName, epoch: Epoch, digest: Digest) -> Result<FleetState, GuardError> {
+        if !self.has_refused.swap(true, Ordering::Relaxed) {
+            return Err(GuardError::Lease { fleet: fleet.clone(), source: LeaseRefusal::Fenced });
+        }
         self.guard.open(fleet, epoch, digest)
     }
 
