@@ -29,7 +29,7 @@ import time
 import report
 from fleet import FLEET, Fleet, HungDisk
 
-FENCE_MS = 500
+FENCE_MS = 2000
 SERVICE = "#!/bin/sh\nexec sleep 1000000\n"
 PATIENCE_S = 60
 

@@ -17,7 +17,7 @@ const HOSTS_MAX: usize = 4;
 /// How many faults there may be at a time.
 const ACTS_MAX: usize = 3;
 
-/// How long a guard may hang: a part of what a fence may take (F is 500 ms). One that hangs for longer is a machine that
+/// How long a guard may hang: a part of what a fence may take (F is 2 s). One that hangs for longer is a machine that
 /// was paused, and fleets with such machines are outside of what is claimed.
 const GUARD_HANGS_MS_MAX: u64 = 200;
 

@@ -26,9 +26,10 @@ const MARK_BYTES_MAX: u64 = 4096;
 /// The lease of a fleet for which none was asked: short enough to watch a host fence itself.
 pub(super) const LEASE_DEFAULT: Duration = Duration::from_secs(2);
 
-/// How long fencing may take on this machine: one part in so many of the lease, and at least so many milliseconds.
+/// How long fencing may take on this machine: one part in so many of the lease, and at least so many milliseconds. All
+/// hosts try it out at the same moment, when the fleet starts, and share the cores with whatever else is built here.
 const FENCE_IS_ONE_IN: u64 = 4;
-const FENCE_MS_MIN: u64 = 500;
+const FENCE_MS_MIN: u64 = 2_000;
 
 /// How far the hosts' time of day may be apart, in milliseconds: they are processes of one machine and read one clock, so that
 /// only its unit is left.
@@ -351,9 +352,9 @@ mod tests {
         let muster_guard::Driver::Supervise(service) = &guard.fleets[0].driver else { panic!("supervised") };
         assert_eq!(service.stop_timeout_ms, 750, "half of the lease");
         assert!(guard.validate().is_ok());
-        assert_eq!((found.lease, found.timing().wait_ms), (Duration::from_millis(1500), 2500));
+        assert_eq!((found.lease, found.timing().wait_ms), (Duration::from_millis(1500), 4300));
         let fence_ms = |lease| LocalFleet { lease, ..found.clone() }.timing().fence_ms;
-        assert_eq!([1, 2, 15].map(|s| fence_ms(Duration::from_secs(s))), [500, 500, 3_750]);
+        assert_eq!([1, 2, 15].map(|s| fence_ms(Duration::from_secs(s))), [2_000, 2_000, 3_750]);
     }
 
     #[test]
