@@ -12,6 +12,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// What a time daemon says fits easily.
 const ANSWER_BYTES_MAX: u64 = 4 * 1024;
 
+/// What chrony says of a clock that follows a source: whether a leap second comes.
+const SYNCHRONISED: [&str; 3] = ["Normal", "Insert second", "Delete second"];
+
 /// How chrony names a server that is synchronised to nothing and pretends to be.
 const LOCAL_REFERENCE: &str = "7F7F0101";
 
@@ -85,8 +88,8 @@ fn bound_ms(answer: &str) -> Result<u64, String> {
     if fields[0] == LOCAL_REFERENCE {
         return Err("the clock follows only itself (`local` in chrony.conf)".to_owned());
     }
-    if fields[13] == "Not synchronised" {
-        return Err("the clock is not synchronised".to_owned());
+    if !SYNCHRONISED.contains(&fields[13]) {
+        return Err(format!("the clock is not synchronised: `{}`", fields[13]));
     }
     let (offset, delay) = (seconds(4, "system time")?, seconds(10, "root delay")?);
     let bound = offset + seconds(11, "root dispersion")? + delay / 2.0;

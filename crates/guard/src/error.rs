@@ -104,6 +104,12 @@ pub enum GuardError {
         #[source]
         source: LeaseRefusal,
     },
+    /// Whoever asked has hung up before it was the request's turn. Nothing was changed.
+    #[error("fleet {fleet}: whoever asked for this has gone")]
+    AskerGone {
+        /// The fleet.
+        fleet: FleetName,
+    },
     /// Another request of the same kind is under way.
     #[error("fleet {fleet} is busy: {with}")]
     Busy {
@@ -270,7 +276,7 @@ impl GuardError {
                 LeaseRefusal::TooLate => RefusalCode::TooLate,
                 LeaseRefusal::WrongTime => RefusalCode::WrongTime,
             },
-            Self::Busy { .. } => RefusalCode::Busy,
+            Self::Busy { .. } | Self::AskerGone { .. } => RefusalCode::Busy,
             Self::OutOfBounds { .. } => RefusalCode::BadRequest,
             Self::NotStopped { .. } => RefusalCode::NotStopped,
             Self::ShuttingDown => RefusalCode::ShuttingDown,

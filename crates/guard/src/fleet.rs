@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use muster_model::{BootId, BootTime, FleetName};
 
+use crate::asker::{self, Asker};
 use crate::config::DRAIN_MS_MAX;
 use crate::error::GuardError;
 use crate::health::await_health;
@@ -95,6 +96,15 @@ impl Fleet {
         self.persist(Survives::PowerCut)
     }
 
+    /// What was left of an earlier guard could not be brought in line: a fence has latched, and is tried until it succeeds.
+    pub(crate) fn distrust(self: &Arc<Self>) -> Result<(), GuardError> {
+        let halted = self.ledger.halted_or_unknown();
+        self.change_lease(|lease, now| {
+            *lease = Lease::recovered(Found::Unreadable, &self.boot_id, halted, now)
+        });
+        self.ensure_warden()
+    }
+
     pub(crate) fn state(&self) -> Result<FleetState, GuardError> {
         let (hold, halted, flipped) = {
             let lease = self.lease();
@@ -138,7 +148,7 @@ impl Fleet {
     /// Waits for no disk: what a power cut takes back is what the next start would take away, as nothing may be served in
     /// another boot before it is opened there.
     pub(crate) fn open(&self, opened: Opened, going_down: &AtomicBool) -> Result<FleetState, GuardError> {
-        let _change = self.lock();
+        let _change = self.lock_for_asker()?;
         // Read under the lock that stopping the services takes as well: either they are stopped after this start, or
         // this start sees that they will be.
         if going_down.load(Ordering::SeqCst) {
@@ -342,6 +352,16 @@ impl Fleet {
 
     fn emit(&self, event: Event) {
         (self.events)(event);
+    }
+
+    /// Waits for its turn, on behalf of somebody who must still be there then. P1: an opening that an agent asked for
+    /// before it died must not follow what the next agent was told: that nothing is served, and so needs no deadline.
+    fn lock_for_asker(&self) -> Result<MutexGuard<'_, ()>, GuardError> {
+        let change = self.lock();
+        match asker::look() {
+            Asker::Waits => Ok(change),
+            Asker::Gone => Err(GuardError::AskerGone { fleet: self.name.clone() }),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {

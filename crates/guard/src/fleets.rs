@@ -97,7 +97,11 @@ impl Fleets {
         let mut fleets = BTreeMap::new();
         for config in &settings.fleets {
             let fleet = Arc::new(assemble(settings, config, &state, (&boot_id, clock), events)?);
-            fleet.recover()?;
+            // One fleet whose disk or process is broken must not keep the others' deadlines from being held.
+            if let Err(error) = fleet.recover() {
+                log!("fleet {}: {}; fenced until it can be stopped", config.name, error.chain());
+                fleet.distrust()?;
+            }
             fleets.insert(config.name.clone(), fleet);
         }
         Ok(Self { fleets, boot_id, going_down: AtomicBool::new(false), _state: state })

@@ -48,14 +48,18 @@ impl Ledger {
         match self.halt.read() {
             Err(error @ GuardError::Corrupt { .. }) => {
                 log!("{}; halted all the same", error.chain());
-                Ok(Some(Halt {
-                    id: HaltId(0),
-                    at_unix_ms: UnixTime(0),
-                    reason: "the record of the halt is unreadable".to_owned(),
-                }))
+                Ok(Some(unknown_halt("the record of the halt is unreadable")))
             }
             other => other,
         }
+    }
+
+    /// The same where the disk does not say: then the fleet is halted.
+    pub(crate) fn halted_or_unknown(&self) -> Option<Halt> {
+        self.halted().unwrap_or_else(|error| {
+            log!("{}; halted all the same", error.chain());
+            Some(unknown_halt("whether it was halted cannot be read"))
+        })
     }
 
     /// Writes what `current` says once it is this writer's turn, unless that is what was written last.
@@ -94,6 +98,10 @@ impl Ledger {
     pub(crate) fn resume(&self) -> Result<(), GuardError> {
         self.halt.remove().map(drop)
     }
+}
+
+fn unknown_halt(reason: &str) -> Halt {
+    Halt { id: HaltId(0), at_unix_ms: UnixTime(0), reason: reason.to_owned() }
 }
 
 #[cfg(test)]

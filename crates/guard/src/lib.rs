@@ -33,6 +33,7 @@ pub mod cli;
 pub mod lease;
 pub mod protocol;
 
+mod asker;
 mod cgroup;
 mod client;
 mod config;

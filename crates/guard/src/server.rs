@@ -14,6 +14,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::Guard;
+use crate::asker;
 use crate::config::Settings;
 use crate::error::{GuardError, RefusalCode};
 use crate::fleets::{Events, Fleets};
@@ -189,7 +190,7 @@ impl Desk {
                     self.watch(stream, id);
                     break;
                 }
-                Ok(request) => self.answer(&request),
+                Ok(request) => asker::on_behalf_of(stream, || self.answer(&request)),
                 Err((code, detail)) => Reply::Refused { code, detail },
             };
             if frame::write(stream, &ReplyFrame { id, reply }).is_err() {

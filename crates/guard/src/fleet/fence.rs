@@ -105,7 +105,7 @@ impl Fleet {
 
     /// Lifts the halt, durably before it has any effect; not if another one came since.
     pub(crate) fn resume(&self, id: HaltId) -> Result<FleetState, GuardError> {
-        let _change = self.lock();
+        let _change = self.lock_for_asker()?;
         // A halt that comes in between is in force already, and is recorded after this.
         let _halts = self.ledger.halts();
         self.ask_lease(|lease, _| lease.may_resume(id))?;

@@ -16,7 +16,7 @@ use crate::protocol::{Armed, FleetState, LeaseState, Opened};
 impl Fleet {
     /// Step 7. The deadline runs from before it is durable: a disk that hangs costs the service, not the promise.
     pub(crate) fn arm(self: &Arc<Self>, ask: Armed) -> Result<FleetState, GuardError> {
-        let _change = self.lock();
+        let _change = self.lock_for_asker()?;
         self.ensure_warden()?;
         // What is permitted counts, not what runs at this moment: a service that has ended may be about to be started again.
         let permitted = self.state()?.open;
@@ -43,7 +43,7 @@ impl Fleet {
 
     /// Step 14. All that can fail is done before: the release is there, and the link's successor is made.
     pub(crate) fn decide(&self, k: RolloutId, at: BootTime, to: Opened) -> Result<FleetState, GuardError> {
-        let _change = self.lock();
+        let _change = self.lock_for_asker()?;
         self.link.release(to.digest)?;
         if !matches!(self.lease().hold(), LeaseState::Decided(_)) {
             self.link.stage(to.digest)?;

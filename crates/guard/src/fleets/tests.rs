@@ -203,3 +203,43 @@ fn going_down_opens_nothing() {
 }
 
 mod deadlines;
+
+#[test]
+fn a_request_whose_asker_is_gone_opens_and_arms_nothing() {
+    let bench = Bench::new();
+    let guard = bench.guard();
+    let open = || guard.open(&bench.fleet, EPOCH, one());
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    drop(theirs);
+    let refused = crate::asker::on_behalf_of(&ours, open).unwrap_err();
+    assert!(matches!(refused, GuardError::AskerGone { .. }), "{refused}");
+    assert!(guard.status(&bench.fleet).unwrap().is_closed());
+    assert!(open().unwrap().serves(EPOCH, one()));
+    let deadline = crate::timer::boot_time().after(Duration::from_secs(60));
+    let ask = Armed { k: RolloutId(1), epoch: EPOCH, deadline_boot_ms: deadline, flip: None };
+    let refused = crate::asker::on_behalf_of(&ours, || guard.arm(&bench.fleet, ask)).unwrap_err();
+    assert!(matches!(refused, GuardError::AskerGone { .. }), "{refused}");
+    assert_eq!(guard.status(&bench.fleet).unwrap().lease, crate::LeaseState::Free);
+    // Whoever asked for it or not: closing takes the right to serve away.
+    assert!(crate::asker::on_behalf_of(&ours, || guard.close(&bench.fleet, None)).unwrap().is_closed());
+}
+
+#[test]
+fn a_fleet_that_cannot_be_recovered_is_fenced_and_keeps_no_guard_from_starting() {
+    let bench = Bench::new();
+    let guard = bench.guard();
+    guard.open(&bench.fleet, EPOCH, one()).unwrap();
+    drop(guard);
+    assert!(bench.path("current").exists());
+    let record = bench.path("lease.json");
+    let _ = fs::remove_file(&record);
+    fs::create_dir(&record).unwrap();
+    let guard = bench.guard();
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while bench.path("current").exists() {
+        assert!(std::time::Instant::now() < deadline, "what is not known to be permitted goes on");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let state = guard.status(&bench.fleet).unwrap();
+    assert_eq!(state.fenced().map(|fence| fence.cause), Some(crate::FenceCause::RecordLost));
+}
