@@ -68,9 +68,10 @@ impl Shared {
         let (release, challenge) = self.parse(check)?;
         manifests::obtain_for_tree(&self.trees, uplink.channel(), release).await;
         let trees = Arc::clone(&self.trees);
-        let measured =
-            in_lane(&self.lanes.checks, &self.trees.machine, &self.host, move || trees.measure(release))
-                .await?;
+        let measured = in_lane(&self.lanes.checks, &self.trees.machine, &self.host, move || {
+            trees.measure_to_attest(release)
+        })
+        .await?;
         let (reply, attestation) = oneshot::channel();
         let ending = || refusal::at(&self.host, Code::SessionLost, "the agent is ending");
         self.driver.send(Input::AttestCheck { challenge, measured, reply }).await.map_err(|_| ending())?;

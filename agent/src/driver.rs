@@ -390,7 +390,11 @@ impl FleetDriver {
             return self.join().await;
         }
         let could_serve = self.host.record().may_serve().is_some_and(|serving| serving.release.is_some());
-        if is_known && was_lost && (could_serve || self.drill == Drilled::No) {
+        if self.session != Session::AskingGuard
+            && is_known
+            && was_lost
+            && (could_serve || self.drill == Drilled::No)
+        {
             // The coordinator was told what may no longer be so, and an admission may have met a guard that was gone; or
             // no fence could be tried, without which the host takes part in no flip. A new session tells what is served
             // now, brings a new admission, and begins with the drill.
@@ -497,6 +501,10 @@ impl FleetDriver {
     }
 
     fn ask(&mut self, ask: Ask) {
+        if ask.is_beside() {
+            tokio::spawn(post_answer(self.guard.ask_beside(ask), self.post.clone()));
+            return;
+        }
         match self.guard.push(ask) {
             Queued::Taken => self.start_asking(),
             Queued::Full => {

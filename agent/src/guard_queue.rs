@@ -79,6 +79,11 @@ pub(crate) enum Ask {
 }
 
 impl Ask {
+    /// Whether it is asked beside the others, not after them.
+    pub(crate) const fn is_beside(self) -> bool {
+        matches!(self, Self::Halt | Self::Drill)
+    }
+
     /// An opening that ends a halt of which the guard had not told ends the one that was `asked` for last.
     const fn lifting(self, asked: Option<HaltId>) -> Self {
         if let Self::Open { opened, resume: Resume::Yes(None) } = self {
@@ -161,10 +166,20 @@ impl GuardQueue {
         Some(tokio::spawn(carry_out(self.machine.clone(), Arc::clone(&self.guard), self.fleet.clone(), ask)))
     }
 
+    /// Asks at once, whatever else is under way and waits. Its answer goes to [`Self::finished`] as well.
+    ///
+    /// For a halt, which the guard carries out at once and which cuts short whatever is being opened; and for a drill, which
+    /// may take a while on a slow machine and has nothing to do with what is served.
+    pub(crate) fn ask_beside(&self, ask: Ask) -> JoinHandle<Answer> {
+        tokio::spawn(carry_out(self.machine.clone(), Arc::clone(&self.guard), self.fleet.clone(), ask))
+    }
+
     /// Takes note of an answer, and tells since when what was opened is open: opening what is open has no second
     /// effect.
     pub(crate) fn finished(&mut self, answer: &Answer) -> BootTime {
-        self.running = false;
+        if !answer.ask.is_beside() {
+            self.running = false;
+        }
         if let (Ask::Halt, Ok(FleetState { halted: Some(halt), .. })) = (&answer.ask, &answer.outcome) {
             self.asked_halt = Some(halt.id);
         }

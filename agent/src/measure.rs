@@ -67,6 +67,12 @@ pub(crate) enum BrokenSeal {
 }
 
 impl Trees {
+    /// The same, with what else is attested.
+    pub(crate) fn measure_to_attest(&self, release: Digest) -> Result<Measured, Refusal> {
+        let measured = self.measure(release)?;
+        Ok(Measured { clock_error_ms: self.clock_error.bound_ms(), ..measured })
+    }
+
     /// Measures a release's tree in full.
     pub(crate) fn measure(&self, release: Digest) -> Result<Measured, Refusal> {
         let manifest = self.manifest(release)?;
@@ -189,7 +195,7 @@ impl Trees {
                 bytes: measurement.bytes,
                 uniform: measurement.uniform,
             },
-            clock_error_ms: self.clock_error.bound_ms(),
+            clock_error_ms: None,
             at: self.machine.unix_time(),
             elapsed_ms: u64::try_from(self.machine.boot_time().since(begun).as_millis()).unwrap_or(u64::MAX),
         })
