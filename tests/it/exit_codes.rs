@@ -222,7 +222,7 @@ fn codes_of_rosters() {
     let path = draft.to_str().unwrap();
     fleet.json(&["roster", "draft", "--fleet", "demo", "--out", path]).expect_code(0);
     let text = fs::read_to_string(&draft).unwrap();
-    for kept in ["boot_gate = \"optional\"", "clock = \"any\"", "lease_ms = 2000", "wait_ms = 3100"] {
+    for kept in ["boot_gate = \"optional\"", "clock = \"any\"", "lease_ms = 2000", "wait_ms = 4900"] {
         assert!(text.contains(kept), "the draft does not keep `{kept}`: {text}");
     }
     // 15: an empty roster proves nothing.
