@@ -32,12 +32,14 @@ pub(super) enum Drilled {
 /// When the next drill is due.
 pub(super) struct Drills {
     due: Option<Instant>,
+    /// The shortest wait, which the others are added to.
+    first: Duration,
     waits: Backoff,
 }
 
 impl Drills {
     pub(super) const fn new(first: Duration) -> Self {
-        Self { due: None, waits: Backoff::new(first, AGAIN_MAX) }
+        Self { due: None, first, waits: Backoff::new(first, AGAIN_MAX) }
     }
 
     pub(super) const fn due(&self) -> Option<Instant> {
@@ -96,7 +98,7 @@ impl FleetDriver {
 
     fn plan_drill(&mut self) -> Result<(), AgentError> {
         let random = self.tools.machine.random_u64().map_err(|source| AgentError::Random { source })?;
-        self.drills.due = Some(Instant::now() + self.drills.waits.next(random));
+        self.drills.due = Some(Instant::now() + self.drills.first + self.drills.waits.next(random));
         Ok(())
     }
 }
