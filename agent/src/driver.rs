@@ -501,10 +501,6 @@ impl FleetDriver {
     }
 
     fn ask(&mut self, ask: Ask) {
-        if ask.is_beside() {
-            tokio::spawn(post_answer(self.guard.ask_beside(ask), self.post.clone()));
-            return;
-        }
         match self.guard.push(ask) {
             Queued::Taken => self.start_asking(),
             Queued::Full => {
@@ -515,7 +511,7 @@ impl FleetDriver {
     }
 
     fn start_asking(&mut self) {
-        if let Some(asking) = self.guard.start() {
+        while let Some(asking) = self.guard.start() {
             let post = self.post.clone();
             tokio::spawn(post_answer(asking, post));
         }

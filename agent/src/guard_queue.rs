@@ -79,11 +79,6 @@ pub(crate) enum Ask {
 }
 
 impl Ask {
-    /// Whether it is asked beside the others, not after them.
-    pub(crate) const fn is_beside(self) -> bool {
-        matches!(self, Self::Halt | Self::Drill)
-    }
-
     /// An opening that ends a halt of which the guard had not told ends the one that was `asked` for last.
     const fn lifting(self, asked: Option<HaltId>) -> Self {
         if let Self::Open { opened, resume: Resume::Yes(None) } = self {
@@ -104,6 +99,7 @@ const HALT_REASON: &str = "the fleet was halted through its coordinator";
 pub(crate) struct Answer {
     /// What was asked.
     pub(crate) ask: Ask,
+    lane: Lane,
     /// The fleet's state afterwards.
     pub(crate) outcome: Result<FleetState, GuardError>,
     /// What a drill has measured.
@@ -112,13 +108,28 @@ pub(crate) struct Answer {
     pub(crate) at: BootTime,
 }
 
-/// What waits for the guard of one fleet. At most one question is under way; the rest waits here.
+/// Where a question is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    /// After those before it.
+    Queue,
+    /// At once.
+    Beside,
+}
+
+/// What waits for the guard of one fleet. At most one question is under way; the rest waits here. Beside it there may be one
+/// halt, which the guard carries out at once and which cuts short whatever is being opened; and one drill, which may take a
+/// while on a slow machine and has nothing to do with what is served.
 pub(crate) struct GuardQueue {
     machine: Machine,
     guard: Arc<dyn Guard>,
     fleet: FleetName,
     waiting: VecDeque<Ask>,
     running: bool,
+    /// To be asked at once.
+    urgent: Vec<Ask>,
+    /// What is under way beside the queue.
+    beside: Vec<Ask>,
     /// What is open, and since when.
     open: Option<(Opened, BootTime)>,
     /// The halt that was asked for last.
@@ -136,7 +147,17 @@ pub(crate) enum Queued {
 
 impl GuardQueue {
     pub(crate) const fn new(machine: Machine, guard: Arc<dyn Guard>, fleet: FleetName) -> Self {
-        Self { machine, guard, fleet, waiting: VecDeque::new(), running: false, open: None, asked_halt: None }
+        Self {
+            machine,
+            guard,
+            fleet,
+            waiting: VecDeque::new(),
+            running: false,
+            urgent: Vec::new(),
+            beside: Vec::new(),
+            open: None,
+            asked_halt: None,
+        }
     }
 
     /// Puts a question at the end. One that repeats the last one waiting is answered together with it.
@@ -144,6 +165,17 @@ impl GuardQueue {
     /// A closing is never turned away: between two of them there is another question, and of these the number is
     /// bounded.
     pub(crate) fn push(&mut self, ask: Ask) -> Queued {
+        if matches!(ask, Ask::Halt | Ask::Drill) {
+            let is_asked = self.urgent.contains(&ask) || self.beside.contains(&ask);
+            if !is_asked {
+                self.urgent.push(ask);
+                return Queued::Taken;
+            }
+            // A halt that is under way may have come too early for another one, which takes its turn.
+            if ask == Ask::Drill {
+                return Queued::Taken;
+            }
+        }
         if self.waiting.back() == Some(&ask) {
             return Queued::Taken;
         }
@@ -155,35 +187,36 @@ impl GuardQueue {
         Queued::Taken
     }
 
-    /// Starts on the next question, if there is one and nothing is under way. Every start is followed by one call of
+    /// Starts on the next question, if there is one that need not wait. Every start is followed by one call of
     /// [`Self::finished`] with its answer.
     pub(crate) fn start(&mut self) -> Option<JoinHandle<Answer>> {
-        if self.running {
+        let (ask, lane) = if let Some(ask) = self.urgent.pop() {
+            self.beside.push(ask);
+            (ask, Lane::Beside)
+        } else if self.running {
             return None;
-        }
-        let ask = self.waiting.pop_front()?.lifting(self.asked_halt);
-        self.running = true;
-        Some(tokio::spawn(carry_out(self.machine.clone(), Arc::clone(&self.guard), self.fleet.clone(), ask)))
-    }
-
-    /// Asks at once, whatever else is under way and waits. Its answer goes to [`Self::finished`] as well.
-    ///
-    /// For a halt, which the guard carries out at once and which cuts short whatever is being opened; and for a drill, which
-    /// may take a while on a slow machine and has nothing to do with what is served.
-    pub(crate) fn ask_beside(&self, ask: Ask) -> JoinHandle<Answer> {
-        tokio::spawn(carry_out(self.machine.clone(), Arc::clone(&self.guard), self.fleet.clone(), ask))
+        } else {
+            let ask = self.waiting.pop_front()?.lifting(self.asked_halt);
+            self.running = true;
+            (ask, Lane::Queue)
+        };
+        let (machine, guard, fleet) = (self.machine.clone(), Arc::clone(&self.guard), self.fleet.clone());
+        Some(tokio::spawn(carry_out(machine, guard, fleet, ask, lane)))
     }
 
     /// Takes note of an answer, and tells since when what was opened is open: opening what is open has no second
     /// effect.
     pub(crate) fn finished(&mut self, answer: &Answer) -> BootTime {
-        if !answer.ask.is_beside() {
-            self.running = false;
+        match answer.lane {
+            Lane::Queue => self.running = false,
+            Lane::Beside => self.beside.retain(|ask| *ask != answer.ask),
         }
         if let (Ask::Halt, Ok(FleetState { halted: Some(halt), .. })) = (&answer.ask, &answer.outcome) {
             self.asked_halt = Some(halt.id);
         }
         let opened = match (&answer.ask, &answer.outcome) {
+            // What it saw may be older than what the queue was answered since.
+            (Ask::Drill, _) => return answer.at,
             (Ask::Open { opened, .. }, Ok(_)) => Some(*opened),
             (Ask::Open { .. }, Err(_)) | (Ask::Close { .. } | Ask::Shut | Ask::Halt, _) => None,
             (_, Ok(state)) => state.open.filter(|open| state.serves(open.epoch, open.digest)),
@@ -275,7 +308,13 @@ pub(crate) fn why_dark(state: &FleetState, host: &HostName) -> Option<Refusal> {
     Some(refusal::at(host, Code::StartFailed, detail))
 }
 
-async fn carry_out(machine: Machine, guard: Arc<dyn Guard>, fleet: FleetName, ask: Ask) -> Answer {
+async fn carry_out(
+    machine: Machine,
+    guard: Arc<dyn Guard>,
+    fleet: FleetName,
+    ask: Ask,
+    lane: Lane,
+) -> Answer {
     if let Ask::Close { attempt, .. } = ask
         && attempt > 0
     {
@@ -287,10 +326,10 @@ async fn carry_out(machine: Machine, guard: Arc<dyn Guard>, fleet: FleetName, as
         (outcome, drill, clock.boot_time())
     });
     match asked.await {
-        Ok((outcome, drill, at)) => Answer { ask, outcome, drill, at },
+        Ok((outcome, drill, at)) => Answer { ask, lane, outcome, drill, at },
         Err(error) => {
             let outcome = Err(GuardError::Protocol { detail: format!("the guard's client failed: {error}") });
-            Answer { ask, outcome, drill: None, at: machine.boot_time() }
+            Answer { ask, lane, outcome, drill: None, at: machine.boot_time() }
         }
     }
 }
@@ -491,8 +530,9 @@ mod tests {
         let mut queue = GuardQueue::new(Machine::real(), Arc::new(Never), FleetName::new("smars").unwrap());
         let open = Opened { epoch: EPOCH, digest: digest() };
         let good = || Ok(state(Some(open), LinkState::Release(digest()), None));
-        let mut answer =
-            |ask, outcome, at| queue.finished(&Answer { ask, outcome, drill: None, at: BootTime(at) });
+        let mut answer = |ask, outcome, at| {
+            queue.finished(&Answer { ask, lane: Lane::Queue, outcome, drill: None, at: BootTime(at) })
+        };
         let none = || Ok(state(None, LinkState::Absent, None));
         assert_eq!(answer(Ask::Open { opened: open, resume: Resume::No }, good(), 5), BootTime(5));
         assert_eq!(answer(Ask::Status, good(), 7), BootTime(5));

@@ -14,7 +14,7 @@ use muster_trust::{KeyAlgorithm, SigningKey, assemble_evidence, sign, verify_att
 
 use crate::Parts;
 use scripted::{Session, World, code, fleet, write};
-use tired::Tired;
+use tired::{First, Tired};
 
 fn nonce_root(nonce: &[u8]) -> MerkleTree {
     MerkleTree::new([nonce])
@@ -54,17 +54,37 @@ fn documents(world: &World, k: u64, from: Option<Digest>, to: &Manifest, attesta
     }
 }
 
+/// Step 7: the host verifies and arms.
+async fn arm(session: &mut Session, k: u64, documents: Documents) {
+    session.say(convert::to_agent(ToHost::Prepare { k: RolloutId(k), epoch: Epoch(k), documents })).await;
+    assert_eq!(session.hear().await, FromAgent::Prepared(v1::Prepared { k }));
+    session.say(ToAgent::Arm(v1::Arm { k, instant_unix_ms: None })).await;
+    assert_eq!(session.hear().await, FromAgent::Armed(v1::Armed { k }));
+}
+
+/// Deploys the first release, and has the host arm for it.
+async fn first_armed(world: &World, session: &mut Session) -> Manifest {
+    let one = world.release(&[("a", b"one")]);
+    session.deploy(world.deploy(1, &one, &world.keys.release)).await;
+    let envelope = attested(session, 1, one.digest()).await;
+    arm(session, 1, documents(world, 1, None, &one, &envelope)).await;
+    one
+}
+
+/// Closes for the first release, and answers with what opens it.
+async fn first_closed(session: &mut Session, one: &Manifest) -> v1::Open {
+    session.say(ToAgent::Close(v1::Close { k: 1 })).await;
+    let FromAgent::Closed(closed) = session.hear().await else { panic!("not closed") };
+    let release = one.digest().as_bytes().to_vec();
+    v1::Open { k: 1, epoch: 1, release, secrets: revealed(&closed.secret) }
+}
+
 /// A whole flip of the one host.
 async fn flip(world: &World, session: &mut Session, k: u64, from: Option<Digest>, to: &Manifest) {
     let envelope = attested(session, k, to.digest()).await;
     let attestation = verify_attestation(&envelope, &world.roster().0).unwrap();
     assert!(attestation.document().matches());
-    let epoch = Epoch(k);
-    let documents = documents(world, k, from, to, &envelope);
-    session.say(convert::to_agent(ToHost::Prepare { k: RolloutId(k), epoch, documents })).await;
-    assert_eq!(session.hear().await, FromAgent::Prepared(v1::Prepared { k }));
-    session.say(ToAgent::Arm(v1::Arm { k, instant_unix_ms: None })).await;
-    assert_eq!(session.hear().await, FromAgent::Armed(v1::Armed { k }));
+    arm(session, k, documents(world, k, from, to, &envelope)).await;
     session.say(ToAgent::Close(v1::Close { k })).await;
     let FromAgent::Closed(closed) = session.hear().await else { panic!("not closed") };
     assert_eq!(world.current(), None, "nothing is served between");
@@ -110,7 +130,7 @@ async fn a_fence_that_was_slow_once_is_tried_again_and_told_anew() {
     const SLOW_MS: u64 = 60_000;
     let mut world = World::new().await;
     let parts = world.parts();
-    let guard = Arc::new(Tired::new(Arc::clone(&parts.guard), SLOW_MS));
+    let guard = Arc::new(Tired::new(Arc::clone(&parts.guard), SLOW_MS, First::Fenced));
     let agent = World::start_with(Parts { guard, drill_again: Duration::from_millis(200), ..parts });
     let (_first, _) = world.joined(1).await;
     // Nobody has to start anything: the agent ends the session that rests on the slow one.
@@ -127,22 +147,11 @@ async fn a_fence_that_was_slow_once_is_tried_again_and_told_anew() {
 async fn an_opening_that_came_while_a_fence_was_not_complete_is_asked_for_again() {
     let mut world = World::new().await;
     let parts = world.parts();
-    let guard = Arc::new(Tired::new(Arc::clone(&parts.guard), 1));
+    let guard = Arc::new(Tired::new(Arc::clone(&parts.guard), 1, First::Fenced));
     let agent = World::start_with(Parts { guard, ..parts });
     let (mut session, _) = world.joined(1).await;
-    let one = world.release(&[("a", b"one")]);
-    session.deploy(world.deploy(1, &one, &world.keys.release)).await;
-    let envelope = attested(&mut session, 1, one.digest()).await;
-    let documents = documents(&world, 1, None, &one, &envelope);
-    let prepare = ToHost::Prepare { k: RolloutId(1), epoch: Epoch(1), documents };
-    session.say(convert::to_agent(prepare)).await;
-    assert_eq!(session.hear().await, FromAgent::Prepared(v1::Prepared { k: 1 }));
-    session.say(ToAgent::Arm(v1::Arm { k: 1, instant_unix_ms: None })).await;
-    assert_eq!(session.hear().await, FromAgent::Armed(v1::Armed { k: 1 }));
-    session.say(ToAgent::Close(v1::Close { k: 1 })).await;
-    let FromAgent::Closed(closed) = session.hear().await else { panic!("not closed") };
-    let release = one.digest().as_bytes().to_vec();
-    let open = v1::Open { k: 1, epoch: 1, release, secrets: revealed(&closed.secret) };
+    let one = first_armed(&world, &mut session).await;
+    let open = first_closed(&mut session, &one).await;
     session.say(ToAgent::Open(open.clone())).await;
     let FromAgent::Dark(dark) = session.hear().await else { panic!("not dark") };
     assert_eq!(code(&dark.refusal), "lease-expired");
@@ -155,34 +164,39 @@ async fn an_opening_that_came_while_a_fence_was_not_complete_is_asked_for_again(
 }
 
 #[tokio::test]
+async fn a_halt_does_not_wait_for_an_opening_that_takes_its_time() {
+    let mut world = World::new().await;
+    let parts = world.parts();
+    let guard = Arc::new(Tired::new(Arc::clone(&parts.guard), 1, First::Endless));
+    let agent = World::start_with(Parts { guard, ..parts });
+    let (mut session, _) = world.joined(1).await;
+    let one = first_armed(&world, &mut session).await;
+    let open = first_closed(&mut session, &one).await;
+    session.say(ToAgent::Open(open)).await;
+    session.say(ToAgent::Halt(v1::Halt { k: 1 })).await;
+    let FromAgent::Dark(dark) = session.hear().await else { panic!("not dark") };
+    assert_eq!(code(&dark.refusal), "halted");
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn an_agent_that_ends_while_armed_is_still_armed_afterwards() {
     let mut world = World::new().await;
     let agent = world.start();
     let (mut session, _) = world.joined(1).await;
-    let one = world.release(&[("a", b"one")]);
-    session.deploy(world.deploy(1, &one, &world.keys.release)).await;
-    let envelope = attested(&mut session, 1, one.digest()).await;
-    let documents = documents(&world, 1, None, &one, &envelope);
-    let prepare = ToHost::Prepare { k: RolloutId(1), epoch: Epoch(1), documents };
-    session.say(convert::to_agent(prepare)).await;
-    assert_eq!(session.hear().await, FromAgent::Prepared(v1::Prepared { k: 1 }));
-    session.say(ToAgent::Arm(v1::Arm { k: 1, instant_unix_ms: None })).await;
-    assert_eq!(session.hear().await, FromAgent::Armed(v1::Armed { k: 1 }));
+    let one = first_armed(&world, &mut session).await;
     agent.stop().await;
 
     let agent = world.start();
     let (mut session, join) = world.joined(2).await;
     let mode = convert::mode_from_wire(&join.mode.unwrap()).unwrap();
     assert_eq!((mode, join.last_k), (HostMode::Armed(RolloutId(1), Epoch(0)), 1));
-    session.say(ToAgent::Close(v1::Close { k: 1 })).await;
-    let FromAgent::Closed(closed) = session.hear().await else { panic!("not closed") };
+    let open = first_closed(&mut session, &one).await;
     // Without its secret it stays closed.
-    let release = one.digest().as_bytes().to_vec();
-    let open = v1::Open { k: 1, epoch: 1, release, secrets: revealed(&[0; 32]) };
-    session.say(ToAgent::Open(open.clone())).await;
+    session.say(ToAgent::Open(v1::Open { secrets: revealed(&[0; 32]), ..open.clone() })).await;
     let FromAgent::Refused(refused) = session.hear().await else { panic!("not refused") };
     assert_eq!(code(&refused.refusal), "closing-unproven");
-    session.say(ToAgent::Open(v1::Open { secrets: revealed(&closed.secret), ..open })).await;
+    session.say(ToAgent::Open(open)).await;
     assert!(matches!(session.hear().await, FromAgent::Serving(_)));
     agent.stop().await;
 }

@@ -1,7 +1,7 @@
-//! A guard whose machine has much else to do: at first it takes long to fence, and does not open.
+//! A guard whose machine has much else to do.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use muster_guard::{Armed, Drill, FleetState, Guard, GuardError, LeaseRefusal, Opened};
@@ -10,18 +10,29 @@ use muster_model::{BootTime, Digest, Epoch, FleetName, HaltId, RolloutId};
 /// What later drills find.
 const RESTED_MS: u64 = 3;
 
-/// The first drill finds `first_ms`, and the first opening finds a fence that is not complete; in all else it is the guard
-/// that it has.
+/// What comes of the first opening.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum First {
+    /// A fence is not complete.
+    Fenced,
+    /// A health check that only a halt cuts short.
+    Endless,
+}
+
+/// The first drill finds `first_ms`, and the first opening is as it says; in all else it is the guard that it has.
 pub(crate) struct Tired {
     guard: Arc<dyn Guard>,
     first_ms: u64,
+    first: First,
     has_tried: AtomicBool,
-    has_refused: AtomicBool,
+    has_opened: AtomicBool,
+    is_halted: (Mutex<bool>, Condvar),
 }
 
 impl Tired {
-    pub(crate) fn new(guard: Arc<dyn Guard>, first_ms: u64) -> Self {
-        Self { guard, first_ms, has_tried: AtomicBool::new(false), has_refused: AtomicBool::new(false) }
+    pub(crate) fn new(guard: Arc<dyn Guard>, first_ms: u64, first: First) -> Self {
+        let (has_tried, has_opened) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { guard, first_ms, first, has_tried, has_opened, is_halted: (Mutex::new(false), Condvar::new()) }
     }
 }
 
@@ -42,8 +53,16 @@ impl Guard for Tired {
     }
 
     fn open(&self, fleet: &FleetName, epoch: Epoch, digest: Digest) -> Result<FleetState, GuardError> {
-        if !self.has_refused.swap(true, Ordering::Relaxed) {
-            return Err(GuardError::Lease { fleet: fleet.clone(), source: LeaseRefusal::Fenced });
+        if !self.has_opened.swap(true, Ordering::Relaxed) {
+            let source = match self.first {
+                First::Fenced => LeaseRefusal::Fenced,
+                First::Endless => {
+                    let (halted, changed) = &self.is_halted;
+                    drop(changed.wait_while(halted.lock().unwrap(), |halted| !*halted).unwrap());
+                    LeaseRefusal::Halted
+                }
+            };
+            return Err(GuardError::Lease { fleet: fleet.clone(), source });
         }
         self.guard.open(fleet, epoch, digest)
     }
@@ -79,7 +98,10 @@ impl Guard for Tired {
     }
 
     fn halt(&self, fleet: &FleetName, reason: &str) -> Result<FleetState, GuardError> {
-        self.guard.halt(fleet, reason)
+        let halted = self.guard.halt(fleet, reason);
+        *self.is_halted.0.lock().unwrap() = true;
+        self.is_halted.1.notify_all();
+        halted
     }
 
     fn resume(&self, fleet: &FleetName, halt: HaltId) -> Result<FleetState, GuardError> {

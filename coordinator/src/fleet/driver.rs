@@ -345,7 +345,12 @@ impl Driver {
 
     /// Puts the receipt of a completed flip together. A flip without one is still a flip; what is missing is owed.
     async fn receipt(&mut self, k: RolloutId, epoch: Epoch) -> Option<Entry> {
-        let opening = self.fleet.record().completed.as_ref().filter(|opening| opening.k == k)?.clone();
+        let completed = self.fleet.record().completed.as_ref().filter(|opening| opening.k == k);
+        let Some(opening) = completed.cloned() else {
+            let fleet = &self.handle.name;
+            tracing::error!(%fleet, %k, "its receipt was not made before another flip followed, and cannot be any more");
+            return None;
+        };
         let (documents, root) = (self.place.documents.clone(), Arc::clone(&self.place.root));
         let fleet = self.handle.name.clone();
         let made = move || receipt::assemble(&documents, &root, &opening);

@@ -93,7 +93,11 @@ impl Fleet {
         if self.lease().due().is_some() {
             self.ensure_warden()?;
         }
-        self.persist(Survives::PowerCut)
+        if let Err(error) = self.persist(Survives::PowerCut) {
+            // The next start draws the same conclusions from the record that is there; a full disk stops no service.
+            log!("fleet {}: {}", self.name, error.chain());
+        }
+        Ok(())
     }
 
     /// What was left of an earlier guard could not be brought in line: a fence has latched, and is tried until it succeeds.

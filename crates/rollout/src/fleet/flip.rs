@@ -340,17 +340,8 @@ impl Fleet {
         }
         host.serves(Some(epoch));
         let boot = host.session.as_ref().map(|session| session.boot_id.clone());
-        let opened = match &mut self.progress {
-            Progress::Opening(opened) => Some(opened),
-            Progress::None
-            | Progress::Gathering(_)
-            | Progress::Attesting(_)
-            | Progress::Preparing(_)
-            | Progress::Probing(_)
-            | Progress::Arming(_)
-            | Progress::Closing(_)
-            | Progress::Switching(_) => self.set_aside.as_mut(),
-        };
+        let opened =
+            if let Progress::Opening(it) = &mut self.progress { Some(it) } else { self.set_aside.as_mut() };
         if let Some(figures) = opened.and_then(|opened| opened.figures.as_mut()) {
             figures.opened(boot, at, now);
         }

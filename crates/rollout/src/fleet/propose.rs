@@ -36,17 +36,8 @@ impl Fleet {
         self.record.phase = Phase::Preparing(rollout);
         let gathering =
             Gathering { nonces: vec![None; self.hosts.len()], deadline: now.after(self.limits.attest) };
-        self.set_aside = match std::mem::replace(&mut self.progress, Progress::Gathering(gathering)) {
-            Progress::Opening(opened) => Some(opened),
-            Progress::None
-            | Progress::Gathering(_)
-            | Progress::Attesting(_)
-            | Progress::Preparing(_)
-            | Progress::Probing(_)
-            | Progress::Arming(_)
-            | Progress::Closing(_)
-            | Progress::Switching(_) => None,
-        };
+        let before = std::mem::replace(&mut self.progress, Progress::Gathering(gathering));
+        self.set_aside = if let Progress::Opening(opened) = before { Some(opened) } else { None };
         Ok(self.step(out))
     }
 

@@ -1,7 +1,6 @@
 //! Deadlines, fences, flips and halts of link fleets, on the real clock.
 
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Instant;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
@@ -9,9 +8,6 @@ use super::*;
 use crate::lease::LeaseRefusal;
 use crate::protocol::{Fence, FenceCause, FlipTime, KillScope, LeaseState};
 use crate::timer::boot_time;
-
-/// Longer than anything takes that works, on a machine that does much else.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 const K: RolloutId = RolloutId(7);
 
@@ -85,16 +81,6 @@ fn armed(deadline: BootTime) -> Armed {
 fn refusal<T: std::fmt::Debug>(result: Result<T, GuardError>) -> LeaseRefusal {
     let GuardError::Lease { source, .. } = result.unwrap_err() else { panic!("another error") };
     source
-}
-
-/// Waits for what must become true.
-#[track_caller]
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < end, "waited in vain: {what}");
-        thread::park_timeout(Duration::from_millis(1));
-    }
 }
 
 #[test]
