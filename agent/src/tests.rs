@@ -168,11 +168,12 @@ async fn a_halt_does_not_wait_for_an_opening_that_takes_its_time() {
     let mut world = World::new().await;
     let parts = world.parts();
     let guard = Arc::new(Tired::new(Arc::clone(&parts.guard), 1, First::Endless));
-    let agent = World::start_with(Parts { guard, ..parts });
+    let agent = World::start_with(Parts { guard: Arc::clone(&guard) as _, ..parts });
     let (mut session, _) = world.joined(1).await;
     let one = first_armed(&world, &mut session).await;
     let open = first_closed(&mut session, &one).await;
     session.say(ToAgent::Open(open)).await;
+    guard.begun.notified().await;
     session.say(ToAgent::Halt(v1::Halt { k: 1 })).await;
     let FromAgent::Dark(dark) = session.hear().await else { panic!("not dark") };
     assert_eq!(code(&dark.refusal), "halted");

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use muster_guard::{Armed, Drill, FleetState, Guard, GuardError, LeaseRefusal, Opened};
 use muster_model::{BootTime, Digest, Epoch, FleetName, HaltId, RolloutId};
+use tokio::sync::Notify;
 
 /// What later drills find.
 const RESTED_MS: u64 = 3;
@@ -27,12 +28,15 @@ pub(crate) struct Tired {
     has_tried: AtomicBool,
     has_opened: AtomicBool,
     is_halted: (Mutex<bool>, Condvar),
+    /// An endless opening has begun.
+    pub(crate) begun: Notify,
 }
 
 impl Tired {
     pub(crate) fn new(guard: Arc<dyn Guard>, first_ms: u64, first: First) -> Self {
         let (has_tried, has_opened) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { guard, first_ms, first, has_tried, has_opened, is_halted: (Mutex::new(false), Condvar::new()) }
+        let is_halted = (Mutex::new(false), Condvar::new());
+        Self { guard, first_ms, first, has_tried, has_opened, is_halted, begun: Notify::new() }
     }
 }
 
@@ -57,6 +61,7 @@ impl Guard for Tired {
             let source = match self.first {
                 First::Fenced => LeaseRefusal::Fenced,
                 First::Endless => {
+                    self.begun.notify_one();
                     let (halted, changed) = &self.is_halted;
                     drop(changed.wait_while(halted.lock().unwrap(), |halted| !*halted).unwrap());
                     LeaseRefusal::Halted
