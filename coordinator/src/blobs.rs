@@ -108,17 +108,10 @@ impl v1::blobs_server::Blobs for Blobs {
         let (chunks, receiver) = mpsc::channel::<Vec<u8>>(CHUNKS_AHEAD);
         // On a thread whatever the machine is: it waits for the sender.
         let writing = tokio::task::spawn_blocking(move || write_blob(&blobs, name, header.size, receiver));
-        while let Some(part) = next_upload(&mut parts, idle).await? {
-            let Some(Part::Chunk(chunk)) = part.part else {
-                return Err(Status::invalid_argument("a header comes first and once"));
-            };
-            if chunks.send(chunk).await.is_err() {
-                // The writer has failed, and says why below.
-                break;
-            }
-        }
-        drop(chunks);
+        let taken = take_chunks(&mut parts, idle, chunks).await;
+        // Whatever was wrong with them: nothing is left of an upload once it is answered.
         let written = writing.await.map_err(|error| failed("cannot write a blob", &error))?;
+        taken?;
         written.map_err(|error| {
             tracing::error!(%name, error = %chain(&error), "a blob was not kept");
             blob_refused(&error)
@@ -152,6 +145,24 @@ impl v1::blobs_server::Blobs for Blobs {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
+}
+
+/// Hands the chunks of an upload to whoever writes them.
+async fn take_chunks(
+    parts: &mut Streaming<v1::UploadRequest>,
+    idle: Duration,
+    chunks: mpsc::Sender<Vec<u8>>,
+) -> Result<(), Status> {
+    while let Some(part) = next_upload(parts, idle).await? {
+        let Some(Part::Chunk(chunk)) = part.part else {
+            return Err(Status::invalid_argument("a header comes first and once"));
+        };
+        if chunks.send(chunk).await.is_err() {
+            // The writer has failed, and says why.
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// The next part of an upload, within bounds of time: whoever is silent gives its place to others.
