@@ -48,6 +48,8 @@ pub(super) struct Opened {
     figures: Option<Figures>,
     reported: Reported,
     rolled_back: RolledBack,
+    /// Until then a host whose connection was lost may come back, before the rollout is told to have ended without it.
+    patience: Option<BootTime>,
 }
 
 /// Whether those who watch were told how the rollout ended.
@@ -108,7 +110,16 @@ impl Switching {
 impl Opened {
     /// The state of a leader that did not see the rollout being closed.
     pub(super) const fn resumed() -> Self {
-        Self { figures: None, reported: Reported::No, rolled_back: RolledBack::No }
+        Self::new(None)
+    }
+
+    const fn new(figures: Option<Figures>) -> Self {
+        Self { figures, reported: Reported::No, rolled_back: RolledBack::No, patience: None }
+    }
+
+    /// How long it waits for hosts that may come back.
+    pub(super) const fn patience(&self) -> Option<BootTime> {
+        self.patience
     }
 
     /// A later rollout was given up, for these reasons. If it was the rollback, that is how the rollback ended.
@@ -484,11 +495,7 @@ impl Fleet {
         self.record.phase = Phase::Opened(opening);
         out.record_changed = true;
         self.no_leases();
-        self.progress = Progress::Opening(Opened {
-            figures: Some(figures),
-            reported: Reported::No,
-            rolled_back: RolledBack::No,
-        });
+        self.progress = Progress::Opening(Opened::new(Some(figures)));
         self.set_aside = None;
         reached(k, Stage::Opened, None, self.hosts.len(), out);
     }
@@ -503,6 +510,24 @@ impl Fleet {
         }
     }
 
+    /// A host's connection was lost while the fleet opens: it may be back soon.
+    pub(super) fn lost_while_completing(&mut self, index: usize, now: BootTime, out: &mut Out) {
+        let Some(k) = self.completing() else { return };
+        let blockers = vec![gate::missing(&self.hosts[index].name)];
+        out.effects.push(Effect::Report(Report::Trouble { k, blockers }));
+        if let Progress::Opening(opened) = &mut self.progress {
+            opened.patience.get_or_insert(now.after(self.roster.policy().timing.wait()));
+        }
+    }
+
+    /// Whoever is away now is not waited for any longer.
+    pub(super) fn patience_over(&mut self, out: &mut Out) {
+        if let Progress::Opening(opened) = &mut self.progress {
+            opened.patience = None;
+            self.report_if_all_answered(out);
+        }
+    }
+
     /// Once every host has either measured what it serves or said why it cannot, there is nothing left to wait for.
     fn report_if_all_answered(&mut self, out: &mut Out) {
         let Phase::Opened(opening) = &self.record.phase else { return };
@@ -513,7 +538,7 @@ impl Fleet {
         let mut blockers: Vec<Blocker> = Vec::new();
         for host in unfinished {
             match host.trouble.as_slice() {
-                [] if host.session.is_some() => return,
+                [] if host.session.is_some() || opened.patience.is_some() => return,
                 [] => blockers.push(gate::missing(&host.name)),
                 trouble => blockers.extend(trouble.iter().cloned()),
             }

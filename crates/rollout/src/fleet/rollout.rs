@@ -77,7 +77,8 @@ impl Progress {
             Self::Arming(it) => Some(it.deadline),
             Self::Closing(it) => it.wait.deadline(),
             Self::Switching(it) => it.wait.deadline(),
-            Self::None | Self::Opening(_) => None,
+            Self::Opening(it) => it.patience(),
+            Self::None => None,
         }
     }
 }
@@ -184,7 +185,7 @@ impl Fleet {
     }
 
     /// A session has ended: before the decision that gives the rollout up.
-    pub(super) fn lost(&mut self, index: usize, out: &mut Out) {
+    pub(super) fn lost(&mut self, index: usize, now: BootTime, out: &mut Out) {
         let host = &self.hosts[index].name;
         let blocker = Blocker::host(
             Code::SessionLost,
@@ -200,10 +201,7 @@ impl Fleet {
                 self.abort_with(vec![blocker], out);
             }
             Progress::Closing(_) | Progress::Switching(_) | Progress::Opening(_) => {
-                if let Some(k) = self.completing() {
-                    out.effects
-                        .push(Effect::Report(Report::Trouble { k, blockers: vec![gate::missing(host)] }));
-                }
+                self.lost_while_completing(index, now, out);
             }
             Progress::None => {}
         }
@@ -221,7 +219,8 @@ impl Fleet {
             Progress::Attesting(it) => self.judge(it),
             Progress::Preparing(_) | Progress::Probing(_) | Progress::Arming(_) => self.too_slow(),
             Progress::Closing(_) | Progress::Switching(_) => return self.waited(now, out),
-            Progress::None | Progress::Opening(_) => return,
+            Progress::Opening(_) => return self.patience_over(out),
+            Progress::None => return,
         };
         self.abort_with(blockers, out);
     }

@@ -334,7 +334,7 @@ impl Fleet {
     fn session_ended(&mut self, index: usize, now: BootTime, out: &mut Out) {
         self.hosts[index].since = Some(now);
         self.hosts[index].measured = None;
-        self.lost(index, out);
+        self.lost(index, now, out);
     }
 
     fn confirmed(&mut self, index: usize, out: &mut Out) {

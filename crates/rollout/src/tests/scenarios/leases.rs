@@ -113,6 +113,31 @@ fn a_silent_host_fences_and_the_others_open_after_the_wait() {
 }
 
 #[test]
+fn a_rollout_ends_without_a_host_whose_connection_is_lost_once_it_had_time_to_come_back() {
+    // Its stream ends only when all the others have opened and measured.
+    let mut world = opened_over_the_third_host();
+    let told = world.ends.len();
+    world.cut(2);
+    assert_eq!(world.ends.len(), told, "it may be back soon");
+    let mut back_in_time = world.clone();
+
+    assert!(world.pass_deadline());
+    let end = world.last_end();
+    assert_eq!((world.ends.len(), end.outcome), (told + 1, Outcome::Dark));
+    assert_eq!(codes(&end.blockers), [(Code::HostMissing, Some("host-3"))]);
+    assert!(!world.pass_deadline(), "that is told once");
+    world.let_go(2);
+    world.rest();
+    world.expect_all_serve(1, 2);
+
+    back_in_time.let_go(2);
+    back_in_time.rest();
+    back_in_time.expect_all_serve(1, 2);
+    let outcomes: Vec<Outcome> = back_in_time.ends[told..].iter().map(|end| end.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Flipped]);
+}
+
+#[test]
 fn no_more_hosts_lapse_than_the_order_allows() {
     let mut world = World::settled();
     world.max_lapsed = 0;
