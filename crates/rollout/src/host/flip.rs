@@ -4,7 +4,7 @@ use muster_model::{BootTime, Code, Digest, Epoch, FlipMode, FromHost, Nonce, Ref
 
 use super::event::{Effect, GuardState, Measured, Purpose, Resume, SealPurpose};
 use super::prepare::stale_rollout;
-use super::record::{Halted, Mode, Next, Serving, Switch, SwitchStage};
+use super::record::{Mode, Next, Serving, Switch, SwitchStage};
 use super::{Entropy, Host, Out, Quiesced, Stream};
 
 impl Host {
@@ -74,6 +74,8 @@ impl Host {
     }
 
     /// Step 9. "An agent in ARMED(k) persists SERVE(e), destroys s."
+    ///
+    /// An order that was given up has resumed nobody: a host that was halted before stays so until the next one.
     pub(super) fn disarm(&mut self, k: RolloutId, out: &mut Out) {
         self.round.take_if(|round| round.k == k);
         self.lease.take_if(|lease| lease.k == k);
@@ -88,6 +90,7 @@ impl Host {
             }
             Mode::Armed { k: armed, serving, .. } if armed == k => {
                 self.record.mode = Mode::Serve(serving);
+                self.stays_halted(k);
                 self.destroy_secret(k, out);
                 out.record_changed = true;
                 // A fence that has latched stays: the guard tells what is served, and the host asks for admission.
@@ -139,7 +142,7 @@ impl Host {
             out.refuse(None, stale_rollout(k, self.record.last_k));
             return;
         }
-        if let Some(refusal) = self.halted_at(k) {
+        if let Some(refusal) = self.halted_at(self.leads_to(epoch)) {
             out.send(FromHost::Dark { refusal, nonce: None });
             return;
         }
@@ -193,21 +196,16 @@ impl Host {
     }
 
     /// Has the guard open. The order that leads here is newer than any halt: older ones were refused.
+    ///
+    /// The halt stands until the guard has obeyed: an agent that dies before knows which one the order has lifted.
     fn open_guard(&mut self, epoch: Epoch, release: Digest, out: &mut Out) {
-        let resume = match self.record.halted.take() {
-            None => Resume::No,
-            Some(Halted { halt, .. }) => {
-                self.resuming = Resume::Yes(halt);
-                out.record_changed = true;
-                self.resuming
-            }
-        };
-        out.effects.push(Effect::Open { epoch, release, resume });
+        self.resuming = self.record.halted.map_or(Resume::No, |halted| Resume::Yes(halted.halt));
+        out.effects.push(Effect::Open { epoch, release, resume: self.resuming });
     }
 
     /// Steps 3 and 12, after the guard has answered.
     pub(super) fn opened(&mut self, epoch: Epoch, outcome: Result<BootTime, Refusal>, out: &mut Out) {
-        self.resuming = Resume::No;
+        let resuming = std::mem::replace(&mut self.resuming, Resume::No);
         let allowed = self.record.may_serve().filter(|serving| serving.epoch == epoch);
         let Some(release) = allowed.and_then(|serving| serving.release) else {
             return self.close_what_must_not_serve(out);
@@ -215,6 +213,7 @@ impl Host {
         match outcome {
             Ok(at) => {
                 self.guard = GuardState::Open(epoch, release);
+                self.was_resumed(resuming, out);
                 out.send(FromHost::Serving { epoch, at });
                 // Step 12. "A full measurement, files and running processes, follows before SETTLED."
                 out.effects.push(Effect::Measure { purpose: Purpose::Settle(epoch), release });
@@ -372,6 +371,15 @@ impl Host {
         } else {
             self.opening = Some(serving);
             out.effects.push(Effect::CheckSeal { purpose: SealPurpose::Open(epoch), release });
+        }
+    }
+
+    /// The rollout whose order leads to this epoch: the last one, or the one before, if the last was given up.
+    fn leads_to(&self, epoch: Epoch) -> RolloutId {
+        match &self.record.mode {
+            Mode::Closed { fallback: Some(fallback), .. } if fallback.epoch == epoch => fallback.k,
+            Mode::Closed { next, .. } => next.k,
+            Mode::Serve(_) | Mode::Armed { .. } => self.record.last_k,
         }
     }
 

@@ -3,7 +3,7 @@
 use muster_model::{Code, FromHost, Refusal, RolloutId};
 
 use super::event::{Effect, GuardState, Halt, Resume};
-use super::record::Halted;
+use super::record::{Halted, Mode};
 use super::{Halting, Host, Out};
 
 impl Host {
@@ -63,9 +63,29 @@ impl Host {
     }
 
     /// A halt that the guard never heard of, because the agent died on the way or the guard was gone, is still to be done.
+    ///
+    /// What a newer order has opened is not what was halted.
     pub(super) fn halt_what_serves(&self, out: &mut Out) {
-        if self.record.halted.is_some() && matches!(self.guard, GuardState::Open(..)) {
+        let Some(Halted { after, .. }) = self.record.halted else { return };
+        let is_lifted = matches!(self.record.mode, Mode::Serve(_)) && self.record.last_k > after;
+        if !is_lifted && matches!(self.guard, GuardState::Open(..)) {
             out.effects.push(Effect::Halt);
+        }
+    }
+
+    /// The guard serves again: the halt that it was asked to lift is over. One that came meanwhile is not.
+    pub(super) fn was_resumed(&mut self, resuming: Resume, out: &mut Out) {
+        let Resume::Yes(lifted) = resuming else { return };
+        let last_k = self.record.last_k;
+        if self.record.halted.take_if(|it| it.halt == lifted && it.after < last_k).is_some() {
+            out.record_changed = true;
+        }
+    }
+
+    /// The order of rollout `k` was given up, and lifts no halt.
+    pub(super) fn stays_halted(&mut self, k: RolloutId) {
+        if let Some(halted) = &mut self.record.halted {
+            halted.after = halted.after.max(k);
         }
     }
 

@@ -216,6 +216,7 @@ impl Host {
             return refuse(Code::StaleAttestation, "this host did not attest for this rollout");
         };
         let next = Next {
+            k,
             epoch: self.next_epoch(),
             release: to,
             closing: Closing::of_commitments(&commitments),

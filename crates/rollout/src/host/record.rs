@@ -131,6 +131,8 @@ pub enum SwitchStage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Next {
+    /// The rollout whose order leads there.
+    pub k: RolloutId,
     /// The epoch.
     pub epoch: Epoch,
     /// The manifest.

@@ -307,9 +307,13 @@ impl World {
             let blocker = Blocker::host(Code::StartFailed, &machine.name, "the service does not run");
             return Ok(Err(Refusal::because(blocker)));
         }
-        let halted_at = machine.halted_by_hand.take();
-        if halted_at.is_some_and(|halted_at| machine.record.last_k <= halted_at) {
-            let violation = format!("{} was halted by hand, and an older order opens it", machine.name);
+        let record = &self.coordinator.record;
+        let completed = record.phase.opening().or(record.completed.as_ref()).map(|opening| opening.k);
+        if machine.halted_by_hand.take().is_some_and(|halted_at| completed <= Some(halted_at)) {
+            let violation = format!(
+                "{} was halted by hand, and opens although no newer order was completed",
+                machine.name
+            );
             self.violate(violation);
         }
         self.machines[index].serve(opened);

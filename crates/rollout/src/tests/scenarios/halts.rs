@@ -200,6 +200,48 @@ fn a_guard_that_tells_of_a_halt_while_it_is_asked_to_end_it_does_not_halt_the_ho
 }
 
 #[test]
+fn an_agent_that_dies_while_its_guard_is_asked_to_end_a_halt_needs_no_other_order() {
+    for is_asked in [false, true] {
+        let mut world = World::settled();
+        world.halt();
+        world.rest();
+        world.propose(0).expect("an order resumes it");
+        let opens = |work: &GuardWork| matches!(work, GuardWork::Open { .. });
+        world.expect_until(|world| world.machines[1].guard_work.front().is_some_and(opens));
+        let asked = world.machines[1].guard_work.pop_front().expect("it was just seen");
+        world.crash_agent(1);
+        if is_asked {
+            // The guard serves, and nobody has heard it say so.
+            drop(world.ask_guard(1, &asked));
+        }
+        assert_eq!(world.machines[1].guard.is_some(), is_asked);
+        world.start_agent(1);
+        world.rest();
+        world.expect_all_serve(0, 2);
+        assert_eq!(world.machines[1].record.halted, None);
+    }
+}
+
+#[test]
+fn an_order_that_was_given_up_resumes_nobody() {
+    let mut world = World::settled();
+    world.halt_by_hand(1);
+    world.rest();
+    world.flip_until(1, is_arming);
+    world.expect_until(|world| is_armed(&world.machines[1].record.mode));
+    world.abort().expect("it is not decided");
+    world.rest();
+    assert_eq!((world.machines[1].guard, world.violation.clone()), (None, None));
+    // Nor does it after a restart.
+    world.crash_agent(1);
+    world.start_agent(1);
+    world.rest();
+    assert_eq!(world.machines[1].guard, None);
+    world.flip(0);
+    world.expect_all_serve(0, 2);
+}
+
+#[test]
 fn a_second_halt_by_hand_outlives_the_order_that_resumes_after_the_first() {
     let opens = |work: &GuardWork| matches!(work, GuardWork::Open { .. });
     let reached: [fn(&World) -> bool; 4] = [
