@@ -35,8 +35,10 @@ pub(super) struct Switching {
 /// What a host did at the instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Switched {
-    /// It serves the new release.
+    /// It serves the new release, and says what it measures of it.
     Yes,
+    /// It did so before it joined, and may have said to nobody what it measured.
+    BeforeItJoined,
     /// It said that it will not: it fences.
     No,
 }
@@ -103,7 +105,7 @@ impl Switching {
     }
 
     pub(super) fn done(&self) -> usize {
-        self.switches.iter().filter(|it| matches!(it, Some(Switched::Yes))).count()
+        self.switches.iter().filter(|it| matches!(it, Some(Switched::Yes | Switched::BeforeItJoined))).count()
     }
 }
 
@@ -296,17 +298,26 @@ impl Fleet {
         if switching.switches.iter().any(Option::is_none) && !switching.wait.is_over(now) {
             return;
         }
-        if !switching.switches.contains(&Some(Switched::Yes)) && !switching.wait.is_over(now) {
+        if switching.done() == 0 && !switching.wait.is_over(now) {
             // Those that were not heard may have.
             return;
         }
-        let (armament, figures) = (armament.clone(), switching.figures.clone());
-        self.open_fleet(armament, Secrets::default(), BTreeSet::new(), figures, out);
-        for index in 0..self.hosts.len() {
-            // A host of which neither was heard will say what it did; one that is away, when it returns.
-            if self.hosts[index].serving().is_none() {
+        let (armament, switching) = (armament.clone(), switching.clone());
+        self.open_fleet(armament, Secrets::default(), BTreeSet::new(), switching.figures, out);
+        for (index, switched) in switching.switches.into_iter().enumerate() {
+            // A host of which neither was heard will say what it did; one that is away, when it returns. One that is
+            // told to open although it serves measures again.
+            if self.hosts[index].serving().is_none() || switched == Some(Switched::BeforeItJoined) {
                 self.reconcile(index, out);
             }
+        }
+    }
+
+    /// Step 14: a host joins that flipped at the instant while nobody heard it.
+    pub(super) fn had_switched(&mut self, index: usize, now: BootTime, out: &mut Out) {
+        self.has_switched(index, now, now, out);
+        if let Progress::Switching(switching) = &mut self.progress {
+            switching.switches[index] = Some(Switched::BeforeItJoined);
         }
     }
 

@@ -177,7 +177,7 @@ impl Fleet {
     fn reconcile_joined(&mut self, index: usize, now: BootTime, out: &mut Out) {
         let serving = self.hosts[index].serving();
         if matches!(self.progress, Progress::Switching(_)) && serving == Some(self.epoch_to_come()) {
-            self.serving(index, self.epoch_to_come(), now, now, out);
+            self.had_switched(index, now, out);
         }
         self.reconcile(index, out);
     }

@@ -303,6 +303,41 @@ fn a_host_that_flips_at_the_instant_and_is_told_to_close_before_it_could_say_so_
     world.expect_all_serve(1, 2);
 }
 
+/// Decided in fast mode; the second host has flipped and is not heard, the others are and have measured.
+fn flipped_at_the_instant_with_one_host_unheard() -> World {
+    let mut world = World::settled();
+    world.mode = FlipMode::Fast;
+    world.flip_until(1, is_decided);
+    world.rest();
+    world.hold_still(1);
+    world.pass(2050);
+    world.rest();
+    assert!(is_decided(&world.coordinator.record.phase));
+    world.expect_serves(&world.machines[0].name, 1, 2);
+    world
+}
+
+#[test]
+fn hosts_that_flipped_at_the_instant_and_measured_before_their_coordinator_was_lost_measure_again() {
+    let mut world = flipped_at_the_instant_with_one_host_unheard();
+    world.crash_coordinator();
+    world.start_coordinator();
+    world.rest();
+    world.let_go(1);
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
+fn a_host_that_flipped_at_the_instant_and_joins_again_before_the_others_are_heard_measures_again() {
+    let mut world = flipped_at_the_instant_with_one_host_unheard();
+    world.cut(0);
+    world.rest();
+    world.let_go(1);
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
 #[test]
 fn too_many_hosts_that_do_not_start_call_for_the_order_to_roll_back() {
     let mut world = World::settled();
