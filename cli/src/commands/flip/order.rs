@@ -1,5 +1,6 @@
 //! The orders that a rollout begins with, signed by this operator.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use muster_model::{
@@ -8,10 +9,14 @@ use muster_model::{
 use muster_trust::{Signer, SigningKey, sign};
 
 use super::Verb;
-use crate::clock::unix_time;
+use crate::clock::{millis, unix_time};
 use crate::error::CliError;
 use crate::output::counted;
 use crate::view::ReleaseView;
+
+/// An order holds for machines too whose clock is so far behind this one's: they verify it within milliseconds of its being
+/// signed. That it is not used twice is what its counter is for.
+const BEHIND_MAX: Duration = Duration::from_secs(60);
 
 /// What an operator settles beside the release.
 #[derive(Debug, Clone, Copy)]
@@ -78,9 +83,8 @@ impl Terms {
             (OnFailure::Rollback, None) => return Err(nothing_to_go_back_to(it.fleet)),
         };
         let key = key()?;
-        let now = unix_time();
-        let sign_flip =
-            |counter, flip| signed(it, counter, flip, now..now.after(self.valid_for), &key, &doing);
+        let validity = self.validity(unix_time());
+        let sign_flip = |counter, flip| signed(it, counter, flip, validity.clone(), &key, &doing);
         let (to, mode, on_failure) = (it.to.digest, self.mode, self.on_failure);
         let order = sign_flip(it.counter, Flip { from, to, mode, on_failure, max_lapsed })?;
         // It is used while hosts are still to open, when there is no instant that all could flip at.
@@ -90,6 +94,14 @@ impl Terms {
             .map(|flip| sign_flip(it.counter.next(), flip))
             .transpose()?;
         Ok(Orders { order, contingency, max_lapsed })
+    }
+
+    /// No order may be valid for longer than the longest time, so one that is to last that long holds from now on.
+    fn validity(&self, now: UnixTime) -> Range<UnixTime> {
+        let end = now.after(self.valid_for);
+        let earliest = end.0.saturating_sub(Order::VALIDITY_MS_MAX);
+        let start = now.0.saturating_sub(millis(BEHIND_MAX)).max(earliest);
+        UnixTime(start)..end
     }
 
     fn max_lapsed(&self, hosts: u32) -> Result<u32, CliError> {
@@ -129,7 +141,7 @@ fn signed(
     it: &Circumstances<'_>,
     counter: RolloutId,
     flip: Flip,
-    validity: std::ops::Range<UnixTime>,
+    validity: Range<UnixTime>,
     key: &SigningKey,
     doing: &str,
 ) -> Result<Vec<u8>, CliError> {
@@ -217,6 +229,17 @@ mod tests {
         let all = lapsed(Some(3), 3).unwrap_err();
         assert_eq!(all.exit(), Exit::Usage);
         assert!(all.to_string().contains("3 hosts") && all.next().unwrap().contains("at most 2"), "{all}");
+    }
+
+    #[test]
+    fn an_order_holds_by_clocks_that_are_behind_and_for_no_longer_than_any_may() {
+        let now = unix_time();
+        let holds = |valid_for| order(Terms { valid_for, ..terms() }, &FLIP).unwrap().0;
+        let minute = holds(Duration::from_secs(60));
+        assert!(minute.not_before_unix_ms.0 + 55_000 <= now.0, "{minute:?}");
+        assert!(minute.expires_unix_ms >= now.after(Duration::from_secs(60)), "{minute:?}");
+        let longest = holds(Duration::from_millis(Order::VALIDITY_MS_MAX));
+        assert!(longest.not_before_unix_ms >= now, "{longest:?}");
     }
 
     #[test]
