@@ -228,7 +228,8 @@ impl FleetDriver {
     async fn step(&mut self, event: Event) -> Result<(), AgentError> {
         let machine = &self.tools.machine;
         let entropy = machine.random().map_err(|source| AgentError::Random { source })?;
-        let now = Now { boot: machine.boot_time(), unix: machine.unix_time() };
+        let (boot, unix) = machine.now();
+        let now = Now { boot, unix };
         let effects = match self.host.handle(event, now, entropy) {
             Step::Act(effects) => effects,
             Step::Write(write) => {
@@ -539,6 +540,7 @@ fn point_after_write(effect: &Effect) -> Option<&'static str> {
         Effect::Send(FromHost::Closed { .. }) => Some("agent.closed.persisted"),
         Effect::Measure { purpose: Purpose::Attest(_), .. } => Some("agent.attest.persisted"),
         Effect::Open { .. } => Some("agent.open.persisted"),
+        Effect::Switch { .. } => Some("agent.set.persisted"),
         Effect::Send(_)
         | Effect::SignAndSend(..)
         | Effect::Measure { .. }
@@ -550,7 +552,6 @@ fn point_after_write(effect: &Effect) -> Option<&'static str> {
         | Effect::Lease { .. }
         | Effect::Extend { .. }
         | Effect::Lift { .. }
-        | Effect::Switch { .. }
         | Effect::Halt
         | Effect::Close { .. }
         | Effect::Hang(_) => None,

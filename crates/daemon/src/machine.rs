@@ -6,11 +6,18 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use muster_model::{BootId, BootTime, ClockState, UnixTime};
 use tokio::task::JoinError;
 
 use crate::{Error, clock};
+
+/// Both clocks were read at one moment if no more milliseconds passed meanwhile: that is their unit.
+const ONE_MOMENT: Duration = Duration::from_millis(1);
+
+/// How often both clocks are read for that.
+const READINGS_MAX: usize = 8;
 
 /// Where work runs that blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +76,27 @@ impl Machine {
     #[must_use]
     pub fn unix_time(&self) -> UnixTime {
         self.0.unix_time()
+    }
+
+    /// Both clocks at one moment. An instant of the one becomes one of the other by them (protocol, step 14), so a thread that was
+    /// held up between the two readings reads them again; of several such the closest counts.
+    #[must_use]
+    pub fn now(&self) -> (BootTime, UnixTime) {
+        let mut closest = self.read_both();
+        for _ in 1..READINGS_MAX {
+            if closest.0 <= ONE_MOMENT {
+                break;
+            }
+            closest = closest.min(self.read_both());
+        }
+        let (_, boot, unix) = closest;
+        (boot, unix)
+    }
+
+    /// How long it took to read both clocks, and what they said.
+    fn read_both(&self) -> (Duration, BootTime, UnixTime) {
+        let (before, unix, after) = (self.boot_time(), self.unix_time(), self.boot_time());
+        (after.since(before), before, unix)
     }
 
     /// The id of this boot.
@@ -149,6 +177,8 @@ impl Surroundings for Real {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     /// A machine whose time stands still and whose dice have one side.
@@ -179,6 +209,49 @@ mod tests {
         fn blocking(&self) -> Blocking {
             Blocking::InPlace
         }
+    }
+
+    /// A machine that is held up for so long before each reading of the time of day, one after the other, and then no more.
+    struct HeldUp(Mutex<(Vec<u64>, u64)>);
+
+    impl Surroundings for HeldUp {
+        fn boot_time(&self) -> BootTime {
+            BootTime(self.0.lock().unwrap().1)
+        }
+
+        fn unix_time(&self) -> UnixTime {
+            let (delays, now) = &mut *self.0.lock().unwrap();
+            *now += delays.pop().unwrap_or_default();
+            UnixTime(1_000_000 + *now)
+        }
+
+        fn boot_id(&self) -> Result<BootId, Error> {
+            Still.boot_id()
+        }
+
+        fn clock_state(&self) -> ClockState {
+            Still.clock_state()
+        }
+
+        fn fill_random(&self, bytes: &mut [u8]) -> Result<(), getrandom::Error> {
+            Still.fill_random(bytes)
+        }
+
+        fn blocking(&self) -> Blocking {
+            Still.blocking()
+        }
+    }
+
+    #[test]
+    fn both_clocks_are_read_at_one_moment_though_the_thread_is_held_up() {
+        let read = |delays: &[u64]| {
+            let delays = delays.iter().rev().copied().collect();
+            Machine::of(Arc::new(HeldUp(Mutex::new((delays, 0))))).now()
+        };
+        assert_eq!(read(&[]), (BootTime(0), UnixTime(1_000_000)));
+        assert_eq!(read(&[5_000]), (BootTime(5_000), UnixTime(1_005_000)), "read again");
+        let always: Vec<u64> = (0..32).map(|reading| if reading == 2 { 7 } else { 100 }).collect();
+        assert_eq!(read(&always), (BootTime(200), UnixTime(1_000_207)), "the closest");
     }
 
     #[tokio::test]
