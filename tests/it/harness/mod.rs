@@ -24,7 +24,7 @@ pub(crate) use daemon::{Daemon, Place};
 pub(crate) use disk::Disk;
 pub(crate) use fleet::{FLEET, Fleet, Host};
 pub(crate) use network::{Cut, Machine, Network};
-pub(crate) use observer::{Observer, Seen, Service};
+pub(crate) use observer::{FastFlip, Observer, Seen, Service};
 pub(crate) use output::{Output, run, run_program};
 pub(crate) use pki::{issue, long_ago, now, today};
 pub(crate) use wait::{PATIENCE, until, wait_until};

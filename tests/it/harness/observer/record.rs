@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use super::{Outcome, Seen, Span};
+use super::fast::{FastFlip, Skew};
+use super::{Outcome, SIGHT, Seen, Span};
 
 /// More changes than any test makes.
 const STRETCHES_MAX: usize = 100_000;
@@ -27,6 +28,8 @@ struct HostRecord {
     /// All such times together, and how many there were.
     total: Duration,
     times: u32,
+    /// Of these, together, those for which the host was out of sight.
+    out_of_sight: Duration,
     looks: u64,
     unknown: u64,
 }
@@ -41,12 +44,12 @@ struct Stretch {
 
 /// Everything that was seen of one run of one release on one host.
 #[derive(Debug, Clone, Copy)]
-struct Run<'a> {
-    host: &'a str,
-    release: &'a str,
+pub(super) struct Run<'a> {
+    pub(super) host: &'a str,
+    pub(super) release: &'a str,
     run: &'a str,
-    first: Span,
-    last: Span,
+    pub(super) first: Span,
+    pub(super) last: Span,
 }
 
 /// Two releases that were served together.
@@ -84,14 +87,30 @@ impl Record {
 
     /// Two releases that were certainly served at one instant, on two hosts or on one.
     pub(super) fn violation(&self) -> Option<Violation> {
+        self.judge(&[]).0
+    }
+
+    /// The same, where no flip in fast mode allows it; and for how long at most two were where one does.
+    pub(super) fn judge(&self, fast: &[FastFlip]) -> (Option<Violation>, Duration) {
         let runs = self.runs();
+        let skews: Vec<Skew<'_>> = fast.iter().filter_map(|flip| Skew::of(flip, &runs)).collect();
+        let allowed = |one: &Run<'_>, two: &Run<'_>| {
+            skews.iter().find_map(|skew| skew.allows(one, two).or_else(|| skew.allows(two, one)))
+        };
         let pairs =
             runs.iter().enumerate().flat_map(|(n, one)| runs[n + 1..].iter().map(move |two| (one, two)));
-        let mut different = pairs.filter(|(one, two)| one.release != two.release);
-        different.find_map(|(one, two)| {
-            let served = [one, two].map(|it| (it.host.to_owned(), it.release.to_owned()));
-            one.together(two).map(|within| Violation { served, within })
-        })
+        let (mut violation, mut longest) = (None, Duration::ZERO);
+        for (one, two) in pairs {
+            let Some(within) = one.together(two).filter(|_| one.release != two.release) else { continue };
+            match allowed(one, two) {
+                Some(skew) => longest = longest.max(skew),
+                None => {
+                    let served = [one, two].map(|it| (it.host.to_owned(), it.release.to_owned()));
+                    violation.get_or_insert(Violation { served, within });
+                }
+            }
+        }
+        (violation, longest)
     }
 
     /// Two releases that were served together for this long, while the record lasts, are a violation for certain.
@@ -105,8 +124,15 @@ impl Record {
         2 * means.max().unwrap_or_default()
     }
 
+    /// For how much of the time some host was out of sight, of 1.
+    fn out_of_sight(&self) -> f64 {
+        let looked_at = self.hosts.iter().filter(|host| !host.total.is_zero());
+        looked_at.map(|host| host.out_of_sight.div_duration_f64(host.total)).fold(0.0, f64::max)
+    }
+
     /// Everything that can be told of the record.
-    pub(super) fn seen(&self, conflicts: Vec<String>) -> Seen {
+    pub(super) fn seen(&self, conflicts: Vec<String>, fast: &[FastFlip]) -> Seen {
+        let (violation, skew) = self.judge(fast);
         let all = self.runs();
         let releases = all.iter().map(|run| run.release).collect::<BTreeSet<_>>().len();
         let mut runs: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -118,10 +144,12 @@ impl Record {
             runs,
             blind: self.blind(),
             usually_blind: self.usually_blind(),
+            out_of_sight: self.out_of_sight(),
+            skew,
             looks: self.looks().into_iter().min().unwrap_or_default(),
             unknown: self.hosts.iter().map(|host| host.unknown).sum(),
             conflicts,
-            violation: self.violation(),
+            violation,
         }
     }
 
@@ -140,6 +168,7 @@ impl HostRecord {
             longest: Duration::ZERO,
             total: Duration::ZERO,
             times: 0,
+            out_of_sight: Duration::ZERO,
             looks: 0,
             unknown: 0,
         }
@@ -157,6 +186,9 @@ impl HostRecord {
             self.longest = self.longest.max(time);
             self.total += time;
             self.times += 1;
+            if time > SIGHT {
+                self.out_of_sight += time;
+            }
         }
         match self.stretches.last_mut().filter(|stretch| stretch.outcome == outcome) {
             Some(stretch) => stretch.last = span,
@@ -204,7 +236,7 @@ impl Span {
         (common.start <= common.end).then_some(common)
     }
 
-    fn holds(self, other: Self) -> bool {
+    pub(super) fn holds(self, other: Self) -> bool {
         self.start <= other.start && other.end <= self.end
     }
 }
@@ -300,7 +332,7 @@ mod tests {
             (1, [8, 9], "b8"),
         ];
         kept(&flip);
-        let seen = record(&flip).seen(Vec::new());
+        let seen = record(&flip).seen(Vec::new(), &[]);
         assert_eq!((seen.releases, seen.unknown, seen.looks), (2, 1, 0), "z was not looked at");
         assert_eq!(seen.runs["x"], ["a", "b"]);
         assert_eq!(seen.runs["y"], ["a", "b"]);
@@ -313,6 +345,44 @@ mod tests {
     fn two_releases_on_one_host_are_a_violation_too() {
         let looks = [(0, [0, 1], "a1"), (0, [2, 3], "b1"), (0, [4, 5], "a1")];
         assert_eq!(record(&looks).violation().map(|it| it.within), Some(span(2, 3)));
+    }
+
+    /// The release `b` is flipped to in fast mode, from 10 to 90, and may be served for 30 beside the one before.
+    fn fast() -> FastFlip {
+        FastFlip { to: "b".to_owned(), within: span(10, 90), skew_max: Duration::from_millis(30) }
+    }
+
+    /// A release from its first look to its last one, with one between them.
+    fn stretch(host: usize, run: &str, [start, end]: [u64; 2]) -> [(usize, [u64; 2], &str); 3] {
+        [(host, [start, start + 1], run), (host, [start + 2, end - 2], run), (host, [end - 1, end], run)]
+    }
+
+    #[test]
+    fn a_flip_in_fast_mode_allows_its_skew_from_its_first_host_on_and_no_more() {
+        let flip = |old: [u64; 2], new: [u64; 2]| [stretch(0, "a1", old), stretch(1, "b1", new)].concat();
+        let judged = |looks: &[_]| record(looks).judge(&[fast()]);
+        let ms = Duration::from_millis;
+        assert_eq!(judged(&flip([0, 52], [20, 80])), (None, ms(30)), "seen to serve at 51, from 21 on");
+        assert!(judged(&flip([0, 53], [20, 80])).0.is_some(), "for longer than stated");
+        assert!(judged(&flip([0, 32], [5, 80])).0.is_some(), "it was served before the order");
+        assert!(judged(&flip([0, 100], [90, 120])).0.is_some(), "it was opened after the flip was over");
+        assert!(judged(&flip([20, 40], [20, 80])).0.is_none(), "what was served before may start again");
+        // The first host counts, and not each by itself; nor is its end a new beginning.
+        let again = [flip([0, 25], [60, 90]), stretch(0, "a2", [66, 80]).to_vec()].concat();
+        assert_eq!(judged(&again), (None, ms(18)), "from 61 to 79");
+        let third = [again, stretch(2, "b9", [20, 30]).to_vec()].concat();
+        assert!(judged(&third).0.is_some());
+    }
+
+    #[test]
+    fn a_flip_in_fast_mode_allows_nothing_but_its_own_release_beside_another_host() {
+        let judged = |looks: &[_]| record(looks).judge(&[fast()]).0.is_some();
+        let other = [stretch(0, "a1", [0, 40]), stretch(1, "c1", [20, 80])].concat();
+        assert!(judged(&other), "another release came");
+        let one_host = [(0, [0, 1], "a1"), (0, [20, 21], "b1"), (0, [22, 23], "a1")];
+        assert!(judged(&one_host), "one host serves one release at any time");
+        let back = [stretch(0, "b1", [20, 60]), stretch(1, "a1", [30, 80])].concat();
+        assert!(judged(&back), "whichever of the two came first");
     }
 
     /// However two runs lie beside each other: what is found was so, and what lasted as long as the blind time is found.
