@@ -5,7 +5,7 @@
 //! as the kernel does not know of its `CLOCK_MONOTONIC`, waits of the standard library with a time-out never end.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,6 +28,16 @@ pub(crate) struct MachineClock {
     library: PathBuf,
     setting: OsString,
     steps: File,
+    time_ms: i64,
+}
+
+/// How far the clocks of a machine are off as long as nobody sets them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct ClockOff {
+    /// By how many millionths `CLOCK_BOOTTIME` runs fast.
+    pub(crate) rate_ppm: i64,
+    /// By how many milliseconds the time of day is ahead.
+    pub(crate) time_ms: i64,
 }
 
 impl Clocks {
@@ -42,14 +52,15 @@ impl Clocks {
         Self { folder: folder.to_owned(), library, base_ns: now.tv_sec * 1_000_000_000 + now.tv_nsec }
     }
 
-    /// A clock that runs so many millionths faster than the kernel's.
-    pub(crate) fn clock(&self, name: &str, ppm: i64) -> MachineClock {
+    /// A clock that is so far off from the kernel's.
+    pub(crate) fn clock(&self, name: &str, ClockOff { rate_ppm, time_ms }: ClockOff) -> MachineClock {
         let path = self.folder.join(format!("{name}.clock"));
-        fs::write(&path, 0_i64.to_ne_bytes()).unwrap();
-        let steps = File::options().write(true).open(&path).unwrap();
-        let mut setting = OsString::from(format!("{} {ppm} ", self.base_ns));
+        let steps = File::create(&path).unwrap();
+        let mut setting = OsString::from(format!("{} {rate_ppm} ", self.base_ns));
         setting.push(&path);
-        MachineClock { library: self.library.clone(), setting, steps }
+        let clock = MachineClock { library: self.library.clone(), setting, steps, time_ms };
+        clock.step(0);
+        clock
     }
 }
 
@@ -59,8 +70,9 @@ impl MachineClock {
         [("LD_PRELOAD", self.library.clone().into()), ("MUSTER_TEST_CLOCK", self.setting.clone())]
     }
 
-    /// Sets the time of day to so many seconds after the true one.
+    /// Sets the time of day to so many seconds after what this machine takes it to be.
     pub(crate) fn step(&self, seconds: i64) {
-        self.steps.write_all_at(&(seconds * 1_000_000_000).to_ne_bytes(), 0).unwrap();
+        let ms = seconds * 1000 + self.time_ms;
+        self.steps.write_all_at(&(ms * 1_000_000).to_ne_bytes(), 0).unwrap();
     }
 }

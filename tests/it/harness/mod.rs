@@ -19,14 +19,14 @@ mod wait;
 
 pub(crate) use artifact::{Artifact, artifact, versioned};
 pub(crate) use caller::{Attached, Caller, refusal_of, signed};
-pub(crate) use clock::{Clocks, MachineClock};
+pub(crate) use clock::{ClockOff, Clocks, MachineClock};
 pub(crate) use daemon::{Daemon, Place};
 pub(crate) use disk::Disk;
 pub(crate) use fleet::{FLEET, Fleet, Host};
 pub(crate) use network::{Cut, Machine, Network};
 pub(crate) use observer::{FastFlip, Observer, Seen, Service};
 pub(crate) use output::{Output, run, run_program};
-pub(crate) use pki::{issue, long_ago, now, today};
+pub(crate) use pki::{configure, issue, long_ago, now, today};
 pub(crate) use wait::{PATIENCE, until, wait_until};
 
 /// The program with this name, as this test run built it.

@@ -118,10 +118,10 @@ impl Fleet {
         let issued = issue_for(&self.authority(), Role::Coordinator, "coordinator", today(), &usage);
         let folder = self.dir().join("coordinator");
         write_identity(&folder.join("coordinator.pem"), &folder.join("coordinator.key"), &issued);
-        set(&folder.join("coordinator.toml"), "listen", &format!("0.0.0.0:{port}"));
-        set(&self.context(), "coordinator", &format!("{operators}:{port}"));
+        configure(&folder.join("coordinator.toml"), "listen", format!("0.0.0.0:{port}"));
+        configure(&self.context(), "coordinator", format!("{operators}:{port}"));
         for host in self.hosts() {
-            set(&host.folder().join("agent.toml"), "coordinator", &format!("{agents}:{port}"));
+            configure(&host.folder().join("agent.toml"), "coordinator", format!("{agents}:{port}"));
         }
     }
 
@@ -137,8 +137,8 @@ impl Host {
     }
 }
 
-/// Sets one text in a file of settings.
-fn set(file: &Path, key: &str, value: &str) {
+/// Sets one value in a file of settings.
+pub(crate) fn configure(file: &Path, key: &str, value: impl Into<toml::Value>) {
     let mut table: toml::Table = fs::read_to_string(file).unwrap().parse().unwrap();
     table.insert(key.to_owned(), value.into());
     fs::write(file, toml::to_string(&table).unwrap()).unwrap();

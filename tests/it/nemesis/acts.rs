@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::lab::{Lab, VERSIONS};
+use super::lab::{FAST_VERSIONS, Lab, VERSIONS};
 use super::plan::{Act, Daemon, Fault, Order, Rollout, When};
 use super::tally::Tally;
 use super::watch::Watch;
 use crate::harness::{FLEET, Output};
 
 /// Longer than an undisturbed rollout takes, and than most faults last.
-const FLIP_TIMEOUT: &str = "12s";
+pub(super) const FLIP_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// How long an order is given anew that was refused.
 const INSISTENCE: Duration = Duration::from_secs(4);
@@ -85,9 +85,16 @@ pub(super) fn order(lab: &Lab, order: Order, served: &str) -> Output {
     let what: &[&str] = match order {
         Order::Flip => &["flip", release],
         Order::FlipWithoutLapse => &["flip", release, "--max-lapsed", "0"],
+        Order::FlipFast => &["flip", next_in_fast_mode(served), "--mode", "fast"],
         Order::Rollback => &["rollback"],
     };
-    lab.fleet.json(&[what, &["--timeout", FLIP_TIMEOUT]].concat())
+    let timeout = format!("{}s", FLIP_TIMEOUT.as_secs());
+    lab.fleet.json(&[what, &["--timeout", &timeout]].concat())
+}
+
+/// What a flip in fast mode is to.
+pub(super) fn next_in_fast_mode(served: &str) -> &'static str {
+    FAST_VERSIONS[usize::from(served == FAST_VERSIONS[0])]
 }
 
 /// Another version than the one that is served.

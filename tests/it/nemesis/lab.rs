@@ -1,17 +1,36 @@
 //! A fleet whose coordinator and hosts are machines of their own: network, disk and clock.
 
+use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
+use muster_model::Timing;
 use rustix::process::{Signal, kill_process};
 
 use super::plan::Daemon as Which;
-use crate::harness::{Clocks, Daemon, Disk, Fleet, Host, Network, Place, Service, run};
+use crate::harness::{
+    ClockOff, Clocks, Daemon, Disk, FLEET, Fleet, Host, Network, Place, Service, configure, run,
+};
+
+/// The times of the fleet's roster: those of `muster dev up`, but that a time of day may be further off.
+pub(super) const TIMING: Timing =
+    Timing { lease_ms: 2_000, fence_ms: 2_000, rate_error_ppm: 100_000, wait_ms: 4_900, clock_error_ms: 400 };
+
+/// How long before its instant the hosts of a flip in fast mode are armed.
+pub(super) const FAST_LEAD: Duration = Duration::from_secs(2);
+
+/// P13: for so long two releases may be served beside each other in a flip in fast mode, and never longer: two clocks that are as far off as
+/// their hosts state, and the time that it takes to stop what was served.
+pub(super) const SKEW_MAX: Duration = Duration::from_millis(2 * TIMING.clock_error_ms + TIMING.fence_ms);
 
 const COORDINATOR_PORT: u16 = 7000;
 const SERVICE_PORT: u16 = 8000;
 
 /// What there is to flip to; all of it is deployed on all hosts.
 pub(super) const VERSIONS: [&str; 3] = ["1", "2", "3"];
+
+/// What there is to flip to in fast mode, and in no other.
+pub(super) const FAST_VERSIONS: [&str; 2] = ["4", "5"];
 
 /// A fleet of machines. Its services are observed over a network that is never cut.
 pub(super) struct Lab {
@@ -27,10 +46,11 @@ struct LabMachine {
 }
 
 impl Lab {
-    /// A fleet that serves the second version, and did the first; its clocks are off by so many millionths, the coordinator's first.
-    pub(super) fn new(network: &Network, rates_ppm: &[i64]) -> Self {
+    /// A fleet that serves the second version, and did the first; its clocks are so far off, the coordinator's first.
+    pub(super) fn new(network: &Network, clocks_off: &[ClockOff]) -> Self {
         let service = Service::build();
-        let mut fleet = Service::fleet(rates_ppm.len() - 1);
+        let mut fleet = Service::fleet(clocks_off.len() - 1);
+        set_times(&fleet);
         let daemons = |fleet: &Fleet| -> Vec<Daemon> {
             let hosts = fleet.hosts().into_iter().flat_map(|host| [host.agent, host.guard]);
             hosts.chain([fleet.coordinator()]).collect()
@@ -40,7 +60,7 @@ impl Lab {
         let clocks = Clocks::build(fleet.scratch());
         let numbers = 0_u8..;
         let mut machines = Vec::new();
-        for (number, ppm) in numbers.zip(rates_ppm) {
+        for (number, off) in numbers.zip(clocks_off) {
             let (folder, state) = match number {
                 0 => (fleet.dir().join("coordinator"), "state"),
                 host => (fleet.host(host.into()).folder().to_owned(), "fleets"),
@@ -48,7 +68,7 @@ impl Lab {
             // Numbers of machines begin at one.
             let machine = network.machine(number + 1);
             let disk = Disk::over(&folder.join(state), c"size=24m,mode=0700");
-            let clock = clocks.clock(&format!("machine-{number}"), *ppm);
+            let clock = clocks.clock(&format!("machine-{number}"), *off);
             if number > 0 {
                 let address = (machine.observed_address(), SERVICE_PORT).into();
                 Service::listen_on(&fleet.host(number.into()), address);
@@ -64,7 +84,7 @@ impl Lab {
             daemon.start(&[]);
         }
         fleet.wait_connected(fleet.hosts().len());
-        for version in VERSIONS {
+        for version in VERSIONS.into_iter().chain(FAST_VERSIONS) {
             fleet.push(&service.tree(version), version);
             fleet.json(&["deploy", version]).expect_code(0);
         }
@@ -114,6 +134,26 @@ impl Lab {
         for pid in Service::processes(&self.fleet.host(host)) {
             let _ = kill_process(pid, Signal::KILL);
         }
+    }
+}
+
+/// Has the fleet go by [`TIMING`] and [`FAST_LEAD`], and its hosts state how far their time of day may be off: from the
+/// daemons' next start on.
+fn set_times(fleet: &Fleet) {
+    let path = fleet.scratch().join("roster.toml");
+    let file = path.to_str().unwrap();
+    fleet.muster(&["roster", "draft", "--fleet", FLEET, "--out", file]).expect_code(0);
+    let mut roster: toml::Table = fs::read_to_string(&path).unwrap().parse().unwrap();
+    let timing = toml::Value::try_from(TIMING).unwrap();
+    roster["policy"].as_table_mut().unwrap().insert("timing".to_owned(), timing);
+    fs::write(&path, toml::to_string(&roster).unwrap()).unwrap();
+    fleet.json(&["roster", "apply", file]).expect_code(0);
+    let of_millis = |millis: u128| i64::try_from(millis).unwrap();
+    let coordinator = fleet.dir().join("coordinator/coordinator.toml");
+    configure(&coordinator, "fast_lead_ms", of_millis(FAST_LEAD.as_millis()));
+    for host in fleet.hosts() {
+        let error_ms = of_millis(TIMING.clock_error_ms.into());
+        configure(&host.folder().join("agent.toml"), "clock_error_ms", error_ms);
     }
 }
 

@@ -77,7 +77,7 @@ pub(super) fn settle(lab: &Lab, observer: &Observer, tally: &Tally) -> Settled {
 enum Remedy {
     /// `muster abort`, of a rollout that does not come to a decision.
     Abort,
-    /// `muster resume`, of a fleet that was halted.
+    /// `muster resume`, of a fleet that was halted, or a host of it.
     Resume,
     /// As `muster explain start-failed` says: another flip.
     FlipElsewhere,
@@ -112,6 +112,8 @@ fn remedies(status: &Value) -> Vec<Remedy> {
     let remedy = |blocker: &Value| match blocker["code"].as_str()? {
         "start-failed" => Some(Remedy::FlipElsewhere),
         "guard-failed" => restart_guard(blocker),
+        // The fleet was resumed and this host was not: its agent died meanwhile.
+        "halted" => Some(Remedy::Resume),
         _ => None,
     };
     let mut remedies: Vec<Remedy> = blockers.filter_map(remedy).collect();
@@ -159,26 +161,31 @@ pub(super) fn ended(lab: &Lab, before: &Settled, after: &Settled) -> Ended {
     if after.epoch == before.epoch {
         return Ended::Aborted;
     }
-    let lapsed = (before.epoch + 1..=after.epoch).filter(|epoch| is_over_lapsed(lab, *epoch, after.epoch));
-    if lapsed.count() > 0 { Ended::OverLapsed } else { Ended::Settled }
+    let settled = (before.epoch + 1..=after.epoch).filter_map(|epoch| settled_as(lab, epoch, after.epoch));
+    settled.max().unwrap_or(Ended::Settled)
 }
 
-/// Verifies the receipt of an epoch with nothing but the root document. One that was halted or followed by another one
-/// before it had settled has none; the newest has.
+/// Verifies the receipt of an epoch with nothing but the root document, and says how that one settled. One that was halted
+/// or followed by another one before it had settled has none; the newest has.
 #[track_caller]
-fn is_over_lapsed(lab: &Lab, epoch: u64, newest: u64) -> bool {
+fn settled_as(lab: &Lab, epoch: u64, newest: u64) -> Option<Ended> {
     let (file, root) = (lab.fleet.scratch().join("receipt.json"), lab.fleet.dir().join("root.json"));
     let file = file.to_str().unwrap();
     let shown = lab.fleet.json(&["receipt", "show", "--epoch", &epoch.to_string(), "--out", file]);
     if epoch < newest && shown.code == 11 {
         shown.expect_blocker("release-unknown", "", "");
-        return false;
+        return None;
     }
-    shown.expect_code(0);
+    let mode = shown.expect_code(0).text_at("/mode");
     let verified =
         lab.fleet.json(&["receipt", "verify", file, "--root", root.to_str().unwrap()]).expect_code(0);
     fs::remove_file(file).unwrap();
-    !verified.json()["lapsed"].as_array().unwrap().is_empty()
+    let has_lapsed = !verified.json()["lapsed"].as_array().unwrap().is_empty();
+    Some(match mode.as_str() {
+        "fast" => Ended::SettledFast,
+        _ if has_lapsed => Ended::OverLapsed,
+        _ => Ended::Settled,
+    })
 }
 
 /// An ordinary flip succeeds at once after all that. Only where a machine was so busy that a fence took too long when it was
