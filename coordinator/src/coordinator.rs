@@ -61,13 +61,13 @@ impl Shared {
         }
         let root = read_root(config)?;
         let documents = Documents::open(&config.state)?;
-        let mut ledger = Ledger::open(
+        let ledger = Ledger::open(
             &config.state,
             documents.clone(),
             Incarnation(machine.unix_time().0),
             config.records_between_snapshots,
         )?;
-        let inherited = fleet::inherit_all(&mut ledger, &root, machine.unix_time())?;
+        let inherited = fleet::inherit_all(&ledger, &root, machine.unix_time())?;
         let incarnation = ledger.state().incarnation;
         let (drivers, receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Self {

@@ -3,7 +3,7 @@
 
 use std::thread;
 
-use crate::harness::{Artifact, Fleet, Observer, PATIENCE, artifact, wait_until};
+use crate::harness::{Artifact, Fleet, Observer, PATIENCE, artifact, until, wait_until};
 
 /// A fleet of three that serves `1`, with `2` deployed.
 struct Scene {
@@ -138,7 +138,8 @@ fn receipt_that_a_crash_lost_is_made_at_take_over() {
     scene.coordinator_dies_at("coordinator.settled.persisted#2", Then::CarriedOn);
     let receipt = scene.fleet.scratch().join("receipt.json");
     let receipt = receipt.to_str().unwrap();
-    scene.fleet.json(&["receipt", "show", "--epoch", "2", "--out", receipt]).expect_code(0);
+    let show = ["receipt", "show", "--epoch", "2", "--out", receipt];
+    until("the receipt is made", || scene.fleet.json(&show).code == 0);
     let root = scene.fleet.dir().join("root.json");
     let verify = ["receipt", "verify", receipt, "--root", root.to_str().unwrap()];
     let verified = scene.fleet.json(&verify).expect_code(0);

@@ -9,7 +9,7 @@ use muster_model::{
 };
 use muster_proto::convert::to_agent;
 use muster_rollout::fleet::{
-    Effect, Event, Fleet, NextRoster, Outcome, Phase, Proposal, Record, Report, Step,
+    Effect, Event, Fleet, FleetRecord, NextRoster, Outcome, Phase, Proposal, Record, Report, Step,
 };
 use muster_store::StoreError;
 use muster_trust::TrustRoot;
@@ -83,11 +83,20 @@ struct Driver {
     receipt_owed: Option<OwedReceipt>,
 }
 
-/// A flip has completed, and its receipt could not be made.
+/// A flip has completed, and its receipt could not be made yet.
 struct OwedReceipt {
     k: RolloutId,
     epoch: Epoch,
     again: Instant,
+}
+
+impl OwedReceipt {
+    /// A flip is settled before its receipt is made, and the last leader may not have come to that.
+    fn inherited(fleet: &FleetRecord, ledger: &LedgerHandle) -> Option<Self> {
+        let completed = fleet.completed.as_ref().filter(|_| fleet.phase == Phase::Settled)?;
+        let is_made = ledger.history(&fleet.fleet).receipts.contains_key(&fleet.epoch);
+        (!is_made).then(|| Self { k: completed.k, epoch: fleet.epoch, again: Instant::now() })
+    }
 }
 
 /// Starts the driver of a fleet that was just taken over; `first` is the step of the take-over.
@@ -110,6 +119,7 @@ pub(crate) fn spawn(
         roster_out,
         record.leadership,
     ));
+    let receipt_owed = OwedReceipt::inherited(record, &place.ledger);
     let driver = Driver {
         fleet,
         place,
@@ -119,7 +129,7 @@ pub(crate) fn spawn(
         roster,
         rollout_since: None,
         follow_ups: Vec::new(),
-        receipt_owed: None,
+        receipt_owed,
     };
     (handle, driver.run(first))
 }

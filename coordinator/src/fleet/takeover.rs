@@ -8,25 +8,20 @@ use muster_rollout::fleet::{FleetRecord, Inheritance, Phase, SessionRecord};
 use muster_trust::{TrustRoot, verify_evidence};
 
 use crate::Error;
-use crate::ledger::{Documents, Entry, History, Ledger};
-use crate::receipt;
-use crate::status::chain;
+use crate::ledger::{Documents, Ledger};
 
-/// Reads what all fleets inherit from their last leader, and makes up for what it did not come to.
+/// Reads what all fleets inherit from their last leader.
 pub(crate) fn inherit_all(
-    ledger: &mut Ledger,
+    ledger: &Ledger,
     root: &TrustRoot,
     now: UnixTime,
 ) -> Result<Vec<(FleetRecord, Inheritance)>, Error> {
     let mut inherited = Vec::new();
-    let mut lost = Vec::new();
-    for (name, state) in &ledger.state().fleets {
+    for state in ledger.state().fleets.values() {
         let Some(record) = &state.record else { continue };
         let inheritance = inherit(record, &state.sessions, ledger.documents(), root, now)?;
         inherited.push((record.clone(), inheritance));
-        lost.extend(lost_receipt(name, record, &state.history(), ledger.documents(), root));
     }
-    ledger.append(lost).map_err(Error::StoreFailed)?;
     Ok(inherited)
 }
 
@@ -54,31 +49,6 @@ fn inherit(
     };
     let sessions = sessions.values().cloned().collect();
     Ok(Inheritance { roster: Arc::new(roster), sessions, commitments, secrets })
-}
-
-/// A flip is settled before its receipt is made; one that the last leader did not come to is made now.
-fn lost_receipt(
-    fleet: &FleetName,
-    record: &FleetRecord,
-    history: &History,
-    documents: &Documents,
-    root: &TrustRoot,
-) -> Option<Entry> {
-    let completed = record.completed.as_ref()?;
-    if record.phase != Phase::Settled || history.receipts.contains_key(&record.epoch) {
-        return None;
-    }
-    let epoch = record.epoch;
-    match receipt::assemble(documents, root, completed) {
-        Ok(receipt) => {
-            tracing::info!(%fleet, %epoch, "made the receipt of the last flip");
-            Some(Entry::Receipt { fleet: fleet.clone(), epoch, receipt })
-        }
-        Err(error) => {
-            tracing::error!(%fleet, %epoch, error = chain(&error), "no receipt of the last flip can be made");
-            None
-        }
-    }
 }
 
 /// What a fleet inherits whose first roster was just applied.
