@@ -2,7 +2,8 @@
 //!
 //! Measured of that version: `flush()` writes and calls no `fsync`; a damaged log opens as a shorter history
 //! without an error; some damage makes it panic. Items longer than a quarter of a segment, which includes
-//! leaves of many long records, go into files of their own below `blobs/`, which sled does not sync either.
+//! leaves of many long records, go into files of their own below `blobs/`, which sled does not sync either. When it opens
+//! it writes a snapshot of its own bookkeeping, and takes one that it could not finish for the newest.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -46,6 +47,7 @@ impl Log {
     /// Opens the database at `path`, creating it if it is missing, and makes its files durable.
     pub(crate) fn open(path: &Path, cache_bytes_max: u64, disk: &Disk) -> Result<Self, LogError> {
         wait_until_released(&path.join("db")).map_err(LogError::System)?;
+        remove_unfinished_snapshots(path).map_err(LogError::System)?;
         let config = sled::Config::new()
             .path(path)
             .cache_capacity(cache_bytes_max)
@@ -220,6 +222,24 @@ fn classify(action: &'static str, path: &Path, error: sled::Error) -> LogError {
 /// sled words a lock that it cannot take as an error without kind or number.
 fn is_lock_error(error: &io::Error) -> bool {
     error.to_string().starts_with("could not acquire lock")
+}
+
+/// Removes what a full disk or a crash has left of a snapshot. sled renames those that are complete, and everything in them
+/// follows from the log; but it reads an unfinished one as if it were whole, and would never open again.
+fn remove_unfinished_snapshots(path: &Path) -> Result<(), StoreError> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(StoreError::io("list", path, source)),
+    };
+    for entry in entries {
+        let file = entry.map_err(|source| StoreError::io("list", path, source))?.path();
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            fs::remove_file(&file).map_err(|source| StoreError::io("remove", &file, source))?;
+        }
+    }
+    Ok(())
 }
 
 /// sled's threads let go of the file a moment after its handle was dropped; a lock that is still held is not a

@@ -160,6 +160,20 @@ fn the_other_files_of_the_database_may_be_damaged_or_gone() {
 }
 
 #[test]
+fn a_snapshot_that_a_full_disk_kept_from_being_finished_damages_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let head = append(&mut open(dir.path(), REFUSE).0, b"acknowledged");
+    let log = files(dir.path()).into_iter().find(|file| file.ends_with("db")).unwrap();
+    for content in [&b""[..], &[7; 40]] {
+        let unfinished = log.with_file_name("snap.00000000FFFFFFFF.generating");
+        fs::write(&unfinished, content).unwrap();
+        let (store, recovery) = open(dir.path(), REFUSE);
+        assert_eq!((store.head(), recovery), (head, Recovery::Clean));
+        assert!(!unfinished.exists());
+    }
+}
+
+#[test]
 fn a_missing_database_is_damage_once_anything_was_acknowledged() {
     let template = Template::new();
     assert!(template.check("database removed", |dir| fs::remove_dir_all(dir.join("db")).unwrap()));
