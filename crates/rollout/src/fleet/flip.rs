@@ -384,6 +384,8 @@ impl Fleet {
             return;
         }
         host.measured = Some(epoch);
+        // In fast mode it may have been told to close before it could say that it had flipped, and have refused that.
+        host.trouble.clear();
         let Phase::Opened(opening) = &self.record.phase else { return };
         let done = self.hosts.iter().filter(|host| host.measured == Some(epoch)).count();
         reached(opening.k, Stage::Measured, Some(&self.hosts[index].name), done, out);

@@ -303,6 +303,25 @@ fn a_host_that_flips_at_the_instant_and_is_told_to_close_before_it_could_say_so_
     world.expect_all_serve(1, 2);
 }
 
+#[test]
+fn a_host_that_flipped_at_the_instant_and_refuses_to_close_has_no_blocker_once_it_has_measured() {
+    let mut world = World::settled();
+    world.mode = FlipMode::Fast;
+    world.flip_until(1, is_decided);
+    world.rest();
+    world.pass(2050);
+    while !world.machines[0].guard_work.is_empty() {
+        world.advance(0, Pending::Guard);
+    }
+    let k = world.coordinator.record.last_k;
+    world.say(0, ToHost::Close { k });
+    assert_eq!(world.refusal_of(0), Some(Code::WrongState));
+    world.rest();
+    world.expect_all_serve(1, 2);
+    let views = world.coordinator.fleet.as_ref().expect("it leads").hosts();
+    assert!(views.iter().all(|view| view.blockers.is_empty()), "{views:?}");
+}
+
 /// Decided in fast mode; the second host has flipped and is not heard, the others are and have measured.
 fn flipped_at_the_instant_with_one_host_unheard() -> World {
     let mut world = World::settled();
