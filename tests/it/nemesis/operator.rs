@@ -10,7 +10,7 @@ use super::acts;
 use super::lab::Lab;
 use super::plan::{Fault, Order};
 use super::tally::{Ended, Tally};
-use crate::harness::{Host, Observer, Output};
+use crate::harness::{Host, Observer, Output, wait_until};
 
 /// Longer than everything takes that a fleet does by itself: leases, waits, and the pauses before agents connect again.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -171,7 +171,12 @@ pub(super) fn ended(lab: &Lab, before: &Settled, after: &Settled) -> Ended {
 fn settled_as(lab: &Lab, epoch: u64, newest: u64) -> Option<Ended> {
     let (file, root) = (lab.fleet.scratch().join("receipt.json"), lab.fleet.dir().join("root.json"));
     let file = file.to_str().unwrap();
-    let shown = lab.fleet.json(&["receipt", "show", "--epoch", &epoch.to_string(), "--out", file]);
+    let show = || lab.fleet.json(&["receipt", "show", "--epoch", &epoch.to_string(), "--out", file]);
+    let mut shown = show();
+    // A disk that was full may have kept it back, and the next attempt is still to come.
+    if epoch == newest && shown.code == 11 {
+        shown = wait_until("the newest receipt is made", PATIENCE, || Some(show()).filter(|it| it.code == 0));
+    }
     if epoch < newest && shown.code == 11 {
         shown.expect_blocker("release-unknown", "", "");
         return None;

@@ -49,9 +49,9 @@ impl<'a> Skew<'a> {
     }
 
     /// How long after the first host had opened the release another one certainly still served `old`, if that was
-    /// beside this `new` run of it, and not longer than stated.
+    /// beside this `new` run of it, and not longer than stated. They are of two releases.
     pub(super) fn allows(&self, old: &Run<'_>, new: &Run<'_>) -> Option<Duration> {
-        let is_one_of_each = self.flip.opened(new) && old.release != self.flip.to && old.host != new.host;
+        let is_one_of_each = self.flip.opened(new) && old.host != new.host;
         let skew = old.last.start.saturating_sub(self.begun);
         (is_one_of_each && skew <= self.flip.skew_max).then_some(skew)
     }
