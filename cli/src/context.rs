@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use muster_model::FleetName;
 use muster_mtls::{Address, CredentialPaths};
-use muster_trust::{SigningKey, TrustRoot};
+use muster_trust::{KeySource, Signer, TrustRoot};
 use serde::{Deserialize, Serialize};
 
 use crate::error::CliError;
@@ -32,12 +32,12 @@ pub(crate) struct ContextFile {
     pub(crate) key: PathBuf,
     /// The pinned root document.
     pub(crate) root: PathBuf,
-    /// The key that signs orders and rosters; whoever only asks has none.
+    /// The key that signs orders and rosters, a file or `ssh-agent:…`; whoever only asks has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) operator_key: Option<PathBuf>,
+    pub(crate) operator_key: Option<KeySource>,
     /// The key that signs releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) release_key: Option<PathBuf>,
+    pub(crate) release_key: Option<KeySource>,
     /// The fleet that is meant when none is named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) fleet: Option<FleetName>,
@@ -123,13 +123,13 @@ impl Context {
     }
 
     /// The key that signs orders and rosters.
-    pub(crate) fn operator_key(&self) -> Result<SigningKey, CliError> {
-        self.signing_key(self.file.operator_key.as_deref(), "operator_key", "orders and rosters")
+    pub(crate) fn operator_key(&self) -> Result<Box<dyn Signer>, CliError> {
+        self.signing_key(self.file.operator_key.as_ref(), "operator_key", "orders and rosters")
     }
 
     /// The key that signs releases.
-    pub(crate) fn release_key(&self) -> Result<SigningKey, CliError> {
-        self.signing_key(self.file.release_key.as_deref(), "release_key", "releases")
+    pub(crate) fn release_key(&self) -> Result<Box<dyn Signer>, CliError> {
+        self.signing_key(self.file.release_key.as_ref(), "release_key", "releases")
     }
 
     /// The folder that `muster init` made, which holds the folder of this context.
@@ -138,13 +138,18 @@ impl Context {
         Some(absolute.parent()?.parent()?.to_owned())
     }
 
-    fn signing_key(&self, path: Option<&Path>, field: &str, what: &str) -> Result<SigningKey, CliError> {
-        let path = path.ok_or_else(|| CliError::Usage {
+    fn signing_key(
+        &self,
+        source: Option<&KeySource>,
+        field: &str,
+        what: &str,
+    ) -> Result<Box<dyn Signer>, CliError> {
+        let source = source.ok_or_else(|| CliError::Usage {
             what: format!("the context {} names no key that signs {what}", self.path.display()),
             next: format!("add `{field}` to it, or use the context of someone who may sign"),
         })?;
-        SigningKey::read(&self.resolve(path))
-            .map_err(CliError::trust(format!("read the key that signs {what}")))
+        let source = self.path.parent().map_or_else(|| source.clone(), |folder| source.relative_to(folder));
+        source.open().map_err(CliError::trust(format!("use the key that signs {what}")))
     }
 
     fn resolve(&self, path: &Path) -> PathBuf {

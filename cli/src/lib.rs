@@ -37,7 +37,9 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let detail = if cli.global.verbose { Detail::Full } else { Detail::Brief };
     let ui = Ui::new(cli.global.output, cli.global.no_progress, detail);
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    // A connection has to be kept alive while this thread waits for somebody to agree that their agent signs.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .enable_all()
         .build()
         .map_err(|source| CliError::System { doing: "start the runtime", source });

@@ -13,6 +13,7 @@ mod halts;
 mod harness;
 mod hostile;
 mod impostor;
+mod keys;
 mod nemesis;
 mod phases;
 mod recovery;

@@ -1,5 +1,6 @@
 //! Why something is not believed.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use muster_model::{DocumentError, DocumentKind, FleetName, HostName, PublicKey, 
 use crate::dsse::EnvelopeError;
 use crate::keys::SigningFailure;
 use crate::receipt::ReceiptError;
+use crate::ssh::{AgentKey, SshAgentError};
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -126,7 +128,9 @@ pub enum TrustError {
     },
     /// The root has expired.
     #[error(
-        "root version {version} expired {} days ago by this machine's clock; apply its successor with `root apply`",
+        "root version {version} expired {} days ago by this machine's clock, so nothing verifies any more; make its \
+         successor with `muster root edit`, have it signed with `muster root sign`, and give it to all with \
+         `muster root apply`",
         (.now_unix_ms.0 - .expired_unix_ms.0) / DAY_MS
     )]
     RootExpired {
@@ -240,7 +244,7 @@ pub enum TrustError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        reason: &'static str,
+        reason: Cow<'static, str>,
     },
     /// A key file that could not be read or written.
     #[error("cannot {action} the key file {}", .path.display())]
@@ -252,6 +256,15 @@ pub enum TrustError {
         /// What the system said.
         #[source]
         source: io::Error,
+    },
+    /// A key that the user's `ssh-agent` should have.
+    #[error("cannot use the key {key} by way of ssh-agent")]
+    SshAgent {
+        /// Which key.
+        key: AgentKey,
+        /// What is wrong.
+        #[source]
+        source: SshAgentError,
     },
     /// No key could be made.
     #[error("no key could be made, because the system's source of randomness failed")]

@@ -21,6 +21,7 @@ use rustls_pki_types::pem::PemObject as _;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::TrustError;
+use crate::ssh::{is_openssh, read_openssh};
 
 const PEM_BEGIN: &str = "-----BEGIN PRIVATE KEY-----\n";
 const PEM_END: &str = "-----END PRIVATE KEY-----\n";
@@ -38,7 +39,7 @@ const MODE_OTHERS_MASK: u32 = 0o077;
 const P256_FIXED_LEN: usize = 64;
 
 /// Whatever can sign for one key, wherever that key is kept.
-pub trait Signer {
+pub trait Signer: fmt::Debug + Send + Sync {
     /// The key that verifies what is signed here.
     fn public(&self) -> &PublicKey;
 
@@ -62,7 +63,7 @@ pub struct SigningKey {
     public: PublicKey,
 }
 
-enum Pair {
+pub(crate) enum Pair {
     Ed25519(Ed25519KeyPair),
     P256(EcdsaKeyPair),
 }
@@ -77,15 +78,11 @@ impl SigningKey {
         pair.map(Self::new).map_err(|_| TrustError::KeyGeneration)
     }
 
-    /// Reads an unencrypted PKCS#8 PEM file that nobody but its owner may touch.
+    /// Reads an unencrypted file, PKCS#8 in PEM or one of OpenSSH, that nobody but its owner may touch.
     pub fn read(path: &Path) -> Result<Self, TrustError> {
-        let pem = read_private(path)?;
-        let content = |reason| TrustError::KeyFileContent { path: path.to_owned(), reason };
-        let mut der = PrivatePkcs8KeyDer::from_pem_slice(&pem)
-            .map_err(|_| content("there is no section `PRIVATE KEY` (unencrypted PKCS#8) in it"))?;
-        let key = Self::from_pkcs8(der.secret_pkcs8_der());
-        der.zeroize();
-        key.ok_or_else(|| content("the key in it is neither Ed25519 nor ECDSA P-256"))
+        let text = read_private(path)?;
+        let read = if is_openssh(&text) { read_openssh(&text) } else { read_pkcs8(&text) };
+        read.map_err(|reason| TrustError::KeyFileContent { path: path.to_owned(), reason: reason.into() })
     }
 
     /// Writes the key into a new PKCS#8 PEM file of mode 0600. An existing file is never replaced.
@@ -112,7 +109,7 @@ impl SigningKey {
         &self.public
     }
 
-    fn new(pair: Pair) -> Self {
+    pub(crate) fn new(pair: Pair) -> Self {
         let public = match &pair {
             Pair::Ed25519(pair) => PublicKey::Ed25519(
                 pair.public_key().as_ref().try_into().expect("an Ed25519 public key has 32 bytes"),
@@ -191,23 +188,53 @@ pub(crate) fn is_signed_by(key: &PublicKey, message: &[u8], signature: &[u8]) ->
     .is_ok()
 }
 
+/// The error says what is wrong with the file.
+fn read_pkcs8(pem: &[u8]) -> Result<SigningKey, String> {
+    let mut der = PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(|_| {
+        let has = |section: &str| pem.windows(section.len()).any(|window| window == section.as_bytes());
+        let reason = if has("ENCRYPTED PRIVATE KEY") {
+            "it is encrypted; use a key of OpenSSH with `ssh-add`, and name it as `ssh-agent:` with its `.pub` file"
+        } else if has("BEGIN EC PRIVATE KEY") || has("BEGIN RSA PRIVATE KEY") {
+            "it is not PKCS#8; write it anew with `openssl pkcs8 -topk8 -nocrypt` if it is ECDSA P-256"
+        } else {
+            "there is no section `PRIVATE KEY` (unencrypted PKCS#8) or `OPENSSH PRIVATE KEY` in it"
+        };
+        reason.to_owned()
+    })?;
+    let key = SigningKey::from_pkcs8(der.secret_pkcs8_der());
+    der.zeroize();
+    key.ok_or_else(|| "the key in it is neither Ed25519 nor ECDSA P-256".to_owned())
+}
+
+/// Reads a small file that anybody may read.
+pub(crate) fn read_small(path: &Path) -> Result<Vec<u8>, TrustError> {
+    let failed = |action| move |source| TrustError::KeyFile { action, path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed("open"))?;
+    let mut bytes = Vec::new();
+    file.take(KEY_FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed("read"))?;
+    if bytes.len() as u64 > KEY_FILE_BYTES_MAX {
+        let reason = "it is too large for a key".into();
+        return Err(TrustError::KeyFileContent { path: path.to_owned(), reason });
+    }
+    Ok(bytes)
+}
+
 /// Reads a file after making sure, on the open descriptor, that it is private.
 fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, TrustError> {
     let failed = |action| move |source| TrustError::KeyFile { action, path: path.to_owned(), source };
     let file = File::open(path).map_err(failed("open"))?;
     let metadata = file.metadata().map_err(failed("inspect"))?;
     if !metadata.is_file() {
-        return Err(TrustError::KeyFileContent { path: path.to_owned(), reason: "it is not a regular file" });
+        let reason = "it is not a regular file".into();
+        return Err(TrustError::KeyFileContent { path: path.to_owned(), reason });
     }
     let mode = metadata.permissions().mode() & 0o7777;
     if mode & MODE_OTHERS_MASK != 0 {
         return Err(TrustError::KeyFileMode { path: path.to_owned(), mode });
     }
     if metadata.len() > KEY_FILE_BYTES_MAX {
-        return Err(TrustError::KeyFileContent {
-            path: path.to_owned(),
-            reason: "it is too large for a key",
-        });
+        let reason = "it is too large for a key".into();
+        return Err(TrustError::KeyFileContent { path: path.to_owned(), reason });
     }
     // Reserved at once: growing would leave unwiped copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_FILE_BYTES_MAX as usize));

@@ -4,7 +4,7 @@
 //! are kept as they arrived; nothing is written anew in order to be checked. Every limit on size and work is here.
 //!
 //! The crate never decides whether a fleet may flip: whether an order is still open, a release fit or the attestations
-//! young is for `crates/rollout`. It never reads a clock, and touches no file but a key's. What documents say is
+//! young is for `crates/rollout`. It reads no clock but to end its wait for an `ssh-agent`, and touches no file but a key's. What documents say is
 //! defined in `crates/model`; transport identities and certificates are the business of `crates/mtls`.
 
 mod authentic;
@@ -14,6 +14,8 @@ mod evidence;
 mod keys;
 mod receipt;
 mod root;
+mod source;
+mod ssh;
 
 #[cfg(test)]
 mod fixture;
@@ -27,3 +29,5 @@ pub use evidence::{
 pub use keys::{KeyAlgorithm, Signer, SigningKey};
 pub use receipt::{RECEIPT_BYTES_MAX, Receipt, ReceiptError, VerifiedReceipt, verify_receipt};
 pub use root::TrustRoot;
+pub use source::KeySource;
+pub use ssh::{AgentKey, AgentSigner, KeyText, SshAgentError, public_key};

@@ -28,7 +28,7 @@ pub(super) async fn apply(session: &Session, fleet: &LocalFleet) -> Result<(), C
     let roster = Roster::new(fleet.name.clone(), RosterRevision(1), policy, members.collect())
         .map_err(|source| CliError::Document { doing: doing.clone(), source })?;
     let key = session.context().operator_key()?;
-    let signers: [&dyn Signer; 1] = [&key];
+    let signers: [&dyn Signer; 1] = [&*key];
     let envelope = sign(&roster, &signers).map_err(CliError::trust(doing.as_str()))?;
     let request = v1::ApplyRosterRequest { envelope: envelope.raw().to_vec(), fenced: Vec::new() };
     Box::pin(answer(&doing, client.apply_roster(request))).await?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use muster_model::{
     Code, FleetName, Flip, FlipMode, OnFailure, Order, Refusal, RolloutId, RosterRef, UnixTime,
 };
-use muster_trust::{Signer, SigningKey, sign};
+use muster_trust::{Signer, sign};
 
 use super::Verb;
 use crate::clock::{millis, unix_time};
@@ -71,7 +71,7 @@ impl Terms {
     pub(super) fn order(
         &self,
         it: &Circumstances<'_>,
-        key: impl FnOnce() -> Result<SigningKey, CliError>,
+        key: impl FnOnce() -> Result<Box<dyn Signer>, CliError>,
     ) -> Result<Orders, CliError> {
         let doing = format!("order {} for {}", it.to, it.fleet);
         let from = it.from.map(|release| release.digest);
@@ -84,7 +84,7 @@ impl Terms {
         };
         let key = key()?;
         let validity = self.validity(unix_time());
-        let sign_flip = |counter, flip| signed(it, counter, flip, validity.clone(), &key, &doing);
+        let sign_flip = |counter, flip| signed(it, counter, flip, validity.clone(), &*key, &doing);
         let (to, mode, on_failure) = (it.to.digest, self.mode, self.on_failure);
         let order = sign_flip(it.counter, Flip { from, to, mode, on_failure, max_lapsed })?;
         // It is used while hosts are still to open, when there is no instant that all could flip at.
@@ -142,7 +142,7 @@ fn signed(
     counter: RolloutId,
     flip: Flip,
     validity: Range<UnixTime>,
-    key: &SigningKey,
+    key: &dyn Signer,
     doing: &str,
 ) -> Result<Vec<u8>, CliError> {
     let order = Order::new(it.fleet.clone(), counter, it.roster, flip, validity)
@@ -162,7 +162,7 @@ fn nothing_to_go_back_to(fleet: &FleetName) -> CliError {
 #[cfg(test)]
 mod tests {
     use muster_model::{Digest, Document as _, OrderKind, RosterRevision};
-    use muster_trust::{Envelope, KeyAlgorithm};
+    use muster_trust::{Envelope, KeyAlgorithm, SigningKey};
 
     use super::*;
     use crate::exit::Exit;
@@ -211,8 +211,8 @@ mod tests {
             to: &to,
             halted: case.halted,
         };
-        let orders =
-            terms.order(&circumstances, || Ok(SigningKey::generate(KeyAlgorithm::Ed25519).unwrap()))?;
+        let orders = terms
+            .order(&circumstances, || Ok(Box::new(SigningKey::generate(KeyAlgorithm::Ed25519).unwrap())))?;
         let contingency = orders.contingency.as_deref().map(payload);
         Ok((payload(&orders.order), contingency))
     }

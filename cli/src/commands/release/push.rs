@@ -63,7 +63,7 @@ impl Push {
 
         let release = self.release(&fleet, &tree);
         let doing = format!("push {} of {fleet}", self.version);
-        let signers: [&dyn Signer; 1] = [&key];
+        let signers: [&dyn Signer; 1] = [&*key];
         let envelope = sign(&release, &signers).map_err(CliError::trust(doing.as_str()))?;
         let request = v1::SubmitReleaseRequest { envelope: envelope.raw().to_vec() };
         let mut client = session.operations();

@@ -92,7 +92,7 @@ impl Apply {
         let roster =
             file.to_roster(expected).map_err(|source| CliError::Document { doing: doing.clone(), source })?;
         let key = session.context().operator_key()?;
-        let signers: [&dyn Signer; 1] = [&key];
+        let signers: [&dyn Signer; 1] = [&*key];
         let envelope = sign(&roster, &signers).map_err(CliError::trust(doing.as_str()))?;
         let next =
             session.root().verify_roster(envelope.raw(), unix_time()).map_err(CliError::trust(doing))?;
