@@ -1,6 +1,6 @@
 //! The root of trust: which keys may sign what.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +42,13 @@ pub struct Root {
     pub expires_unix_ms: UnixTime,
     /// All three roles.
     pub roles: BTreeMap<SigningRole, RoleKeys>,
+    /// What people call the keys, as far as they have names. It decides nothing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub names: BTreeMap<PublicKey, String>,
 }
+
+/// The longest name of a key, in bytes.
+pub const KEY_NAME_BYTES_MAX: usize = 64;
 
 impl Root {
     /// Makes a root document and checks it.
@@ -51,9 +57,23 @@ impl Root {
         expires_unix_ms: UnixTime,
         roles: BTreeMap<SigningRole, RoleKeys>,
     ) -> Result<Self, DocumentError> {
-        let root = Self { format: FORMAT.to_owned(), version, expires_unix_ms, roles };
+        let root =
+            Self { format: FORMAT.to_owned(), version, expires_unix_ms, roles, names: BTreeMap::new() };
         root.check()?;
         Ok(root)
+    }
+
+    /// The same with names for its keys, each another one.
+    pub fn with_names(self, names: BTreeMap<PublicKey, String>) -> Result<Self, DocumentError> {
+        let root = Self { names, ..self };
+        root.check()?;
+        Ok(root)
+    }
+
+    /// What people call a key, if it has a name.
+    #[must_use]
+    pub fn name_of(&self, key: &PublicKey) -> Option<&str> {
+        self.names.get(key).map(String::as_str)
     }
 
     /// The keys and threshold of `role`.
@@ -92,6 +112,30 @@ impl Root {
                     unique.len(),
                     keys.threshold
                 ));
+            }
+        }
+        self.check_names()
+    }
+
+    /// A name is shown to whoever signs, so none may pass for another or for more than a name.
+    fn check_names(&self) -> Result<(), DocumentError> {
+        let invalid = |reason: String| Err(DocumentError::Invalid { kind: "root", reason });
+        let mut taken = BTreeSet::new();
+        for (key, name) in &self.names {
+            if !self.roles.values().any(|role| role.keys.contains(key)) {
+                return invalid(format!("it names the key {key}, which has no role"));
+            }
+            let is_plain = !name.is_empty()
+                && name.len() <= KEY_NAME_BYTES_MAX
+                && name.trim() == name
+                && !name.contains(char::is_control);
+            if !is_plain {
+                return invalid(format!(
+                    "the name of the key {key} is not one line of 1 to {KEY_NAME_BYTES_MAX} bytes"
+                ));
+            }
+            if !taken.insert(name) {
+                return invalid(format!("two keys are called {name}"));
             }
         }
         Ok(())
@@ -140,6 +184,29 @@ mod tests {
         let mut two = roles(role(1, &[3]));
         two.remove(&SigningRole::Release);
         assert!(Root::new(1, UnixTime(1), two).is_err());
+    }
+
+    #[test]
+    fn names_are_plain_and_belong_to_one_key_each() {
+        let key = |byte| PublicKey::Ed25519([byte; 32]);
+        let named = |names: &[(u8, &str)]| {
+            let names = names.iter().map(|(byte, name)| (key(*byte), (*name).to_owned())).collect();
+            Root::new(1, UnixTime(1), roles(role(1, &[3]))).expect("valid").with_names(names)
+        };
+        let root = named(&[(1, "alice"), (3, "bob")]).expect("valid");
+        assert_eq!((root.name_of(&key(3)), root.name_of(&key(2))), (Some("bob"), None));
+        assert_eq!(Root::parse(&root.to_bytes()), Ok(root));
+        let long = "a".repeat(KEY_NAME_BYTES_MAX + 1);
+        for wrong in [
+            &[(1, "alice"), (3, "alice")][..],
+            &[(4, "nobody")],
+            &[(1, "")],
+            &[(1, " alice")],
+            &[(1, "alice\u{1b}[2K")],
+            &[(1, &long)],
+        ] {
+            assert!(named(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

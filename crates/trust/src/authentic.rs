@@ -148,16 +148,7 @@ pub(crate) fn check_threshold(
     if threshold == 0 || threshold > unique.len() {
         return Err(TrustError::Keys { role, threshold, keys: unique.len() });
     }
-    let message = envelope.message();
-    let checks = unique.len() as u64 * envelope.signatures().len() as u64;
-    if checks.saturating_mul(message.len() as u64 + CHECK_COST_BYTES) > WORK_BYTES_MAX {
-        return Err(TrustError::TooMuchWork { document: document.clone(), checks });
-    }
-    let has_signed = |key: &PublicKey| {
-        envelope.signatures().iter().any(|present| is_signed_by(key, &message, &present.sig))
-    };
-    let signers: Vec<PublicKey> =
-        unique.iter().filter(|key| has_signed(key)).map(|key| (*key).clone()).collect();
+    let signers = signers(envelope, document, trusted)?;
     if signers.len() < threshold {
         return Err(TrustError::Threshold {
             document: document.clone(),
@@ -168,6 +159,24 @@ pub(crate) fn check_threshold(
         });
     }
     Ok(signers)
+}
+
+/// The unique keys among `trusted` that signed, however many those are.
+pub(crate) fn signers(
+    envelope: &Envelope,
+    document: &DocumentName,
+    trusted: &RoleKeys,
+) -> Result<Vec<PublicKey>, TrustError> {
+    let unique: BTreeSet<&PublicKey> = trusted.keys.iter().collect();
+    let message = envelope.message();
+    let checks = unique.len() as u64 * envelope.signatures().len() as u64;
+    if checks.saturating_mul(message.len() as u64 + CHECK_COST_BYTES) > WORK_BYTES_MAX {
+        return Err(TrustError::TooMuchWork { document: document.clone(), checks });
+    }
+    let has_signed = |key: &PublicKey| {
+        envelope.signatures().iter().any(|present| is_signed_by(key, &message, &present.sig))
+    };
+    Ok(unique.iter().filter(|key| has_signed(key)).map(|key| (*key).clone()).collect())
 }
 
 /// The role whose keys sign documents of this kind, as people call it.

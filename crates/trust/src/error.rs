@@ -149,6 +149,50 @@ pub enum TrustError {
         /// The version that was offered.
         found: u64,
     },
+    /// A root that was kept does not follow the one before it.
+    #[error(
+        "the root that is kept in {} does not follow the one before it; take that file and later ones from a host of \
+         this fleet that works, or remove them if this machine was provisioned for another fleet",
+        .path.display()
+    )]
+    RootChain {
+        /// The file.
+        path: PathBuf,
+        /// Why it does not follow.
+        #[source]
+        source: Box<TrustError>,
+    },
+    /// Roots were kept, but some between them and the pinned one are missing.
+    #[error(
+        "{} keeps a root of version {kept}, but none of version {missing}; was this machine provisioned with an older \
+         root? Provision it with one of version {kept}",
+        .folder.display()
+    )]
+    RootGap {
+        /// The folder.
+        folder: PathBuf,
+        /// The latest version that is there.
+        kept: u64,
+        /// The first version that is not.
+        missing: u64,
+    },
+    /// Another document of the same version than the one that is kept.
+    #[error("this is another root of version {version} than the one in force")]
+    RootFork {
+        /// The version of both.
+        version: u64,
+    },
+    /// A root could not be kept or read.
+    #[error("cannot {action} {}", .path.display())]
+    RootFile {
+        /// What was tried.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// A document of another fleet.
     #[error("the {document} is for the fleet {found}, not for {expected}")]
     ForeignFleet {

@@ -4,10 +4,12 @@
 //! are kept as they arrived; nothing is written anew in order to be checked. Every limit on size and work is here.
 //!
 //! The crate never decides whether a fleet may flip: whether an order is still open, a release fit or the attestations
-//! young is for `crates/rollout`. It reads no clock but to end its wait for an `ssh-agent`, and touches no file but a key's. What documents say is
+//! young is for `crates/rollout`. It reads no clock but to end its wait for an `ssh-agent`, and touches no files but keys and the
+//! roots that a machine has followed. What documents say is
 //! defined in `crates/model`; transport identities and certificates are the business of `crates/mtls`.
 
 mod authentic;
+mod chain;
 mod dsse;
 mod error;
 mod evidence;
@@ -21,6 +23,7 @@ mod ssh;
 mod fixture;
 
 pub use authentic::{Authentic, add_signature, sign, verify};
+pub use chain::{RootChain, Succession};
 pub use dsse::{ENVELOPE_BYTES_MAX, Envelope, EnvelopeError, SIGNATURES_MAX, Signature, pae};
 pub use error::{DocumentName, TrustError};
 pub use evidence::{
@@ -28,6 +31,6 @@ pub use evidence::{
 };
 pub use keys::{KeyAlgorithm, Signer, SigningKey};
 pub use receipt::{RECEIPT_BYTES_MAX, Receipt, ReceiptError, VerifiedReceipt, verify_receipt};
-pub use root::TrustRoot;
+pub use root::{ROOT_BYTES_MAX, RootProposal, TrustRoot};
 pub use source::KeySource;
 pub use ssh::{AgentKey, AgentSigner, KeyText, SshAgentError, public_key};

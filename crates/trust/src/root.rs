@@ -1,17 +1,31 @@
 //! The root of trust, and what it vouches for.
 
 use muster_model::{
-    Document, DocumentKind, FleetName, Order, Release, Root, Roster, SigningRole, UnixTime, Verified,
+    Document, DocumentKind, FleetName, Order, PublicKey, Release, Root, Roster, SigningRole, UnixTime,
+    Verified,
 };
 
-use crate::authentic::{check_threshold, open, parse};
-use crate::dsse::ENVELOPE_BYTES_MAX;
-use crate::{Authentic, TrustError, verify};
+use crate::authentic::{check_threshold, open, parse, signers};
+use crate::{Authentic, Envelope, TrustError, verify};
+
+/// The largest root that is read, in bytes of its envelope: some hundred keys and their signatures.
+pub const ROOT_BYTES_MAX: usize = 256 << 10;
 
 /// A verified root document: the beginning of all other trust.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrustRoot {
     root: Authentic<Root>,
+}
+
+/// The next root while its signatures are being collected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootProposal {
+    /// What it says.
+    pub root: Root,
+    /// The root keys of the present root that have signed it, each once.
+    pub by_present: Vec<PublicKey>,
+    /// The root keys of the next root that have signed it, each once.
+    pub by_next: Vec<PublicKey>,
 }
 
 /// Whether the root must not have expired. An enum, because forgetting the check means that nothing ever expires.
@@ -33,7 +47,7 @@ impl TrustRoot {
     /// Its expiry is checked whenever it is used.
     pub fn pin(raw: &[u8]) -> Result<Self, TrustError> {
         let name = DocumentKind::Root.into();
-        let envelope = open(raw, ENVELOPE_BYTES_MAX, DocumentKind::Root, &name)?;
+        let envelope = open(raw, ROOT_BYTES_MAX, DocumentKind::Root, &name)?;
         let root: Root = parse(envelope.payload(), &name)?;
         let signers = check_threshold(&envelope, &name, "root", root.role(SigningRole::Root))?;
         Ok(Self { root: Authentic::new(root, signers, &envelope) })
@@ -43,20 +57,39 @@ impl TrustRoot {
     /// from anywhere.
     ///
     /// An expired root still vouches for its successor: otherwise a host that was off for long could never come back.
-    pub fn successor(&self, raw: &[u8]) -> Result<Self, TrustError> {
+    pub fn succeed(&self, raw: &[u8]) -> Result<Self, TrustError> {
         let name = DocumentKind::Root.into();
-        let envelope = open(raw, ENVELOPE_BYTES_MAX, DocumentKind::Root, &name)?;
+        let envelope = open(raw, ROOT_BYTES_MAX, DocumentKind::Root, &name)?;
         let by_old = check_threshold(&envelope, &name, "present root", self.root().role(SigningRole::Root))?;
         let next: Root = parse(envelope.payload(), &name)?;
         let by_new = check_threshold(&envelope, &name, "next root", next.role(SigningRole::Root))?;
-        let present = self.root().version;
-        if present.checked_add(1) != Some(next.version) {
-            return Err(TrustError::RootVersion { present, found: next.version });
-        }
+        self.check_follows(&next)?;
         let mut signers = [by_old, by_new].concat();
         signers.sort();
         signers.dedup();
         Ok(Self { root: Authentic::new(next, signers, &envelope) })
+    }
+
+    /// Looks at a successor that may still lack signatures. Nothing in it is to be believed.
+    pub fn review(&self, envelope: &Envelope) -> Result<RootProposal, TrustError> {
+        let name = DocumentKind::Root.into();
+        let envelope = open(envelope.raw(), ROOT_BYTES_MAX, DocumentKind::Root, &name)?;
+        let root: Root = parse(envelope.payload(), &name)?;
+        self.check_follows(&root)?;
+        let signed_of = |keys| signers(&envelope, &name, keys);
+        Ok(RootProposal {
+            by_present: signed_of(self.root().role(SigningRole::Root))?,
+            by_next: signed_of(root.role(SigningRole::Root))?,
+            root,
+        })
+    }
+
+    fn check_follows(&self, next: &Root) -> Result<(), TrustError> {
+        let present = self.root().version;
+        if present.checked_add(1) == Some(next.version) {
+            return Ok(());
+        }
+        Err(TrustError::RootVersion { present, found: next.version })
     }
 
     /// The root document.

@@ -28,13 +28,13 @@ fn a_root_is_pinned_only_if_it_is_signed_by_its_own_keys() {
 fn a_successor_is_signed_by_the_old_and_the_new_threshold() {
     let first = TrustRoot::pin(signed(&root(1, role_keys(1, &[1, 2])), &[1]).raw()).unwrap();
     let next = root(2, role_keys(2, &[3, 4]));
-    let second = first.successor(signed(&next, &[2, 3, 4]).raw()).unwrap();
+    let second = first.succeed(signed(&next, &[2, 3, 4]).raw()).unwrap();
     assert_eq!(second.root().version, 2);
     let mut all: Vec<PublicKey> = [2, 3, 4].map(|byte| key(byte).public().clone()).into();
     all.sort();
     assert_eq!(second.authentic().signers(), all);
 
-    let refused = |keys: &[u8]| first.successor(signed(&next, keys).raw()).unwrap_err();
+    let refused = |keys: &[u8]| first.succeed(signed(&next, keys).raw()).unwrap_err();
     assert!(matches!(refused(&[3, 4]), TrustError::Threshold { role: "present root", signed: 0, .. }));
     assert!(matches!(
         refused(&[1, 3]),
@@ -47,16 +47,16 @@ fn a_successor_is_signed_by_the_old_and_the_new_threshold() {
 fn versions_go_up_one_by_one() {
     let keys = || role_keys(1, &[1]);
     let second = TrustRoot::pin(signed(&root(2, keys()), &[1]).raw()).unwrap();
-    assert!(second.successor(signed(&root(3, keys()), &[1]).raw()).is_ok());
+    assert!(second.succeed(signed(&root(3, keys()), &[1]).raw()).is_ok());
     for version in [1, 2, 4, u64::MAX] {
-        let error = second.successor(signed(&root(version, keys()), &[1]).raw()).unwrap_err();
+        let error = second.succeed(signed(&root(version, keys()), &[1]).raw()).unwrap_err();
         assert!(
             matches!(error, TrustError::RootVersion { present: 2, found } if found == version),
             "{error}"
         );
     }
     let last = TrustRoot::pin(signed(&root(u64::MAX, keys()), &[1]).raw()).unwrap();
-    assert!(last.successor(signed(&root(1, keys()), &[1]).raw()).is_err());
+    assert!(last.succeed(signed(&root(1, keys()), &[1]).raw()).is_err());
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn nothing_verifies_once_the_root_has_expired() {
 #[test]
 fn an_expired_root_still_leads_to_its_successor() {
     let expired = trust_root();
-    assert!(expired.successor(signed(&root(2, role_keys(1, &[100])), &[100]).raw()).is_ok());
+    assert!(expired.succeed(signed(&root(2, role_keys(1, &[100])), &[100]).raw()).is_ok());
 }
 
 /// Each document is signed in full by the keys of every role that must not sign it.
