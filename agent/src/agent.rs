@@ -17,7 +17,7 @@ use muster_mtls::{Address, ClientTls, Credentials, Dialer, Role};
 use muster_proto::PROTOCOL;
 use muster_rollout::host::Profile;
 use muster_store::{Recovery, Store};
-use muster_trust::{SigningKey, TrustRoot};
+use muster_trust::{RootChain, SigningKey, TrustRoot};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -64,7 +64,7 @@ pub struct Parts {
     pub coordinator: Coordinator,
     /// The folder of blobs, trees and journals.
     pub state: PathBuf,
-    /// The pinned root.
+    /// The pinned root, from which the successors in the state lead on.
     pub root: TrustRoot,
     /// The key that signs attestations.
     pub attestation_key: SigningKey,
@@ -141,11 +141,15 @@ impl Agent {
         let host = identity.name.to_host();
         let blobs = BlobStore::open(&state.join("blobs"))
             .map_err(|source| AgentError::State { host: host.clone(), source })?;
+        let roots_folder = state.join("roots");
+        create_folder(&roots_folder, OWNER_ONLY)?;
+        let roots = RootChain::open(root, &roots_folder)
+            .map_err(|source| AgentError::Trust { path: roots_folder, source })?;
         let base = Base {
             host: host.clone(),
             machine: machine.clone(),
             state,
-            root: Arc::new(root),
+            roots: Arc::new(roots),
             key: Arc::new(attestation_key),
             guard,
             blobs,
@@ -168,7 +172,7 @@ impl Agent {
             let fleets = routes.iter().map(|route| (route.fleet.clone(), route.inbox.clone())).collect();
             GuardWatch { client, host: host.clone(), fleets }
         });
-        let line = Line { coordinator, host: host.clone(), machine, routes };
+        let line = Line { coordinator, host: host.clone(), machine, routes, roots: Arc::clone(&base.roots) };
         Ok(Self { host, line, drivers, watch })
     }
 
@@ -208,7 +212,7 @@ struct Base {
     host: HostName,
     machine: Machine,
     state: PathBuf,
-    root: Arc<TrustRoot>,
+    roots: Arc<RootChain>,
     key: Arc<SigningKey>,
     guard: Arc<dyn Guard>,
     blobs: BlobStore,
@@ -238,7 +242,7 @@ impl Base {
             source: Box::new(source),
         })?;
         let (post, inbox) = mpsc::channel::<Input>(INBOX_MAX);
-        let (root, lanes, key) = (&self.root, &self.lanes, &self.key);
+        let (root, lanes, key) = (&self.roots, &self.lanes, &self.key);
         let deployer =
             Deployer::new(fleet.clone(), Arc::clone(root), Arc::clone(&trees), Arc::clone(&self.slots));
         let checker =

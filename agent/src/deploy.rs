@@ -12,7 +12,7 @@ use muster_daemon::{crash_point, fault_point};
 use muster_model::{Code, Digest, FleetName, HostName, MAX_MANIFEST_BYTES, Manifest, Refusal};
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body;
-use muster_trust::TrustRoot;
+use muster_trust::RootChain;
 use tokio::sync::Semaphore;
 
 use crate::manifests;
@@ -60,7 +60,7 @@ pub(crate) struct Deployer {
 struct Shared {
     fleet: FleetName,
     host: HostName,
-    root: Arc<TrustRoot>,
+    root: Arc<RootChain>,
     trees: Arc<Trees>,
     slots: Arc<Slots>,
     running: Running,
@@ -76,7 +76,7 @@ struct Deployed {
 }
 
 impl Deployer {
-    pub(crate) fn new(fleet: FleetName, root: Arc<TrustRoot>, trees: Arc<Trees>, slots: Arc<Slots>) -> Self {
+    pub(crate) fn new(fleet: FleetName, root: Arc<RootChain>, trees: Arc<Trees>, slots: Arc<Slots>) -> Self {
         let host = trees.host.clone();
         let room = Arc::new(Semaphore::new(REQUESTS_MAX));
         let running = Running::default();
@@ -146,7 +146,8 @@ impl Shared {
         let (root, fleet, host) = (Arc::clone(&self.root), self.fleet.clone(), self.host.clone());
         let now = self.trees.machine.unix_time();
         on_thread(&self.trees.machine, &self.host, move || {
-            root.verify_release(&envelope, &fleet, now)
+            root.in_force()
+                .verify_release(&envelope, &fleet, now)
                 .map(|release| release.document().manifest)
                 .map_err(|error| refusal::of_trust(&host, Code::SignatureInvalid, &error))
         })

@@ -5,17 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use muster_daemon::Machine;
 use muster_model::{Code, Digest, Documents, FleetName, HostName, Refusal};
 use muster_rollout::host::Evidence;
-use muster_trust::{Authentic, ENVELOPE_BYTES_MAX, EVIDENCE_BYTES_MAX, TrustRoot, verify_evidence};
+use muster_trust::{Authentic, ENVELOPE_BYTES_MAX, EVIDENCE_BYTES_MAX, RootChain, verify_evidence};
 use tonic::transport::Channel;
 
 use crate::blobs::pull;
 use crate::measure::on_thread;
 use crate::refusal;
 
-/// Pulls and verifies what a rollout rests on. The root is pinned and never comes from the coordinator.
+/// Pulls and verifies what a rollout rests on, by the root that is in force at that moment.
 #[derive(Debug)]
 pub(crate) struct Library {
-    root: Arc<TrustRoot>,
+    root: Arc<RootChain>,
     machine: Machine,
     host: HostName,
     fleet: FleetName,
@@ -33,7 +33,7 @@ struct Pulled {
 
 impl Library {
     pub(crate) const fn new(
-        root: Arc<TrustRoot>,
+        root: Arc<RootChain>,
         machine: Machine,
         host: HostName,
         fleet: FleetName,
@@ -75,9 +75,10 @@ impl Library {
         let now = self.machine.unix_time();
         let refuse = |code| move |error| refusal::of_trust(&self.host, code, &error);
         let invalid = refuse(Code::SignatureInvalid);
-        let order = self.root.verify_order(&pulled.order, now).map_err(invalid)?;
-        let release = self.root.verify_release(&pulled.release, &self.fleet, now).map_err(invalid)?;
-        let roster = self.root.verify_roster(&pulled.roster, now).map_err(invalid)?;
+        let root = self.root.in_force();
+        let order = root.verify_order(&pulled.order, now).map_err(invalid)?;
+        let release = root.verify_release(&pulled.release, &self.fleet, now).map_err(invalid)?;
+        let roster = root.verify_roster(&pulled.roster, now).map_err(invalid)?;
         let attestations =
             verify_evidence(&pulled.evidence, roster.document()).map_err(refuse(Code::BadAttestation))?;
         Ok(Box::new(Evidence {

@@ -1,5 +1,6 @@
 //! The one stream to the coordinator: connected, lost, connected again; and frames handed to their fleet.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use muster_daemon::{Machine, Shutdown};
@@ -10,6 +11,7 @@ use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body as Reply;
 use muster_proto::v1::control_client::ControlClient;
 use muster_proto::v1::coordinator_frame::Body;
+use muster_trust::{RootChain, Succession};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -29,6 +31,9 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 /// How long the coordinator may take to answer the call that begins the stream.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The most root documents that are read of one message.
+const ROOTS_MAX: usize = 64;
+
 /// Where the frames of one fleet go.
 pub(crate) struct Route {
     pub(crate) fleet: FleetName,
@@ -43,6 +48,7 @@ pub(crate) struct Line {
     pub(crate) host: HostName,
     pub(crate) machine: Machine,
     pub(crate) routes: Vec<Route>,
+    pub(crate) roots: Arc<RootChain>,
 }
 
 /// How a stream ended.
@@ -163,6 +169,7 @@ impl Line {
         let leadership = Leadership { incarnation: Incarnation(frame.incarnation), term: Term(frame.term) };
         match frame.body {
             Some(Body::Deploy(deploy)) => route.deployer.begin(deploy, uplink.clone()),
+            Some(Body::Roots(roots)) => self.follow(roots).await,
             Some(Body::Check(check)) => route.checker.begin(check, uplink.clone()),
             Some(body) => {
                 if let Some(message) = convert::from_coordinator(body)? {
@@ -173,6 +180,30 @@ impl Line {
             None => self.refuse(&fleet, Code::Unsupported, "this agent does not know the message", uplink),
         }
         Ok(())
+    }
+
+    /// Takes the roots that follow the one in force, before anything else is read of the stream: what comes next may be
+    /// signed by their keys. One that does not verify is left, and with it those after it.
+    async fn follow(&self, roots: v1::Roots) {
+        for successor in roots.successors.into_iter().take(ROOTS_MAX) {
+            // Whoever lies about the version has only kept a root back.
+            if successor.version <= self.roots.in_force().root().version {
+                continue;
+            }
+            let chain = Arc::clone(&self.roots);
+            match self.machine.run_blocking(move || chain.succeed(&successor.envelope)).await {
+                Ok(Ok(Succession::Taken(root))) => {
+                    tracing::info!(version = root.root().version, "a new root document is in force");
+                }
+                Ok(Ok(Succession::Known)) => {}
+                Ok(Err(error)) => {
+                    let error = refusal::chain(&error);
+                    tracing::warn!(version = successor.version, error, "refused a root document");
+                    return;
+                }
+                Err(error) => return tracing::error!(%error, "following a root document failed"),
+            }
+        }
     }
 
     fn refuse(&self, fleet: &FleetName, code: Code, detail: &str, uplink: &Uplink) {

@@ -1,5 +1,6 @@
 //! One agent against a scripted coordinator: real TLS, real files, a real guard for links.
 
+mod roots;
 mod scripted;
 mod tired;
 

@@ -18,6 +18,7 @@ pub(crate) mod release;
 pub(crate) mod restore;
 pub(crate) mod resume;
 pub(crate) mod rollback;
+pub(crate) mod root;
 pub(crate) mod roster;
 pub(crate) mod status;
 
@@ -67,6 +68,7 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Result<Exit, CliError> {
     match cli.command {
         Command::Init(init) => init.run(&env),
         Command::Host(host) => host.run(&env).await,
+        Command::Root(root) => Box::pin(root.run(&env)).await,
         Command::Roster(roster) => Box::pin(roster.run(&env)).await,
         Command::Release(release) => Box::pin(release.run(&env)).await,
         Command::Deploy(deploy) => Box::pin(deploy.run(&env)).await,

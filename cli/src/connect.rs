@@ -7,13 +7,15 @@ use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
-use muster_model::{Digest, FleetName, Refusal, Release, Roster, RosterRef, UnixTime, Verified, Version};
+use muster_model::{
+    Digest, FleetName, Refusal, Release, Roster, RosterRef, SigningRole, UnixTime, Verified, Version,
+};
 use muster_mtls::{ClientTls, ConnectOptions, Credentials};
 use muster_proto::convert;
 use muster_proto::v1;
 use muster_proto::v1::blobs_client::BlobsClient;
 use muster_proto::v1::operations_client::OperationsClient;
-use muster_trust::{Authentic, TrustRoot};
+use muster_trust::{Authentic, TrustError, TrustRoot, verify};
 use prost::Message as _;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -58,6 +60,13 @@ pub(crate) struct KnownRelease {
     pub(crate) deployed: Vec<String>,
     /// Whether the fleet serves it.
     pub(crate) serving: bool,
+}
+
+/// The releases of a fleet.
+struct Listed {
+    releases: Vec<KnownRelease>,
+    /// Why the last one was left out, if any was.
+    unsigned: Option<TrustError>,
 }
 
 impl Named for KnownRelease {
@@ -132,12 +141,30 @@ impl Session {
 
     /// The fleet's roster, verified.
     pub(crate) async fn roster(&self, fleet: &FleetName) -> Result<Authentic<Roster>, CliError> {
+        self.roster_by(fleet, &[]).await
+    }
+
+    /// The fleet's roster as the one that the next follows: if the root has changed since it was signed, the root of its
+    /// time verifies it as well. Nothing can be flipped with such a roster.
+    pub(crate) async fn last_roster(&self, fleet: &FleetName) -> Result<Authentic<Roster>, CliError> {
+        self.roster_by(fleet, &self.context.earlier_roots(self.root.root().version)).await
+    }
+
+    async fn roster_by(
+        &self,
+        fleet: &FleetName,
+        earlier: &[TrustRoot],
+    ) -> Result<Authentic<Roster>, CliError> {
         let doing = format!("read the roster of {fleet}");
         let request = v1::ShowRosterRequest { fleet: fleet.to_string() };
         let mut client = self.operations();
         let shown = answer(&doing, client.show_roster(request)).await?;
-        let roster =
-            self.root.verify_roster(&shown.envelope, unix_time()).map_err(CliError::trust(doing.as_str()))?;
+        let roster = self.root.verify_roster(&shown.envelope, unix_time()).or_else(|error| {
+            let of_its_time =
+                |root: &TrustRoot| verify(&shown.envelope, root.root().role(SigningRole::Operator)).ok();
+            earlier.iter().find_map(of_its_time).ok_or(error)
+        });
+        let roster = roster.map_err(CliError::trust(doing.as_str()))?;
         let found = roster.document().fleet();
         if found != fleet {
             let what = format!("the coordinator answered with the roster of the fleet {found}");
@@ -146,16 +173,28 @@ impl Session {
         Ok(roster)
     }
 
-    /// All releases of the fleet, verified.
+    /// All releases of the fleet that the keys in force have signed.
     pub(crate) async fn releases(&self, fleet: &FleetName) -> Result<Vec<KnownRelease>, CliError> {
+        self.listed(fleet).await.map(|listed| listed.releases)
+    }
+
+    /// Reads and verifies the releases of the fleet. Those that are signed by keys that may not sign, because the root
+    /// has changed since, are left out: they cannot be flipped to until they are signed anew.
+    async fn listed(&self, fleet: &FleetName) -> Result<Listed, CliError> {
         let doing = format!("list the releases of {fleet}");
         let request = v1::ListReleasesRequest { fleet: fleet.to_string() };
         let mut client = self.operations();
         let listed = answer(&doing, client.list_releases(request)).await?;
         let now = unix_time();
-        let verify =
-            |summary| self.verify_release(summary, fleet, now).map_err(CliError::trust(doing.as_str()));
-        listed.releases.into_iter().map(verify).collect()
+        let (mut releases, mut unsigned) = (Vec::new(), None);
+        for summary in listed.releases {
+            match self.verify_release(summary, fleet, now) {
+                Ok(release) => releases.push(release),
+                Err(error @ TrustError::Threshold { .. }) => unsigned = Some(error),
+                Err(error) => return Err(CliError::trust(doing.as_str())(error)),
+            }
+        }
+        Ok(Listed { releases, unsigned })
     }
 
     /// The release that is meant.
@@ -164,8 +203,15 @@ impl Session {
         fleet: &FleetName,
         name: &ReleaseName,
     ) -> Result<KnownRelease, CliError> {
-        let known = self.releases(fleet).await?;
-        Ok(name.resolve(fleet, &known)?.clone())
+        let Listed { releases, unsigned } = self.listed(fleet).await?;
+        let found = name.resolve(fleet, &releases).cloned().map_err(CliError::from);
+        match (found, unsigned) {
+            (Err(_), Some(unsigned)) => {
+                let doing = format!("find the release among those of {fleet} whose signatures hold");
+                Err(CliError::trust(doing)(unsigned))
+            }
+            (found, _) => found,
+        }
     }
 
     fn verify_release(
@@ -173,7 +219,7 @@ impl Session {
         summary: v1::ReleaseSummary,
         fleet: &FleetName,
         now: UnixTime,
-    ) -> Result<KnownRelease, muster_trust::TrustError> {
+    ) -> Result<KnownRelease, TrustError> {
         let release = self.root.verify_release(&summary.envelope, fleet, now)?.into_document();
         Ok(KnownRelease {
             release,

@@ -15,6 +15,9 @@ pub(crate) const CONTEXT_FILE: &str = "context.toml";
 /// No context file comes near this, in bytes.
 const CONTEXT_BYTES_MAX: u64 = 64 << 10;
 
+/// The most earlier roots that are looked for.
+const EARLIER_ROOTS_MAX: usize = 64;
+
 /// No root document comes near this, in bytes.
 const ROOT_BYTES_MAX: u64 = 1 << 20;
 
@@ -119,7 +122,19 @@ impl Context {
 
     /// The pinned root document, verified in itself.
     pub(crate) fn trust_root(&self) -> Result<TrustRoot, CliError> {
-        read_root(&self.resolve(&self.file.root))
+        read_root(&self.root_path())
+    }
+
+    /// The file of the pinned root document.
+    pub(crate) fn root_path(&self) -> PathBuf {
+        self.resolve(&self.file.root)
+    }
+
+    /// The roots before `version` that `muster root apply` has kept beside the present one, the latest first.
+    pub(crate) fn earlier_roots(&self, version: u64) -> Vec<TrustRoot> {
+        let path = self.root_path();
+        let versions = (1..version).rev().take(EARLIER_ROOTS_MAX);
+        versions.filter_map(|version| read_root(&kept_beside(&path, version)).ok()).collect()
     }
 
     /// The key that signs orders and rosters.
@@ -155,6 +170,11 @@ impl Context {
     fn resolve(&self, path: &Path) -> PathBuf {
         self.path.parent().map_or_else(|| path.to_owned(), |folder| folder.join(path))
     }
+}
+
+/// The file beside a root document that keeps the one of this version.
+pub(crate) fn kept_beside(path: &Path, version: u64) -> PathBuf {
+    path.with_extension(format!("{version}.json"))
 }
 
 /// Reads and pins a root document.

@@ -44,7 +44,7 @@ pub(crate) const ROOT_LIFETIME: Duration = Duration::from_secs(2 * 365 * 24 * 36
 const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The files of each folder, by the names that the daemons' configuration uses.
-const ROOT_FILE: &str = "root.json";
+pub(crate) const ROOT_FILE: &str = "root.json";
 const CA_FILE: &str = "ca.pem";
 const CA_FOLDER: &str = "ca";
 const KEYS_FOLDER: &str = "keys";

@@ -25,6 +25,8 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/fleet.v1.Operations/ApplyRoster", &[Operator]),
     ("/fleet.v1.Operations/ShowRoster", &[Operator, Pipeline, Viewer]),
     ("/fleet.v1.Operations/ReadmitHost", &[Operator]),
+    ("/fleet.v1.Operations/ApplyRoot", &[Operator]),
+    ("/fleet.v1.Operations/ShowRoots", &[Operator, Pipeline, Viewer]),
     ("/fleet.v1.Operations/SubmitRelease", &[Operator, Pipeline]),
     ("/fleet.v1.Operations/ListReleases", &[Operator, Pipeline, Viewer]),
     ("/fleet.v1.Operations/Deploy", &[Operator, Pipeline]),
@@ -125,7 +127,7 @@ mod tests {
             Role::ALL.into_iter().filter(|role| is_allowed(path, *role)).collect()
         };
         assert_eq!(roles_of("/fleet.v1.Control/Attach"), [Agent]);
-        for call in ["Flip", "Abort", "Halt", "ApplyRoster", "Backup", "ReadmitHost"] {
+        for call in ["Flip", "Abort", "Halt", "ApplyRoster", "ApplyRoot", "Backup", "ReadmitHost"] {
             assert_eq!(roles_of(&format!("/fleet.v1.Operations/{call}")), [Operator], "{call}");
         }
         assert_eq!(roles_of("/fleet.v1.Operations/Unheard"), []);

@@ -76,12 +76,18 @@ struct Attachment {
 impl Attachment {
     /// Reads frames until the stream ends, for whatever reason: any error is the loss of the host.
     async fn read(mut self, mut incoming: Streaming<v1::AgentFrame>) {
+        let mut roots = self.shared.watch_roots();
         let (stopping, hang_up) = (self.shared.stopping.clone(), Arc::clone(&self.hang_up));
         let ended = loop {
             let next = tokio::select! {
                 biased;
                 next = incoming.next() => next,
                 () = hang_up.notified() => break "the host took no more messages".to_owned(),
+                // The sender lives as long as the coordinator.
+                Ok(()) = roots.changed() => {
+                    self.relay_roots(self.sessions.keys().next());
+                    continue;
+                }
                 () = stopping.requested() => break "the coordinator is shutting down".to_owned(),
             };
             match next {
@@ -193,6 +199,8 @@ impl Attachment {
             let event = Event::Left { host: self.host.clone(), session };
             before.tell(Input::Event(Box::new(event))).await?;
         }
+        // Before anything that the keys of a new root may have signed.
+        self.relay_roots(Some(fleet));
         let session = self.shared.next_session();
         let outbox = Outbox { session, frames: self.frames.clone(), hang_up: Arc::clone(&self.hang_up) };
         let next = Token::from_bytes(crate::random(&self.shared.machine)?);
@@ -233,6 +241,16 @@ impl Attachment {
         let refusal = Refusal::because(Blocker::host(Code::BadAttestation, &self.host, detail));
         let message = FromHost::CannotAttest { k, refusal };
         Event::Message { host: self.host.clone(), session, message }
+    }
+
+    /// Sends the successors of the pinned root. All fleets of the host share them, but a frame is one of some fleet.
+    fn relay_roots(&self, fleet: Option<&FleetName>) {
+        let successors = self.shared.roots_after(0);
+        let Some(fleet) = fleet.filter(|_| !successors.is_empty()) else { return };
+        let body = v1::coordinator_frame::Body::Roots(v1::Roots { successors });
+        let frame = crate::fleet::stamp(fleet, muster_model::Leadership::default(), body);
+        // A host that takes no messages is hung up on, and gets them when it joins again.
+        let _ = self.frames.try_send(frame);
     }
 
     fn refuse(&self, fleet: &FleetName, refusal: Refusal) {

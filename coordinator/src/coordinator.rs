@@ -11,16 +11,20 @@ use muster_model::{
     Code, Digest, FleetName, HostName, Incarnation, Refusal, Roster, SessionId, UnixTime, Verified,
 };
 use muster_mtls::{Credentials, Role, ServerTls};
+use muster_proto::v1;
 use muster_rollout::fleet::{Fleet, FleetRecord, Inheritance, Limits};
 use muster_store::StoreError;
-use muster_trust::TrustRoot;
-use tokio::sync::mpsc;
+use muster_trust::{RootChain, Succession, TrustRoot};
+use tokio::sync::{mpsc, watch};
 
 use crate::config::UploadLimits;
 use crate::fleet::{self, FleetHandle};
 use crate::ledger::{Documents, Entry, Ledger, LedgerHandle};
-use crate::status::not_stored;
+use crate::status::{chain, not_stored};
 use crate::{CoordinatorConfig, Error};
+
+/// The most successors that are relayed at once; whoever is further behind asks again, or is provisioned anew.
+const ROOTS_RELAYED_MAX: usize = 64;
 
 /// A fleet's driver, until it ends.
 type Driving = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
@@ -28,7 +32,9 @@ type Driving = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 /// What every connection of one coordinator shares.
 pub(crate) struct Shared {
     pub(crate) machine: Machine,
-    pub(crate) root: Arc<TrustRoot>,
+    roots: Arc<RootChain>,
+    /// Tells every attached agent's stream that there is another root.
+    roots_changed: watch::Sender<()>,
     pub(crate) documents: Documents,
     pub(crate) stopping: Shutdown,
     pub(crate) tls: ServerTls,
@@ -59,7 +65,7 @@ impl Shared {
         if credentials.identity().role != Role::Coordinator {
             return Err(Error::Identity { found: credentials.identity().to_string() });
         }
-        let root = read_root(config)?;
+        let roots = open_roots(config)?;
         let documents = Documents::open(&config.state)?;
         let ledger = Ledger::open(
             &config.state,
@@ -67,11 +73,12 @@ impl Shared {
             Incarnation(machine.unix_time().0),
             config.records_between_snapshots,
         )?;
-        let inherited = fleet::inherit_all(&ledger, &root, machine.unix_time())?;
+        let inherited = fleet::inherit_all(&ledger, &roots)?;
         let incarnation = ledger.state().incarnation;
         let (drivers, receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Self {
-            root: Arc::new(root),
+            roots: Arc::new(roots),
+            roots_changed: watch::Sender::default(),
             documents,
             stopping,
             tls: ServerTls::new(&credentials)?,
@@ -101,6 +108,38 @@ impl Shared {
     /// All fleets, by name.
     pub(crate) fn fleets(&self) -> Vec<Arc<FleetHandle>> {
         self.fleets.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// The root in force.
+    pub(crate) fn root(&self) -> Arc<TrustRoot> {
+        self.roots.in_force()
+    }
+
+    /// Takes the next root, and has it sent to every attached agent. Whether it was known, and how many agents there are.
+    pub(crate) async fn apply_root(&self, envelope: Vec<u8>) -> Result<(Succession, usize), Refusal> {
+        let roots = Arc::clone(&self.roots);
+        let taken = fleet::blocking(&self.machine, move || {
+            roots.succeed(&envelope).map_err(|error| Refusal::of(Code::SignatureInvalid, chain(&error)))
+        })
+        .await?;
+        self.roots_changed.send_replace(());
+        Ok((taken, self.roots_changed.receiver_count()))
+    }
+
+    /// The roots after a version, as they are relayed.
+    pub(crate) fn roots_after(&self, version: u64) -> Vec<v1::RootSuccessor> {
+        let all = self.roots.all();
+        let later = all.iter().skip(1).filter(|root| root.root().version > version);
+        let relayed = later.map(|root| v1::RootSuccessor {
+            version: root.root().version,
+            envelope: root.authentic().raw().to_vec(),
+        });
+        relayed.take(ROOTS_RELAYED_MAX).collect()
+    }
+
+    /// Tells of each new root from now on.
+    pub(crate) fn watch_roots(&self) -> watch::Receiver<()> {
+        self.roots_changed.subscribe()
     }
 
     /// Writes to the database. A store that failed ends the coordinator.
@@ -171,7 +210,7 @@ impl Shared {
             machine: self.machine.clone(),
             ledger: self.ledger.clone(),
             documents: self.documents.clone(),
-            root: Arc::clone(&self.root),
+            roots: Arc::clone(&self.roots),
         };
         let (handle, driving) = fleet::spawn(fleet, step, place);
         // Nobody runs drivers any more while the coordinator ends.
@@ -205,9 +244,12 @@ impl Drivers {
     }
 }
 
-fn read_root(config: &CoordinatorConfig) -> Result<TrustRoot, Error> {
+/// The pinned root, and the successors that the state keeps.
+fn open_roots(config: &CoordinatorConfig) -> Result<RootChain, Error> {
     let unusable =
         |source: Box<dyn std::error::Error + Send + Sync>| Error::Root { path: config.root.clone(), source };
     let bytes = std::fs::read(&config.root).map_err(|error| unusable(Box::new(error)))?;
-    TrustRoot::pin(&bytes).map_err(|error| unusable(Box::new(error)))
+    TrustRoot::pin(&bytes)
+        .and_then(|pinned| RootChain::open(pinned, &config.state.join("roots")))
+        .map_err(|error| unusable(Box::new(error)))
 }

@@ -60,6 +60,13 @@ pub(crate) struct ReleaseEntry {
     pub(crate) bytes: u64,
 }
 
+impl ReleaseEntry {
+    /// Whether it is this version of this manifest, whoever signed it.
+    pub(crate) fn is_of(&self, version: &Version, manifest: Digest) -> bool {
+        self.version == *version && self.manifest == manifest
+    }
+}
+
 /// What follows from the chain.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -214,10 +221,17 @@ impl Ledger {
         &self.documents
     }
 
-    /// Makes a release known, unless its version or its manifest is: then that one is returned, and nothing changes.
-    pub(crate) fn add_release(&mut self, release: ReleaseEntry) -> Result<Option<ReleaseEntry>, StoreError> {
+    /// Makes a release known, unless its version or its manifest is: then that one is returned, and nothing changes. What
+    /// is known under the envelope `outdated` gets the new one.
+    pub(crate) fn add_release(
+        &mut self,
+        release: ReleaseEntry,
+        outdated: Option<Digest>,
+    ) -> Result<Option<ReleaseEntry>, StoreError> {
         let fleet = self.state.fleets.get(&release.fleet).map(FleetState::history).unwrap_or_default();
-        if let Some(known) = fleet.release_like(&release.version, release.manifest) {
+        if let Some(known) = fleet.release_like(&release.version, release.manifest)
+            && !(known.is_of(&release.version, release.manifest) && outdated == Some(known.envelope))
+        {
             return Ok(Some(known.clone()));
         }
         self.append(vec![Entry::Release(Box::new(release))])?;
@@ -354,7 +368,11 @@ impl State {
             }
             Entry::Release(release) => {
                 let fleet = self.fleets.entry(release.fleet.clone()).or_default();
-                Arc::make_mut(&mut fleet.releases).push(*release);
+                let releases = Arc::make_mut(&mut fleet.releases);
+                match releases.iter_mut().find(|known| known.is_of(&release.version, release.manifest)) {
+                    Some(known) => *known = *release,
+                    None => releases.push(*release),
+                }
             }
             Entry::Ended { fleet, end } => {
                 self.fleets.entry(fleet).or_default().last_end = Some(Arc::new(*end));

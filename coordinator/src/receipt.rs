@@ -2,7 +2,7 @@
 
 use muster_model::{Digest, Document, Order, Release, Roster, Secrets, SigningRole};
 use muster_rollout::fleet::Opening;
-use muster_trust::{Authentic, Receipt, TrustError, TrustRoot, verify, verify_evidence};
+use muster_trust::{Authentic, Receipt, RootChain, TrustError, verify_evidence};
 
 use crate::ledger::Documents;
 
@@ -26,13 +26,13 @@ pub(crate) enum ReceiptFailure {
 /// Makes the receipt of `opening` and keeps it as a document.
 pub(crate) fn assemble(
     documents: &Documents,
-    root: &TrustRoot,
+    roots: &RootChain,
     opening: &Opening,
 ) -> Result<Digest, ReceiptFailure> {
-    let order: Authentic<Order> = document(documents, root, opening.papers.order, SigningRole::Operator)?;
-    let roster: Authentic<Roster> = document(documents, root, opening.papers.roster, SigningRole::Operator)?;
+    let order: Authentic<Order> = document(documents, roots, opening.papers.order, SigningRole::Operator)?;
+    let roster: Authentic<Roster> = document(documents, roots, opening.papers.roster, SigningRole::Operator)?;
     let release: Authentic<Release> =
-        document(documents, root, opening.papers.release, SigningRole::Release)?;
+        document(documents, roots, opening.papers.release, SigningRole::Release)?;
     let attestations = verify_evidence(&documents.read(opening.evidence)?, roster.document())?;
     let secrets = Secrets::from_bytes(&documents.read(opening.secrets)?).ok_or(ReceiptFailure::Secrets)?;
     let secrets: Vec<_> = secrets.iter().map(|closure| closure.secret()).collect();
@@ -51,9 +51,9 @@ pub(crate) fn assemble(
 
 fn document<T: Document>(
     documents: &Documents,
-    root: &TrustRoot,
+    roots: &RootChain,
     digest: Digest,
     role: SigningRole,
 ) -> Result<Authentic<T>, ReceiptFailure> {
-    Ok(verify(&documents.read(digest)?, root.root().role(role))?)
+    Ok(roots.verify_history(role, &documents.read(digest)?)?)
 }

@@ -64,7 +64,7 @@ impl Place {
         let roster = Roster::new(fleet, RosterRevision(1), Policy::default(), members.collect()).unwrap();
         let envelope = sign(&roster, &[&self.key]).unwrap();
         shared.documents.put(envelope.digest(), envelope.raw()).unwrap();
-        let verified = shared.root.verify_roster(envelope.raw(), unix_time()).unwrap();
+        let verified = shared.root().verify_roster(envelope.raw(), unix_time()).unwrap();
         let digest = verified.payload_digest();
         (verified.into_document(), digest, envelope.digest())
     }

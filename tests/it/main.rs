@@ -19,6 +19,7 @@ mod phases;
 mod recovery;
 mod roles;
 mod rollouts;
+mod roots;
 mod services;
 mod smoke;
 mod storage;

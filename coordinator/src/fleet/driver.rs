@@ -12,7 +12,7 @@ use muster_rollout::fleet::{
     Effect, Event, Fleet, FleetRecord, NextRoster, Outcome, Phase, Proposal, Record, Report, Step,
 };
 use muster_store::StoreError;
-use muster_trust::TrustRoot;
+use muster_trust::RootChain;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -67,7 +67,7 @@ pub(crate) struct Place {
     pub(crate) machine: Machine,
     pub(crate) ledger: LedgerHandle,
     pub(crate) documents: Documents,
-    pub(crate) root: Arc<TrustRoot>,
+    pub(crate) roots: Arc<RootChain>,
 }
 
 struct Driver {
@@ -306,9 +306,9 @@ impl Driver {
                 }
                 Effect::BeginWait => self.follow_ups.push(Event::WaitBegun),
                 Effect::RollBack(papers) => {
-                    let (documents, root) = (self.place.documents.clone(), Arc::clone(&self.place.root));
+                    let (documents, roots) = (self.place.documents.clone(), Arc::clone(&self.place.roots));
                     let (machine, handle) = (self.place.machine.clone(), Arc::clone(&self.handle));
-                    tokio::spawn(contingency::propose(machine, handle, documents, root, papers));
+                    tokio::spawn(contingency::propose(machine, handle, documents, roots.in_force(), papers));
                 }
                 Effect::Report(report) => self.report(report).await?,
             }
@@ -361,9 +361,9 @@ impl Driver {
             tracing::error!(%fleet, %k, "its receipt was not made before another flip followed, and cannot be any more");
             return None;
         };
-        let (documents, root) = (self.place.documents.clone(), Arc::clone(&self.place.root));
+        let (documents, roots) = (self.place.documents.clone(), Arc::clone(&self.place.roots));
         let fleet = self.handle.name.clone();
-        let made = move || receipt::assemble(&documents, &root, &opening);
+        let made = move || receipt::assemble(&documents, &roots, &opening);
         match blocking(&self.place.machine, made).await {
             Ok(receipt) => Some(Entry::Receipt { fleet, epoch, receipt }),
             Err(error) => {

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use muster_model::{Commitment, Digest, FleetName, HostName, Purpose, Roster, Secrets, UnixTime, Verified};
+use muster_model::{
+    Commitment, Digest, FleetName, HostName, Purpose, Roster, Secrets, SigningRole, Verified,
+};
 use muster_rollout::fleet::{FleetRecord, Inheritance, Phase, SessionRecord};
-use muster_trust::{TrustRoot, verify_evidence};
+use muster_trust::{Authentic, RootChain, verify_evidence};
 
 use crate::Error;
 use crate::ledger::{Documents, Ledger};
@@ -13,13 +15,12 @@ use crate::ledger::{Documents, Ledger};
 /// Reads what all fleets inherit from their last leader.
 pub(crate) fn inherit_all(
     ledger: &Ledger,
-    root: &TrustRoot,
-    now: UnixTime,
+    roots: &RootChain,
 ) -> Result<Vec<(FleetRecord, Inheritance)>, Error> {
     let mut inherited = Vec::new();
     for state in ledger.state().fleets.values() {
         let Some(record) = &state.record else { continue };
-        let inheritance = inherit(record, &state.sessions, ledger.documents(), root, now)?;
+        let inheritance = inherit(record, &state.sessions, ledger.documents(), roots)?;
         inherited.push((record.clone(), inheritance));
     }
     Ok(inherited)
@@ -30,13 +31,14 @@ fn inherit(
     record: &FleetRecord,
     sessions: &BTreeMap<HostName, SessionRecord>,
     documents: &Documents,
-    root: &TrustRoot,
-    now: UnixTime,
+    roots: &RootChain,
 ) -> Result<Inheritance, Error> {
     let reader = Reader { fleet: &record.fleet, documents };
     let bytes = reader.read("the roster", record.roster_envelope)?;
-    let roster = root
-        .verify_roster(&bytes, now)
+    // It was verified when it was applied. A root that has expired or changed since must not keep the coordinator from
+    // leading, which is how the next one comes to the hosts; they verify the roster again at every flip.
+    let roster: Authentic<Roster> = roots
+        .verify_history(SigningRole::Operator, &bytes)
         .map_err(|error| reader.failed("the roster", record.roster_envelope, error))?;
     let roster = roster.into_document();
     let commitments = match &record.phase {

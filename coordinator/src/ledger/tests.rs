@@ -36,7 +36,7 @@ fn release(ledger: &Ledger, version: &str) -> ReleaseEntry {
 fn add(ledger: &mut Ledger, versions: std::ops::Range<u32>) {
     for version in versions {
         let release = release(ledger, &version.to_string());
-        assert_eq!(ledger.add_release(release).unwrap(), None);
+        assert_eq!(ledger.add_release(release, None).unwrap(), None);
     }
 }
 
@@ -94,7 +94,7 @@ fn a_version_and_a_manifest_are_taken_once() {
     let same_version = ReleaseEntry { manifest: Digest::of(b"another"), ..known.clone() };
     let same_manifest = ReleaseEntry { version: Version::new("2").unwrap(), ..known.clone() };
     for other in [known.clone(), same_version, same_manifest] {
-        assert_eq!(ledger.add_release(other).unwrap(), Some(known.clone()));
+        assert_eq!(ledger.add_release(other, None).unwrap(), Some(known.clone()));
     }
     assert_eq!(versions(&ledger.state().fleets[&fleet()].history()), ["1"]);
 }

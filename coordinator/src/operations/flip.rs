@@ -54,17 +54,18 @@ impl Flip {
         operator: &str,
     ) -> Result<Self, Refusal> {
         let envelope = signed.order;
-        let keys = shared.root.root().role(muster_model::SigningRole::Operator);
+        let root = shared.root();
+        let keys = root.root().role(muster_model::SigningRole::Operator);
         let named = verify::<Order>(&envelope, keys).map_err(invalid)?;
         let name = named.document().fleet.clone();
         let fleet = shared.fleet(&name).ok_or_else(|| super::fleet_unknown(&name))?;
         let now = shared.machine.unix_time();
-        let order = shared.root.verify_order(&envelope, now).map_err(invalid)?;
+        let order = shared.root().verify_order(&envelope, now).map_err(invalid)?;
         let release_name = release_of(shared, &name, order.document().to)?;
         let documents = shared.documents.clone();
         let read = move || documents.read(release_name).map_err(|error| blob_refusal(&error));
         let release_bytes = blocking(&shared.machine, read).await?;
-        let release = shared.root.verify_release(&release_bytes, &name, now).map_err(invalid)?;
+        let release = shared.root().verify_release(&release_bytes, &name, now).map_err(invalid)?;
         let (k, to, hosts) = (order.document().counter, order.document().to, order.document().hosts);
         let order_name = order.envelope_digest();
         let papers = Papers { order: order_name, release: release_name, roster: fleet.roster().envelope };
@@ -235,7 +236,7 @@ async fn contingency(
     envelope: Vec<u8>,
     roster: Digest,
 ) -> Result<Papers, Refusal> {
-    let back = shared.root.verify_order(&envelope, shared.machine.unix_time()).map_err(invalid)?;
+    let back = shared.root().verify_order(&envelope, shared.machine.unix_time()).map_err(invalid)?;
     let it = back.document();
     let leads_back = it.fleet == order.fleet
         && it.counter == order.counter.next()

@@ -19,6 +19,7 @@ use muster_mtls::Peer;
 use muster_proto::convert;
 use muster_proto::v1;
 use muster_proto::v1::operations_server::{Operations as Service, OperationsServer};
+use muster_trust::Succession;
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
 use tokio_stream::Stream;
@@ -98,6 +99,31 @@ impl Service for Operations {
         }
         let applied = roster::apply(&self.shared, request.envelope, fenced).await;
         applied.map(Response::new).map_err(refused)
+    }
+
+    async fn apply_root(
+        &self,
+        request: Request<v1::ApplyRootRequest>,
+    ) -> Result<Response<v1::ApplyRootResponse>, Status> {
+        let operator = caller(&request);
+        let (taken, hosts) = self.shared.apply_root(request.into_inner().envelope).await.map_err(refused)?;
+        let version = self.shared.root().root().version;
+        if let Succession::Taken(_) = taken {
+            tracing::warn!(%operator, version, "a new root document is in force");
+        }
+        Ok(Response::new(v1::ApplyRootResponse {
+            version,
+            existed: taken == Succession::Known,
+            hosts: u32::try_from(hosts).unwrap_or(u32::MAX),
+        }))
+    }
+
+    async fn show_roots(
+        &self,
+        request: Request<v1::ShowRootsRequest>,
+    ) -> Result<Response<v1::ShowRootsResponse>, Status> {
+        let successors = self.shared.roots_after(request.into_inner().after_version);
+        Ok(Response::new(v1::ShowRootsResponse { successors }))
     }
 
     async fn show_roster(

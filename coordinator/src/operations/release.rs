@@ -19,7 +19,8 @@ pub(super) async fn submit(
     envelope: Vec<u8>,
 ) -> Result<v1::SubmitReleaseResponse, Refusal> {
     // The fleet stands in the document, so that the signatures come first and the fleet second.
-    let keys = shared.root.root().role(muster_model::SigningRole::Release);
+    let root = shared.root();
+    let keys = root.root().role(muster_model::SigningRole::Release);
     let invalid = |error| Refusal::of(Code::SignatureInvalid, chain(&error));
     let verified = verify::<Release>(&envelope, keys).map_err(invalid)?;
     let name = verified.envelope_digest();
@@ -28,10 +29,14 @@ pub(super) async fn submit(
         return Err(super::fleet_unknown(&release.fleet));
     };
     // Once more with everything that the root says of the role, its expiry included.
-    shared.root.verify_release(&envelope, &fleet.name, shared.machine.unix_time()).map_err(invalid)?;
+    root.verify_release(&envelope, &fleet.name, shared.machine.unix_time()).map_err(invalid)?;
     let history = shared.ledger.history(&fleet.name);
+    let mut outdated = None;
     if let Some(known) = history.release_like(&release.version, release.manifest) {
-        return known_already(known, &release);
+        if !known.is_of(&release.version, release.manifest) || still_holds(shared, known).await? {
+            return known_already(known, &release);
+        }
+        outdated = Some(known.envelope);
     }
     let (documents, stated) = (shared.documents.clone(), release.clone());
     let entry = blocking(&shared.machine, move || {
@@ -42,16 +47,24 @@ pub(super) async fn submit(
     .await?;
     let added = entry.clone();
     // Somebody else may have been faster since: what counts is the order of the chain.
-    if let Some(known) = shared.write(move |ledger| ledger.add_release(added)).await? {
+    if let Some(known) = shared.write(move |ledger| ledger.add_release(added, outdated)).await? {
         return known_already(&known, &release);
     }
     tracing::info!(fleet = %entry.fleet, version = %entry.version, manifest = %entry.manifest, "release submitted");
     Ok(submitted(&entry, false))
 }
 
+/// Whether a release that was taken once is signed by keys that may still sign. One that is not can be signed anew.
+async fn still_holds(shared: &Arc<Shared>, known: &ReleaseEntry) -> Result<bool, Refusal> {
+    let (documents, envelope) = (shared.documents.clone(), known.envelope);
+    let read = move || documents.read(envelope).map_err(|error| blob_refusal(&error));
+    let bytes = blocking(&shared.machine, read).await?;
+    Ok(shared.root().verify_release(&bytes, &known.fleet, shared.machine.unix_time()).is_ok())
+}
+
 /// Submitting a release again is no change; another one of the same version or manifest is refused.
 fn known_already(known: &ReleaseEntry, release: &Release) -> Result<v1::SubmitReleaseResponse, Refusal> {
-    if known.version == release.version && known.manifest == release.manifest {
+    if known.is_of(&release.version, release.manifest) {
         return Ok(submitted(known, true));
     }
     let detail = format!("version {} is {} already; a release never changes", known.version, known.manifest);

@@ -19,7 +19,7 @@ pub(super) async fn apply(
     fenced: BTreeSet<HostName>,
 ) -> Result<v1::ApplyRosterResponse, Refusal> {
     let invalid = |error| Refusal::of(Code::SignatureInvalid, chain(&error));
-    let verified = shared.root.verify_roster(&envelope, shared.machine.unix_time()).map_err(invalid)?;
+    let verified = shared.root().verify_roster(&envelope, shared.machine.unix_time()).map_err(invalid)?;
     let (digest, name) = (verified.payload_digest(), verified.envelope_digest());
     let roster = verified.into_document();
     let answer = v1::ApplyRosterResponse {

@@ -71,7 +71,7 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
         roster_digest: record.roster.digest.as_bytes().to_vec(),
         blockers: blockers.map(v1::Blocker::from).collect(),
         hosts,
-        solo: shared.root.root().is_solo(),
+        solo: shared.root().root().is_solo(),
         coordinator_version: env!("CARGO_PKG_VERSION").to_owned(),
         last_end: history.last_end.map(|end| rollout_end(&end, &names)),
         halted_k: record.halted.map(|k| k.0),

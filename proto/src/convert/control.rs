@@ -191,7 +191,9 @@ pub fn from_coordinator(body: FromCoordinator) -> Result<Option<ToHost>, Convert
             nonce: nonce("nonce", &admit.nonce)?,
         },
         FromCoordinator::Refuse(refuse) => ToHost::Refuse { refusal: refusal(refuse.refusal)? },
-        FromCoordinator::Deploy(_) | FromCoordinator::Check(_) => return Ok(None),
+        FromCoordinator::Deploy(_) | FromCoordinator::Check(_) | FromCoordinator::Roots(_) => {
+            return Ok(None);
+        }
     }))
 }
 

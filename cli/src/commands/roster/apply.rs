@@ -108,7 +108,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<RosterFile, CliError> {
 
 /// The fleet's roster; none if the fleet is still to be made.
 async fn present(session: &Session, fleet: &FleetName) -> Result<Option<Authentic<Roster>>, CliError> {
-    match Box::pin(session.roster(fleet)).await {
+    match Box::pin(session.last_roster(fleet)).await {
         Ok(roster) => Ok(Some(roster)),
         Err(CliError::Refused { refusal, .. })
             if matches!(refusal.code(), Some(Code::FleetUnknown | Code::RosterEmpty)) =>

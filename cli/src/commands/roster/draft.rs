@@ -86,7 +86,7 @@ impl Draft {
 /// The policy of the fleet's roster; the usual one of a fleet that has none yet, or where the coordinator cannot be asked.
 async fn present_policy(env: &Env, dir: &Path, fleet: &FleetName) -> Policy {
     let context = dir.join("operator").join(CONTEXT_FILE);
-    let present = async { Box::pin(Session::open(Some(&context)).await?.roster(fleet)).await };
+    let present = async { Box::pin(Session::open(Some(&context)).await?.last_roster(fleet)).await };
     match Box::pin(present).await {
         Ok(roster) => roster.document().policy(),
         Err(CliError::Refused { refusal, .. })

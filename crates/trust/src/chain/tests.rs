@@ -98,7 +98,7 @@ fn attack_rollback() {
     }
     // Even those in force do not lead back.
     for number in [1, 2, 3] {
-        let error = chain.succeed(&next(number, THIRD, &[THIRD])).unwrap_err();
+        let error = chain.succeed(&next(number, 66, &[THIRD, 66])).unwrap_err();
         assert!(matches!(error, TrustError::RootVersion { present: 3, found } if found == number), "{error}");
     }
     assert_eq!(version(&chain), 3);

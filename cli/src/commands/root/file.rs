@@ -1,0 +1,155 @@
+//! A root as people write it, before it is signed.
+
+use std::collections::BTreeMap;
+
+use muster_model::{DocumentError, PublicKey, RoleKeys, Root, SigningRole, UnixTime};
+use serde::{Deserialize, Serialize};
+
+use super::ROLES;
+
+/// The TOML file that `root edit` writes and `root sign` reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RootFile {
+    /// The version: the present one and one.
+    pub(super) version: u64,
+    /// Until when it holds.
+    pub(super) expires: jiff::Timestamp,
+    /// How many keys of each role must sign.
+    pub(super) threshold: BTreeMap<SigningRole, u32>,
+    /// The keys.
+    #[serde(default, rename = "key")]
+    pub(super) keys: Vec<KeyFile>,
+}
+
+/// One key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KeyFile {
+    /// What people call it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<String>,
+    /// The key.
+    pub(super) public: PublicKey,
+    /// What it may sign.
+    pub(super) roles: Vec<SigningRole>,
+}
+
+impl RootFile {
+    /// The file that says the same as `root`.
+    pub(super) fn of(root: &Root, version: u64, expires: UnixTime) -> Self {
+        let mut keys: Vec<KeyFile> = Vec::new();
+        for role in ROLES {
+            for public in &root.role(role).keys {
+                if let Some(known) = keys.iter_mut().find(|known| known.public == *public) {
+                    known.roles.push(role);
+                } else {
+                    let name = root.name_of(public).map(str::to_owned);
+                    keys.push(KeyFile { name, public: public.clone(), roles: vec![role] });
+                }
+            }
+        }
+        let seconds = i64::try_from(expires.0 / 1000).ok();
+        let expires = seconds.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+        Self {
+            version,
+            expires: expires.unwrap_or(jiff::Timestamp::MAX),
+            threshold: ROLES.iter().map(|role| (*role, root.role(*role).threshold)).collect(),
+            keys,
+        }
+    }
+
+    /// The document.
+    pub(super) fn to_root(&self) -> Result<Root, DocumentError> {
+        let role_keys = |role: &SigningRole| RoleKeys {
+            threshold: self.threshold.get(role).copied().unwrap_or(0),
+            keys: self
+                .keys
+                .iter()
+                .filter(|key| key.roles.contains(role))
+                .map(|key| key.public.clone())
+                .collect(),
+        };
+        let roles = ROLES.iter().map(|role| (*role, role_keys(role))).collect();
+        let names = self.keys.iter().filter_map(|key| Some((key.public.clone(), key.name.clone()?)));
+        let expires = UnixTime(u64::try_from(self.expires.as_millisecond()).unwrap_or(0));
+        Root::new(self.version, expires, roles)?.with_names(names.collect())
+    }
+
+    /// Gives a key a role. Whether that changed anything.
+    pub(super) fn add(&mut self, role: SigningRole, public: &PublicKey, name: Option<&str>) -> bool {
+        let Some(known) = self.keys.iter_mut().find(|known| known.public == *public) else {
+            let (name, public) = (name.map(str::to_owned), public.clone());
+            self.keys.push(KeyFile { name, public, roles: vec![role] });
+            return true;
+        };
+        let is_new = !known.roles.contains(&role);
+        if is_new {
+            known.roles.push(role);
+        }
+        known.name = known.name.take().or_else(|| name.map(str::to_owned));
+        is_new
+    }
+
+    /// Takes a role from a key; a key without a role goes. Whether that changed anything.
+    pub(super) fn remove(&mut self, role: SigningRole, public: &PublicKey) -> bool {
+        let Some(known) = self.keys.iter_mut().find(|known| known.public == *public) else { return false };
+        let before = known.roles.len();
+        known.roles.retain(|known| *known != role);
+        let is_changed = known.roles.len() < before;
+        self.keys.retain(|key| !key.roles.is_empty());
+        is_changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"version = 2
+expires = "2028-11-22T09:00:00Z"
+
+[threshold]
+root = 1
+release = 1
+operator = 2
+
+[[key]]
+name = "alice"
+public = "ed25519:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
+roles = ["root", "operator"]
+
+[[key]]
+public = "ed25519:AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="
+roles = ["release", "operator"]
+"#;
+
+    #[test]
+    fn a_draft_says_the_same_as_its_document() {
+        let file: RootFile = toml::from_str(TEXT).unwrap();
+        let root = file.to_root().unwrap();
+        assert_eq!(toml::to_string(&RootFile::of(&root, 2, root.expires_unix_ms)).unwrap(), TEXT);
+        for (field, wrong) in
+            [("roles = [\"root\"", "roles = [\"admin\""), ("version", "verzion"), ("2028", "20x8")]
+        {
+            assert!(toml::from_str::<RootFile>(&TEXT.replace(field, wrong)).is_err(), "{wrong}");
+        }
+        let unreachable: RootFile = toml::from_str(&TEXT.replace("operator = 2", "operator = 3")).unwrap();
+        assert!(unreachable.to_root().is_err());
+        let forgotten: RootFile = toml::from_str(&TEXT.replace("operator = 2\n", "")).unwrap();
+        assert!(forgotten.to_root().is_err(), "no threshold is no threshold of nothing");
+    }
+
+    #[test]
+    fn roles_are_given_and_taken() {
+        let mut file: RootFile = toml::from_str(TEXT).unwrap();
+        let (alice, bob) = (file.keys[0].public.clone(), PublicKey::Ed25519([3; 32]));
+        assert!(file.add(SigningRole::Release, &alice, Some("another name")));
+        assert!(!file.add(SigningRole::Release, &alice, None), "it has the role");
+        assert_eq!(file.keys[0].name.as_deref(), Some("alice"), "a name is kept");
+        assert!(file.add(SigningRole::Root, &bob, Some("bob")));
+        assert!(!file.remove(SigningRole::Operator, &bob), "it never had the role");
+        assert!(file.remove(SigningRole::Root, &bob));
+        assert_eq!(file.keys.len(), 2, "a key without a role goes");
+    }
+}

@@ -1,0 +1,199 @@
+//! Which keys may sign what, changed while a fleet serves: by everybody's root keys, on every host, for good.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use muster_trust::{KeyAlgorithm, SigningKey};
+
+use crate::harness::{Fleet, Host, Output, PATIENCE, run, versioned, wait_until};
+
+/// Makes a key and, beside it, the file with its public half.
+#[track_caller]
+fn new_key(folder: &Path, name: &str) -> PathBuf {
+    let key = SigningKey::generate(KeyAlgorithm::Ed25519).unwrap();
+    let path = folder.join(format!("{name}.key"));
+    key.write_new(&path).unwrap();
+    fs::write(path.with_extension("pub"), key.public().to_string()).unwrap();
+    path
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// The first root key, which `muster init` made.
+fn first_root_key(fleet: &Fleet) -> PathBuf {
+    fleet.dir().join("keys/root.key")
+}
+
+/// Writes the next root, has it signed and puts it into force.
+#[track_caller]
+fn rotate(fleet: &Fleet, edits: &[&str], keys: &[&Path]) -> Output {
+    let draft = fleet.scratch().join("next.toml");
+    let signed = draft.with_extension("json");
+    for leftover in [&draft, &signed] {
+        let _ = fs::remove_file(leftover);
+    }
+    fleet.json(&[&["root", "edit", "--out", text(&draft)], edits].concat()).expect_code(0);
+    let keys: Vec<&str> = keys.iter().flat_map(|key| ["--key", text(key)]).collect();
+    let said = fleet.json(&[&["root", "sign", text(&draft)][..], &keys].concat()).expect_code(0);
+    assert_eq!(said.json()["complete"], true, "{said}");
+    fleet.json(&["root", "apply", text(&signed)]).expect_code(0)
+}
+
+/// Every one of these hosts keeps the root of this version.
+#[track_caller]
+fn wait_followed(hosts: &[Host], version: u64) {
+    for host in hosts {
+        let kept = host.folder().join(format!("roots/{version}.json"));
+        wait_until(&format!("{} follows root {version}", host.name()), PATIENCE, || {
+            kept.exists().then_some(())
+        });
+    }
+}
+
+/// Has the context sign with another key.
+fn sign_with(fleet: &Fleet, field: &str, key: &Path) {
+    let context = fs::read_to_string(fleet.context()).unwrap();
+    let lines = context.lines().map(|line| {
+        if line.starts_with(field) { format!("{field} = \"{}\"", text(key)) } else { line.to_owned() }
+    });
+    fs::write(fleet.context(), lines.collect::<Vec<_>>().join("\n")).unwrap();
+}
+
+#[track_caller]
+fn apply_roster(fleet: &Fleet) {
+    let file = fleet.scratch().join("roster.toml");
+    let _ = fs::remove_file(&file);
+    fleet.json(&["roster", "draft", "--out", text(&file)]).expect_code(0);
+    fleet.json(&["roster", "apply", text(&file)]).expect_code(0);
+}
+
+#[test]
+fn an_operator_key_is_replaced_while_the_fleet_serves() {
+    let fleet = Fleet::up(3);
+    let one = fleet.release(&versioned("1"), "1");
+    let old = fleet.dir().join("operator/operator-signing.key");
+    let old_public = SigningKey::read(&old).unwrap().public().to_string();
+    let new = new_key(fleet.scratch(), "alice");
+    let two = fleet.push(&versioned("2"), "2");
+    fleet.json(&["deploy", "2"]).expect_code(0);
+
+    // One host is away, and must not be able to miss it.
+    let away = fleet.host(3);
+    away.agent.kill();
+    fleet.wait_connected(2);
+    let (add, remove) =
+        (format!("operator={}", text(&new.with_extension("pub"))), format!("operator={old_public}"));
+    let applied = rotate(&fleet, &["--add", &add, "--remove", &remove], &[&first_root_key(&fleet)]);
+    assert_eq!((&applied.json()["version"], &applied.json()["hosts"]), (&2.into(), &2.into()), "{applied}");
+    wait_followed(&[fleet.host(1), fleet.host(2)], 2);
+    away.agent.start(&[]);
+    fleet.wait_connected(3);
+    wait_followed(&[away], 2);
+
+    // The key that was removed signs nothing any more, nor does what it signed count.
+    let refused = fleet.json(&["flip", "2"]).expect_code(12);
+    assert!(refused.to_string().contains("operator"), "{refused}");
+    fleet.assert_all_serve(&one);
+    sign_with(&fleet, "operator_key", &new);
+    let old_roster = fleet.json(&["flip", "2"]);
+    assert_ne!(old_roster.code, 0, "the roster is still signed by the key that was removed: {old_roster}");
+    fleet.assert_all_serve(&one);
+    apply_roster(&fleet);
+    fleet.json(&["flip", "2"]).expect_code(0);
+    fleet.assert_all_serve(&two);
+
+    // A restart of everything brings nothing back.
+    fleet.down();
+    fleet.start(&[]);
+    fleet.wait_connected(3);
+    sign_with(&fleet, "operator_key", &old);
+    fleet.json(&["flip", "1"]).expect_code(12);
+    sign_with(&fleet, "operator_key", &new);
+    fleet.json(&["flip", "1"]).expect_code(0);
+    fleet.assert_all_serve(&one);
+}
+
+#[test]
+fn a_release_of_a_key_that_was_removed_is_refused_until_it_is_signed_anew() {
+    let fleet = Fleet::up(2);
+    let one = fleet.release(&versioned("1"), "1");
+    let tree = versioned("2");
+    fleet.push(&tree, "2");
+    fleet.json(&["deploy", "2"]).expect_code(0);
+    let old = fleet.dir().join("operator/release-signing.key");
+    let old_public = SigningKey::read(&old).unwrap().public().to_string();
+    let new = new_key(fleet.scratch(), "builder");
+    let (add, remove) =
+        (format!("release={}", text(&new.with_extension("pub"))), format!("release={old_public}"));
+    rotate(&fleet, &["--add", &add, "--remove", &remove], &[&first_root_key(&fleet)]);
+    wait_followed(&fleet.hosts(), 2);
+    let refused = fleet.json(&["flip", "2"]).expect_code(12);
+    assert!(refused.to_string().contains("0 of 1 release keys"), "{refused}");
+    fleet.assert_all_serve(&one);
+
+    sign_with(&fleet, "release_key", &new);
+    let two = fleet.push(&tree, "2");
+    fleet.json(&["flip", "2"]).expect_code(0);
+    fleet.assert_all_serve(&two);
+    let listed = fleet.json(&["release", "list"]).expect_code(0).to_string();
+    assert!(listed.contains(&two) && !listed.contains(&one), "{listed}");
+    // The other one is deployed everywhere, and cannot be gone back to until it is signed anew.
+    fleet.json(&["flip", "1"]).expect_code(12);
+    fleet.push(&versioned("1"), "1");
+    fleet.json(&["flip", "1"]).expect_code(0);
+    fleet.assert_all_serve(&one);
+}
+
+#[test]
+fn a_root_needs_the_thresholds_of_both_roots() {
+    let fleet = Fleet::up(1);
+    let first = first_root_key(&fleet);
+    let (alice, bob) = (new_key(fleet.scratch(), "alice"), new_key(fleet.scratch(), "bob"));
+    let [draft, signed] = ["next.toml", "next.json"].map(|name| fleet.scratch().join(name));
+    let adds = [&alice, &bob].map(|key| format!("root={}", text(&key.with_extension("pub"))));
+    let edit = [
+        "root",
+        "edit",
+        "--out",
+        text(&draft),
+        "--add",
+        &adds[0],
+        "--add",
+        &adds[1],
+        "--threshold",
+        "root=2",
+    ];
+    fleet.json(&edit).expect_code(0);
+
+    let stranger = new_key(fleet.scratch(), "mallory");
+    fleet.json(&["root", "sign", text(&draft), "--key", text(&stranger)]).expect_code(2);
+    // The present root's one key is not enough for the next one.
+    let said = fleet.json(&["root", "sign", text(&draft), "--key", text(&first)]).expect_code(0);
+    assert_eq!(said.json()["present_root"]["missing"], 0, "{said}");
+    assert_eq!(said.json()["next_root"]["missing"], 1, "{said}");
+    let unsigned = said.json()["next_root"]["unsigned"].to_string();
+    assert!(unsigned.contains("alice") && unsigned.contains("bob"), "{said}");
+    fleet.json(&["root", "apply", text(&signed)]).expect_code(12);
+    // To sign again with the same key is not to sign twice.
+    let again = fleet.json(&["root", "sign", text(&signed), "--key", text(&first)]).expect_code(0);
+    assert_eq!(again.json()["complete"], false, "{again}");
+    fleet.json(&["root", "apply", text(&signed)]).expect_code(12);
+    let last = fleet.json(&["root", "sign", text(&signed), "--key", text(&bob)]).expect_code(0);
+    assert_eq!(last.json()["complete"], true, "{last}");
+    fleet.json(&["root", "apply", text(&signed)]).expect_code(0);
+    wait_followed(&fleet.hosts(), 2);
+    let shown = fleet.json(&["root", "show"]).expect_code(0).json();
+    assert_eq!((&shown["version"], &shown["roles"][0]["threshold"]), (&2.into(), &2.into()), "{shown}");
+    let kept = fleet.dir().join("operator/root.1.json");
+    assert_eq!(fleet.json(&["root", "show", text(&kept)]).expect_code(0).json()["version"], 1);
+
+    // Another operator's context still has the first root; it follows by itself.
+    fs::copy(&kept, fleet.dir().join("operator/root.json")).unwrap();
+    let followed = fleet.json(&["root", "apply"]).expect_code(0);
+    assert_eq!(followed.json()["version"], 2, "{followed}");
+    let offline =
+        run(&["root", "show", text(&fleet.dir().join("operator/root.json")), "--output", "json"], &[]);
+    assert_eq!(offline.expect_code(0).json()["version"], 2);
+}
