@@ -21,6 +21,8 @@ mod ssh;
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod vectors;
 
 pub use authentic::{Authentic, add_signature, sign, verify};
 pub use chain::{RootChain, Succession};
