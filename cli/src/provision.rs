@@ -129,7 +129,7 @@ fn write_all(dir: &Path, options: &InitOptions) -> Result<UnixTime, CliError> {
     let operator_key = new_key(&operator.join("operator-signing.key"))?;
     let release_key = new_key(&operator.join("release-signing.key"))?;
     let root_expires = options.now.after(ROOT_LIFETIME);
-    let root = solo_root(&root_key, &operator_key, &release_key, root_expires)?;
+    let root = solo_root(&root_key, (&options.operator, &operator_key), &release_key, root_expires)?;
     write(&dir.join(ROOT_FILE), &root, MODE_PUBLIC, Existing::Keep)?;
 
     let authority = Authority::create(options.trust_domain.clone(), options.now)
@@ -143,7 +143,7 @@ fn write_all(dir: &Path, options: &InitOptions) -> Result<UnixTime, CliError> {
 /// One key for each role and a threshold of 1.
 fn solo_root(
     root: &SigningKey,
-    operator: &SigningKey,
+    (name, operator): (&IdentityName, &SigningKey),
     release: &SigningKey,
     expires: UnixTime,
 ) -> Result<Vec<u8>, CliError> {
@@ -153,7 +153,12 @@ fn solo_root(
         (SigningRole::Operator, one(operator)),
         (SigningRole::Release, one(release)),
     ]);
+    // Names of operators have no spaces, so that the others cannot be taken.
+    let names =
+        [(root, "root key".to_owned()), (release, "release key".to_owned()), (operator, name.to_string())];
+    let names = names.into_iter().map(|(key, name)| (key.public().clone(), name)).collect();
     let document = Root::new(1, expires, roles)
+        .and_then(|root| root.with_names(names))
         .map_err(|source| CliError::Document { doing: "make the root document".to_owned(), source })?;
     let envelope = sign(&document, &[root]).map_err(CliError::trust("sign the root document"))?;
     Ok(envelope.raw().to_vec())

@@ -1,4 +1,5 @@
-//! Backup and restore of the coordinator's state: the database and the documents it names, as a tar archive. Release
+//! Backup and restore of the coordinator's state: the database, the documents it names and the root
+//! documents that followed the pinned one, as a tar archive. Release
 //! blobs are not in it; whoever built them has them, and hosts that serve them do.
 
 use std::fs::{self, File};
@@ -10,6 +11,7 @@ use muster_daemon::{Machine, unix_time};
 use muster_model::{Digest, Incarnation};
 use muster_proto::v1;
 use muster_store::{BackupSummary, Options, StoreError};
+use muster_trust::{ROOT_BYTES_MAX, RootChain};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -22,6 +24,8 @@ use crate::status::failed;
 
 const LEDGER_NAME: &str = "ledger.backup";
 const DOCUMENTS_FOLDER: &str = "documents/";
+const ROOTS_FOLDER: &str = "roots/";
+const ROOT_SUFFIX: &str = ".json";
 const CHUNK_BYTES: usize = 64 << 10;
 
 /// Sends a backup, consistent as of one moment.
@@ -34,7 +38,7 @@ pub(crate) async fn send(shared: Arc<Shared>, events: mpsc::Sender<Result<v1::Ba
 
 /// Builds the state folder `state` of a coordinator from a backup, with a new incarnation.
 ///
-/// Everything in the backup is verified. `state` must hold no database; blobs that are there already stay.
+/// Everything in the backup is verified, the root documents when a coordinator starts with them. `state` must hold no database; blobs that are there already stay.
 pub fn restore(backup: &Path, state: &Path) -> Result<BackupSummary, Error> {
     let file = |action, path: &Path, source| Error::File { action, path: path.to_owned(), source };
     let read = |source| file("read", backup, source);
@@ -50,6 +54,12 @@ pub fn restore(backup: &Path, state: &Path) -> Result<BackupSummary, Error> {
         if name == LEDGER_NAME {
             io::copy(&mut entry, &mut ledger).map_err(read)?;
             has_ledger = true;
+            continue;
+        }
+        if let Some(version) = root_version(&name) {
+            let mut bytes = Vec::new();
+            entry.by_ref().take(ROOT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(read)?;
+            restore_root(state, version, &bytes)?;
             continue;
         }
         let digest = name.strip_prefix(DOCUMENTS_FOLDER).and_then(|hex| Digest::from_hex(hex).ok());
@@ -78,16 +88,27 @@ pub fn restore(backup: &Path, state: &Path) -> Result<BackupSummary, Error> {
     Ok(summary)
 }
 
+/// It is verified by the coordinator that starts with it.
+fn restore_root(state: &Path, version: u64, bytes: &[u8]) -> Result<(), Error> {
+    let folder = state.join(ROOTS_FOLDER);
+    RootChain::restore(&folder, version, bytes)
+        .map_err(|source| Error::Root { path: folder, source: Box::new(source) })
+}
+
+fn root_version(name: &str) -> Option<u64> {
+    name.strip_prefix(ROOTS_FOLDER)?.strip_suffix(ROOT_SUFFIX)?.parse().ok()
+}
+
 async fn written(
     shared: &Shared,
     sender: mpsc::Sender<Result<v1::BackupResponse, Status>>,
 ) -> Result<(), Error> {
     let (ledger, documents) =
         shared.ledger.run(|ledger| database(ledger)).await.map_err(Error::StoreFailed)?;
-    let store = shared.documents.clone();
+    let (store, roots) = (shared.documents.clone(), shared.roots_after(0));
     // On a thread whatever the machine is: it waits for the reader.
     blocking(&Machine::real(), move || {
-        write(&ledger, &documents, &store, Chunks { sender, buffer: Vec::new() })
+        write(&ledger, &documents, &roots, &store, Chunks { sender, buffer: Vec::new() })
     })
     .await
 }
@@ -103,12 +124,17 @@ pub(crate) fn database(ledger: &Ledger) -> Result<(Vec<u8>, Vec<Digest>), StoreE
 pub(crate) fn write(
     ledger: &[u8],
     names: &[Digest],
+    roots: &[v1::RootSuccessor],
     documents: &Documents,
     output: impl Write,
 ) -> Result<(), Error> {
     let failed = |source| Error::File { action: "write", path: "the backup".into(), source };
     let mut archive = tar::Builder::new(output);
     append(&mut archive, LEDGER_NAME, ledger).map_err(failed)?;
+    for root in roots {
+        let name = format!("{ROOTS_FOLDER}{}{ROOT_SUFFIX}", root.version);
+        append(&mut archive, &name, &root.envelope).map_err(failed)?;
+    }
     for digest in names {
         let bytes = documents.read(*digest)?;
         append(&mut archive, &format!("{DOCUMENTS_FOLDER}{}", digest.hex()), &bytes).map_err(failed)?;

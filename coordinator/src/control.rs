@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::coordinator::Shared;
+use crate::coordinator::{ROOTS_IN_MESSAGE_MAX, Shared};
 use crate::fleet::{FleetHandle, HostAnswer, Input, OUTBOX_FRAMES, Outbox, RosterInForce, Said};
 use crate::status::{chain, root_cause};
 
@@ -247,10 +247,12 @@ impl Attachment {
     fn relay_roots(&self, fleet: Option<&FleetName>) {
         let successors = self.shared.roots_after(0);
         let Some(fleet) = fleet.filter(|_| !successors.is_empty()) else { return };
-        let body = v1::coordinator_frame::Body::Roots(v1::Roots { successors });
-        let frame = crate::fleet::stamp(fleet, muster_model::Leadership::default(), body);
-        // A host that takes no messages is hung up on, and gets them when it joins again.
-        let _ = self.frames.try_send(frame);
+        for part in successors.chunks(ROOTS_IN_MESSAGE_MAX) {
+            let body = v1::coordinator_frame::Body::Roots(v1::Roots { successors: part.to_vec() });
+            let frame = crate::fleet::stamp(fleet, muster_model::Leadership::default(), body);
+            // A host that takes no messages is hung up on, and gets them when it joins again.
+            let _ = self.frames.try_send(frame);
+        }
     }
 
     fn refuse(&self, fleet: &FleetName, refusal: Refusal) {

@@ -14,7 +14,7 @@ use muster_mtls::{Credentials, Role, ServerTls};
 use muster_proto::v1;
 use muster_rollout::fleet::{Fleet, FleetRecord, Inheritance, Limits};
 use muster_store::StoreError;
-use muster_trust::{RootChain, Succession, TrustRoot};
+use muster_trust::{ROOT_BYTES_MAX, RootChain, Succession, TrustRoot};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::UploadLimits;
@@ -23,8 +23,10 @@ use crate::ledger::{Documents, Entry, Ledger, LedgerHandle};
 use crate::status::{chain, not_stored};
 use crate::{CoordinatorConfig, Error};
 
-/// The most successors that are relayed at once; whoever is further behind asks again, or is provisioned anew.
-const ROOTS_RELAYED_MAX: usize = 64;
+/// The most root documents in one message: it stays below the 4 MiB that a receiver reads.
+pub(crate) const ROOTS_IN_MESSAGE_MAX: usize = 8;
+
+const _: () = assert!(ROOTS_IN_MESSAGE_MAX * (ROOT_BYTES_MAX + 64) < 4 << 20, "they fit into one message");
 
 /// A fleet's driver, until it ends.
 type Driving = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
@@ -126,7 +128,7 @@ impl Shared {
         Ok((taken, self.roots_changed.receiver_count()))
     }
 
-    /// The roots after a version, as they are relayed.
+    /// The roots after a version, in order.
     pub(crate) fn roots_after(&self, version: u64) -> Vec<v1::RootSuccessor> {
         let all = self.roots.all();
         let later = all.iter().skip(1).filter(|root| root.root().version > version);
@@ -134,7 +136,7 @@ impl Shared {
             version: root.root().version,
             envelope: root.authentic().raw().to_vec(),
         });
-        relayed.take(ROOTS_RELAYED_MAX).collect()
+        relayed.collect()
     }
 
     /// Tells of each new root from now on.

@@ -92,6 +92,10 @@ fn an_operator_key_is_replaced_while_the_fleet_serves() {
     fleet.wait_connected(3);
     wait_followed(&[away], 2);
 
+    // The receipt of that time goes with the root of that time, and says so.
+    let receipt = fleet.json(&["receipt", "show"]).expect_code(0).json();
+    assert_eq!((&receipt["root_version"], &receipt["earlier_root"]), (&1.into(), &true.into()), "{receipt}");
+
     // The key that was removed signs nothing any more, nor does what it signed count.
     let refused = fleet.json(&["flip", "2"]).expect_code(12);
     assert!(refused.to_string().contains("operator"), "{refused}");
@@ -144,6 +148,32 @@ fn a_release_of_a_key_that_was_removed_is_refused_until_it_is_signed_anew() {
     fleet.push(&versioned("1"), "1");
     fleet.json(&["flip", "1"]).expect_code(0);
     fleet.assert_all_serve(&one);
+}
+
+#[test]
+fn an_expired_root_stops_flips_says_how_to_go_on_and_is_renewed() {
+    let fleet = Fleet::up(2);
+    let one = fleet.release(&versioned("1"), "1");
+    let two = fleet.push(&versioned("2"), "2");
+    fleet.json(&["deploy", "2"]).expect_code(0);
+    rotate(&fleet, &["--expires", "3s"], &[&first_root_key(&fleet)]);
+    wait_followed(&fleet.hosts(), 2);
+    wait_until("the root has expired", PATIENCE, || {
+        (fleet.json(&["root", "show"]).json()["expired"] == true).then_some(())
+    });
+    let refused = fleet.json(&["flip", "2"]).expect_code(12);
+    assert!(refused.to_string().contains("muster root edit"), "{refused}");
+    fleet.assert_all_serve(&one);
+
+    // Everything starts again with it, and hosts go on serving: that is how its successor gets through.
+    fleet.down();
+    fleet.start(&[]);
+    fleet.wait_connected(2);
+    fleet.assert_all_serve(&one);
+    rotate(&fleet, &[], &[&first_root_key(&fleet)]);
+    wait_followed(&fleet.hosts(), 3);
+    fleet.json(&["flip", "2"]).expect_code(0);
+    fleet.assert_all_serve(&two);
 }
 
 #[test]

@@ -2,6 +2,7 @@ use std::fs::File;
 use std::io::Write as _;
 
 use muster_model::{Blocker, Code, Leadership, RolloutId, Roster, RosterRef, RosterRevision, Term};
+use muster_proto::v1;
 use muster_rollout::fleet::{Offers, Outcome, Phase, RECORD_FORMAT};
 
 use super::*;
@@ -48,7 +49,8 @@ fn versions(history: &History) -> Vec<&str> {
 fn backed_up(ledger: &Ledger, file: &Path) {
     let mut file = File::create(file).unwrap();
     let (bytes, names) = crate::backup::database(ledger).unwrap();
-    crate::backup::write(&bytes, &names, ledger.documents(), &mut file).unwrap();
+    let roots = [v1::RootSuccessor { version: 2, envelope: b"a root".to_vec() }];
+    crate::backup::write(&bytes, &names, &roots, ledger.documents(), &mut file).unwrap();
     file.flush().unwrap();
 }
 
@@ -63,6 +65,7 @@ fn a_backup_of_a_chain_that_was_cut_back_restores() {
 
     let restored = folder.path().join("restored");
     crate::restore(&backup, &restored).unwrap();
+    assert_eq!(std::fs::read(restored.join("roots/2.json")).unwrap(), b"a root");
     let again = open(&restored);
     let history = again.state().fleets[&fleet()].history();
     assert_eq!(versions(&history), ["0", "1", "2", "3", "4", "5", "6", "7", "8"]);

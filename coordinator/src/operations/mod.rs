@@ -26,7 +26,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::coordinator::Shared;
+use crate::coordinator::{ROOTS_IN_MESSAGE_MAX, Shared};
 use crate::fleet::FleetHandle;
 use crate::status::{malformed, refused};
 
@@ -122,7 +122,9 @@ impl Service for Operations {
         &self,
         request: Request<v1::ShowRootsRequest>,
     ) -> Result<Response<v1::ShowRootsResponse>, Status> {
-        let successors = self.shared.roots_after(request.into_inner().after_version);
+        let mut successors = self.shared.roots_after(request.into_inner().after_version);
+        // Whoever is further behind asks again.
+        successors.truncate(ROOTS_IN_MESSAGE_MAX);
         Ok(Response::new(v1::ShowRootsResponse { successors }))
     }
 

@@ -67,6 +67,13 @@ impl RootChain {
         Ok(Self { folder: folder.to_owned(), roots: RwLock::new(roots), succeeding: Mutex::default() })
     }
 
+    /// Puts back into `folder` a successor that a backup has held, unless there is one of its version. It is verified when
+    /// the chain is opened.
+    pub fn restore(folder: &Path, version: u64, raw: &[u8]) -> Result<(), TrustError> {
+        fs::create_dir_all(folder).map_err(file("create", folder))?;
+        if path_of(folder, version).exists() { Ok(()) } else { keep(folder, version, raw) }
+    }
+
     /// The root in force.
     #[must_use]
     pub fn in_force(&self) -> Arc<TrustRoot> {

@@ -3,9 +3,9 @@ use std::path::PathBuf;
 use clap::Args;
 use muster_model::FleetName;
 use muster_proto::v1;
-use muster_trust::verify_receipt;
 
 use super::summary::Summary;
+use super::verify_by_its_time;
 use crate::args::FleetArg;
 use crate::commands::Env;
 use crate::connect::answer;
@@ -39,8 +39,10 @@ impl Show {
         not_yet(&fleet, flipped, self.epoch)?;
         let mut client = session.operations();
         let shown = answer(&doing, client.show_receipt(request)).await?;
-        let verified =
-            verify_receipt(&shown.receipt, session.root()).map_err(CliError::trust(doing.as_str()))?;
+        let present = session.root();
+        let earlier = session.context().earlier_roots(present.root().version);
+        let (verified, version) =
+            verify_by_its_time(&shown.receipt, present, &earlier).map_err(CliError::trust(doing.as_str()))?;
         let found = &verified.order().document().fleet;
         if *found != fleet {
             let what = format!("the coordinator answered with a receipt of the fleet {found}");
@@ -49,7 +51,7 @@ impl Show {
         if let Some(path) = &self.out {
             write(path, &shown.receipt, 0o644, Existing::Keep)?;
         }
-        env.ui.report(&Summary::of(&verified))?;
+        env.ui.report(&Summary::of(&verified, version, present))?;
         Ok(Exit::Proven)
     }
 }

@@ -1,7 +1,7 @@
 //! What a verified receipt proves, in a few lines.
 
 use muster_model::{Digest, FleetName, FlipMode, HostName, PublicKey};
-use muster_trust::VerifiedReceipt;
+use muster_trust::{TrustRoot, VerifiedReceipt};
 use serde::Serialize;
 
 use crate::output::{Page, Report, Tone};
@@ -19,12 +19,16 @@ pub(super) struct Summary {
     hosts: usize,
     ordered_by: Vec<PublicKey>,
     lapsed: Vec<HostName>,
+    root_version: u64,
+    /// Whether the present root would not vouch for it any more.
+    earlier_root: bool,
     solo: bool,
     verified: bool,
 }
 
 impl Summary {
-    pub(super) fn of(receipt: &VerifiedReceipt) -> Self {
+    /// Of a receipt that the root of version `root_version` vouches for.
+    pub(super) fn of(receipt: &VerifiedReceipt, root_version: u64, present: &TrustRoot) -> Self {
         let (order, release) = (receipt.order().document(), receipt.release().document());
         Self {
             fleet: order.fleet.clone(),
@@ -36,6 +40,8 @@ impl Summary {
             hosts: receipt.attestations().len(),
             ordered_by: receipt.order().signers().to_vec(),
             lapsed: receipt.lapsed().to_vec(),
+            root_version,
+            earlier_root: root_version < present.root().version,
             solo: receipt.is_solo(),
             // A receipt that does not verify is an error and never a summary.
             verified: true,
@@ -71,6 +77,13 @@ impl Report for Summary {
         for host in &self.lapsed {
             let text = format_args!("only the coordinator's clock says that {host} had stopped serving");
             page.labelled(Tone::Warning, "lapsed", text);
+        }
+        if self.earlier_root {
+            let text = format!(
+                "only root version {} vouches for it: keys that signed it may no longer sign",
+                self.root_version
+            );
+            page.labelled(Tone::Warning, "earlier root", text);
         }
         if self.solo {
             page.labelled(Tone::Warning, "solo mode", "one person alone could have signed for some role");

@@ -1,8 +1,9 @@
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use muster_proto::v1;
-use muster_trust::TrustRoot;
+use muster_trust::{TrustError, TrustRoot};
 use serde::Serialize;
 
 use super::FILE_BYTES_MAX;
@@ -36,29 +37,32 @@ pub(crate) struct Apply {
 impl Apply {
     pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
         let session = env.session().await?;
-        let before = session.root().clone();
-        let mut present = Box::pin(follow(&session, before.clone())).await?;
+        let mut roots = Followed { before: session.root().clone(), after: Vec::new() };
+        Box::pin(roots.follow(&session)).await?;
         let mut hosts = None;
         if let Some(path) = &self.file {
             let raw = read_bounded(path, FILE_BYTES_MAX)?;
-            if *raw != **present.authentic().raw() {
-                let doing = format!("put {} into force", path.display());
-                let next = present.succeed(&raw).map_err(CliError::trust(doing.as_str()))?;
-                let request = v1::ApplyRootRequest { envelope: raw };
-                let mut client = session.operations();
-                hosts = Some(Box::pin(answer(&doing, client.apply_root(request))).await?.hosts);
-                present = next;
+            let doing = format!("put {} into force", path.display());
+            // A coordinator that was restored may lack what this context has followed long ago.
+            let earlier = session.context().earlier_roots(roots.before.root().version);
+            let is_followed = |root: &TrustRoot| *raw == **root.authentic().raw();
+            if !roots.all().chain(&earlier).any(is_followed) {
+                roots.succeed(&raw).map_err(CliError::trust(doing.as_str()))?;
             }
+            let request = v1::ApplyRootRequest { envelope: raw };
+            let mut client = session.operations();
+            hosts = Some(Box::pin(answer(&doing, client.apply_root(request))).await?.hosts);
         }
         let path = session.context().root_path();
-        keep(&path, &before, &present)?;
+        roots.keep(&path)?;
         if let Some(folder) = session.context().fleet_folder() {
             // What `muster host issue` gives to new hosts.
             let provisioned = folder.join(ROOT_FILE);
-            if read_root(&provisioned).is_ok_and(|root| root == before) {
-                keep(&provisioned, &before, &present)?;
+            if read_root(&provisioned).is_ok_and(|root| root == roots.before) {
+                roots.keep(&provisioned)?;
             }
         }
+        let (before, present) = (&roots.before, roots.present());
         env.ui.report(&Applied {
             difference: RootDifference::of(before.root(), present.root()),
             version_before: before.root().version,
@@ -70,27 +74,56 @@ impl Apply {
     }
 }
 
-/// Goes on to the roots that the coordinator relays, as far as they verify.
-async fn follow(session: &Session, mut root: TrustRoot) -> Result<TrustRoot, CliError> {
-    const DOING: &str = "follow the root documents";
-    for _ in 0..FOLLOWED_MAX {
-        let request = v1::ShowRootsRequest { after_version: root.root().version };
-        let mut client = session.operations();
-        let shown = answer(DOING, client.show_roots(request)).await?;
-        let Some(next) = shown.successors.first() else { return Ok(root) };
-        root = root.succeed(&next.envelope).map_err(CliError::trust(DOING))?;
-    }
-    Ok(root)
+/// The root that the context had, and those that follow it.
+struct Followed {
+    before: TrustRoot,
+    after: Vec<TrustRoot>,
 }
 
-/// Replaces the context's root, and keeps the one before beside it: receipts of its time verify with it.
-fn keep(path: &Path, before: &TrustRoot, present: &TrustRoot) -> Result<(), CliError> {
-    if before == present {
-        return Ok(());
+impl Followed {
+    fn all(&self) -> impl Iterator<Item = &TrustRoot> {
+        std::iter::once(&self.before).chain(&self.after)
     }
-    let beside = kept_beside(path, before.root().version);
-    write(&beside, before.authentic().raw(), 0o644, Existing::Replace)?;
-    write(path, present.authentic().raw(), 0o644, Existing::Replace)
+
+    fn present(&self) -> &TrustRoot {
+        self.after.last().unwrap_or(&self.before)
+    }
+
+    fn succeed(&mut self, raw: &[u8]) -> Result<(), TrustError> {
+        let next = self.present().succeed(raw)?;
+        self.after.push(next);
+        Ok(())
+    }
+
+    /// Goes on to the roots that the coordinator relays, which verify themselves.
+    async fn follow(&mut self, session: &Session) -> Result<(), CliError> {
+        const DOING: &str = "follow the root documents";
+        while self.after.len() < FOLLOWED_MAX {
+            let request = v1::ShowRootsRequest { after_version: self.present().root().version };
+            let mut client = session.operations();
+            let shown = answer(DOING, client.show_roots(request)).await?;
+            if shown.successors.is_empty() {
+                break;
+            }
+            for next in shown.successors {
+                self.succeed(&next.envelope).map_err(CliError::trust(DOING))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces the root in `path`, and keeps those before it beside it: receipts of their time verify with them.
+    fn keep(&self, path: &Path) -> Result<(), CliError> {
+        if self.after.is_empty() {
+            return Ok(());
+        }
+        let raw = |root: &TrustRoot| Arc::clone(root.authentic().raw());
+        for earlier in self.all().take(self.after.len()) {
+            let beside = kept_beside(path, earlier.root().version);
+            write(&beside, &raw(earlier), 0o644, Existing::Replace)?;
+        }
+        write(path, &raw(self.present()), 0o644, Existing::Replace)
+    }
 }
 
 #[derive(Debug, Serialize)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_model::{DocumentError, PublicKey, RoleKeys, Root, SigningRole, UnixTime};
+use muster_model::{DocumentError, KEY_NAME_BYTES_MAX, PublicKey, RoleKeys, Root, SigningRole, UnixTime};
 use serde::{Deserialize, Serialize};
 
 use super::ROLES;
@@ -76,8 +76,14 @@ impl RootFile {
         Root::new(self.version, expires, roles)?.with_names(names.collect())
     }
 
-    /// Gives a key a role. Whether that changed anything.
+    /// Gives a key a role. Whether that changed anything. A name that another key has, or that is none, is left out.
     pub(super) fn add(&mut self, role: SigningRole, public: &PublicKey, name: Option<&str>) -> bool {
+        let is_taken = |name: &str| {
+            self.keys.iter().any(|known| known.public != *public && known.name.as_deref() == Some(name))
+        };
+        let name = name.filter(|name| {
+            name.len() <= KEY_NAME_BYTES_MAX && !name.contains(char::is_control) && !is_taken(name)
+        });
         let Some(known) = self.keys.iter_mut().find(|known| known.public == *public) else {
             let (name, public) = (name.map(str::to_owned), public.clone());
             self.keys.push(KeyFile { name, public, roles: vec![role] });
@@ -147,7 +153,8 @@ roles = ["release", "operator"]
         assert!(file.add(SigningRole::Release, &alice, Some("another name")));
         assert!(!file.add(SigningRole::Release, &alice, None), "it has the role");
         assert_eq!(file.keys[0].name.as_deref(), Some("alice"), "a name is kept");
-        assert!(file.add(SigningRole::Root, &bob, Some("bob")));
+        assert!(file.add(SigningRole::Root, &bob, Some("alice")));
+        assert_eq!(file.keys[2].name, None, "a name is that of one key");
         assert!(!file.remove(SigningRole::Operator, &bob), "it never had the role");
         assert!(file.remove(SigningRole::Root, &bob));
         assert_eq!(file.keys.len(), 2, "a key without a role goes");
