@@ -1,6 +1,6 @@
-//! Backup and restore of the coordinator's state: the database, the documents it names and the root
-//! documents that followed the pinned one, as a tar archive. Release
-//! blobs are not in it; whoever built them has them, and hosts that serve them do.
+//! Backup and restore of the coordinator's state: the database, the documents it names and the root documents that
+//! followed the pinned one, as a tar archive. Release blobs are not in it; whoever built them has them, and hosts that
+//! serve them do.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write};
@@ -38,7 +38,8 @@ pub(crate) async fn send(shared: Arc<Shared>, events: mpsc::Sender<Result<v1::Ba
 
 /// Builds the state folder `state` of a coordinator from a backup, with a new incarnation.
 ///
-/// Everything in the backup is verified, the root documents when a coordinator starts with them. `state` must hold no database; blobs that are there already stay.
+/// Everything in the backup is verified, the root documents when a coordinator starts with them. `state` must hold no
+/// database; blobs that are there already stay.
 pub fn restore(backup: &Path, state: &Path) -> Result<BackupSummary, Error> {
     let file = |action, path: &Path, source| Error::File { action, path: path.to_owned(), source };
     let read = |source| file("read", backup, source);
