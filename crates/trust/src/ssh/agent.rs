@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use muster_model::PublicKey;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 use super::public::{ED25519, P256, fingerprint, of_blob, public_key};
 use super::wire::{Reader, put_string};
@@ -229,11 +231,10 @@ fn ask(socket: &Path, request: &[u8], timeout: Duration) -> Result<Vec<u8>, SshA
             }
         }
     };
-    let mut stream = UnixStream::connect(socket).map_err(failed("connect to"))?;
+    let mut stream = connect(socket, timeout).map_err(failed("connect to"))?;
     let mut frame = Vec::with_capacity(request.len() + size_of::<u32>());
     put_string(&mut frame, request);
-    stream.set_write_timeout(Some(left(deadline, timeout)?)).map_err(failed("write to"))?;
-    stream.write_all(&frame).map_err(failed("write to"))?;
+    send(&mut stream, &frame, deadline, timeout, failed("write to"))?;
     let mut len = [0; size_of::<u32>()];
     fill(&mut stream, &mut len, deadline, timeout, failed("read from"))?;
     let len = u32::from_be_bytes(len) as usize;
@@ -243,6 +244,35 @@ fn ask(socket: &Path, request: &[u8], timeout: Duration) -> Result<Vec<u8>, SshA
     let mut answer = vec![0; len];
     fill(&mut stream, &mut answer, deadline, timeout, failed("read from"))?;
     Ok(answer)
+}
+
+/// Like `UnixStream::connect`, which waits without end for an agent that accepts nobody.
+fn connect(socket: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(socket)?;
+    let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&stream, Timeout::Send, Some(timeout))?;
+    rustix::net::connect(&stream, &address)?;
+    Ok(UnixStream::from(stream))
+}
+
+/// Like `write_all`, with an end for all of it.
+fn send(
+    stream: &mut UnixStream,
+    mut frame: &[u8],
+    deadline: Instant,
+    timeout: Duration,
+    failed: impl Fn(io::Error) -> SshAgentError,
+) -> Result<(), SshAgentError> {
+    while !frame.is_empty() {
+        stream.set_write_timeout(Some(left(deadline, timeout)?)).map_err(&failed)?;
+        match stream.write(frame) {
+            Ok(0) => return Err(failed(io::ErrorKind::WriteZero.into())),
+            Ok(written) => frame = &frame[written..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(())
 }
 
 /// Like `read_exact`, but an agent that sends a byte now and then does not win time by it.

@@ -331,6 +331,50 @@ fn an_agent_that_never_answers_or_only_drips_ends_the_wait() {
 }
 
 #[test]
+fn an_agent_that_accepts_nobody_or_reads_nothing_ends_the_wait() {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+    let allowed = Duration::from_millis(200);
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("agent");
+    let listener = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    listen(&listener, 0).unwrap();
+    let key = AgentKey::Fingerprint(ED25519_FINGERPRINT.to_owned());
+    let begun = Instant::now();
+    // The first waits for an answer, and its place is free only once it is accepted; the next one waits for a place.
+    let _held = UnixStream::connect(&path).unwrap();
+    for _ in 0..2 {
+        let error = agent_error(AgentSigner::find_at(&path, &key, allowed, allowed).unwrap_err());
+        assert!(matches!(error, SshAgentError::TimedOut { .. }), "{error}");
+    }
+    assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
+
+    let listed = UnixListener::bind(folder.path().join("deaf")).unwrap();
+    let deaf = std::thread::spawn(move || {
+        let (mut stream, _) = listed.accept().unwrap();
+        stream.read_exact(&mut [0; 5]).unwrap();
+        stream.write_all(&identities(&[ED25519_PUB])).unwrap();
+        // It takes the request to sign and reads none of it, until the other side gives up.
+        let (stream, _) = listed.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        while !has_hung_up(&stream) {}
+    });
+    let signer = AgentSigner::find_at(&folder.path().join("deaf"), &key, PATIENCE, allowed).unwrap();
+    let error = agent_error(signer.sign(&[0; 200_000]).unwrap_err());
+    assert!(matches!(error, SshAgentError::TimedOut { .. }), "{error}");
+    deaf.join().unwrap();
+}
+
+/// Waits for the other side to close.
+fn has_hung_up(stream: &UnixStream) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut wait = [PollFd::new(stream, PollFlags::empty())];
+    let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+    poll(&mut wait, Some(&second)).unwrap();
+    wait[0].revents().contains(PollFlags::HUP)
+}
+
+#[test]
 fn a_key_that_the_agent_lacks_or_cannot_use_says_what_to_do() {
     let agent = Impostor::new(2, |_, stream| stream.write_all(&identities(&[ECDSA_PUB, RSA_PUB])));
     let missing = agent.find(ED25519_FINGERPRINT, PATIENCE).unwrap_err();
