@@ -88,7 +88,7 @@ fn pure_crates_know_no_io() {
         "tonic",
         "tracing",
     ];
-    for krate in ["crates/model", "crates/rollout"] {
+    for krate in ["crates/audit", "crates/model", "crates/rollout"] {
         for name in dependencies(krate) {
             assert!(!forbidden.contains(&name.as_str()), "{krate} depends on {name}");
         }
@@ -112,14 +112,15 @@ fn dependencies_point_down() {
         ("crates/rollout", &["model"]),
         ("crates/artifact", &["model"]),
         ("crates/trust", &["model"]),
+        ("crates/audit", &["model", "trust"]),
         ("crates/store", &["model"]),
         ("crates/mtls", &["model"]),
         ("crates/daemon", &["model"]),
         ("crates/guard", &["model"]),
         ("proto", &["model"]),
-        ("agent", &["artifact", "daemon", "guard", "model", "mtls", "proto", "rollout", "store", "trust"]),
-        ("coordinator", &["artifact", "daemon", "model", "mtls", "proto", "rollout", "store", "trust"]),
-        ("cli", &["artifact", "guard", "model", "mtls", "proto", "trust"]),
+        ("agent", &["artifact", "audit", "daemon", "guard", "model", "mtls", "proto", "rollout", "store", "trust"]),
+        ("coordinator", &["artifact", "audit", "daemon", "model", "mtls", "proto", "rollout", "store", "trust"]),
+        ("cli", &["artifact", "audit", "guard", "model", "mtls", "proto", "trust"]),
     ];
     for (krate, below) in allowed {
         for name in dependencies(krate) {

@@ -29,11 +29,23 @@ pub struct MerkleProof {
 impl MerkleTree {
     /// Builds the tree over `leaves`.
     pub fn new<'a>(leaves: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let mut levels: Vec<Vec<Digest>> = vec![leaves.into_iter().map(leaf_hash).collect()];
+        let mut levels: Vec<Vec<Digest>> = vec![leaves.into_iter().map(Self::leaf_hash).collect()];
         while let Some(level) = levels.last().filter(|level| level.len() > 1) {
             levels.push(level.chunks(2).map(parent).collect());
         }
         Self { levels }
+    }
+
+    /// The hash of a leaf.
+    #[must_use]
+    pub fn leaf_hash(leaf: &[u8]) -> Digest {
+        Digest::of_parts(&[&[0], leaf])
+    }
+
+    /// The hash of a node over its two children.
+    #[must_use]
+    pub fn node_hash(left: &Digest, right: &Digest) -> Digest {
+        Digest::of_parts(&[&[1], left.as_bytes(), right.as_bytes()])
     }
 
     /// The root; of no leaves at all, the hash of the empty string.
@@ -66,19 +78,19 @@ impl MerkleProof {
             return false;
         }
         let (mut index, mut last) = (self.index, self.size - 1);
-        let mut hash = leaf_hash(leaf);
+        let mut hash = MerkleTree::leaf_hash(leaf);
         for sibling in &self.path {
             if last == 0 {
                 return false;
             }
             if index & 1 == 1 || index == last {
-                hash = node_hash(sibling, &hash);
+                hash = MerkleTree::node_hash(sibling, &hash);
                 while index & 1 == 0 && index != 0 {
                     index >>= 1;
                     last >>= 1;
                 }
             } else {
-                hash = node_hash(&hash, sibling);
+                hash = MerkleTree::node_hash(&hash, sibling);
             }
             index >>= 1;
             last >>= 1;
@@ -87,17 +99,10 @@ impl MerkleProof {
     }
 }
 
-fn leaf_hash(leaf: &[u8]) -> Digest {
-    Digest::of_parts(&[&[0], leaf])
-}
-
-fn node_hash(left: &Digest, right: &Digest) -> Digest {
-    Digest::of_parts(&[&[1], left.as_bytes(), right.as_bytes()])
-}
 
 fn parent(children: &[Digest]) -> Digest {
     match children {
-        [left, right] => node_hash(left, right),
+        [left, right] => MerkleTree::node_hash(left, right),
         _ => children[0],
     }
 }

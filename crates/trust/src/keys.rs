@@ -175,7 +175,8 @@ impl fmt::Debug for SigningKey {
 
 /// Whether `signature` is one of `message` by `key`. P-256 signatures are read in ASN.1 and as `r ‖ s`, since both are
 /// in use with DSSE.
-pub(crate) fn is_signed_by(key: &PublicKey, message: &[u8], signature: &[u8]) -> bool {
+#[must_use]
+pub fn is_signed_by(key: &PublicKey, message: &[u8], signature: &[u8]) -> bool {
     match key {
         PublicKey::Ed25519(bytes) => UnparsedPublicKey::new(&ED25519, bytes).verify(message, signature),
         PublicKey::P256(point) if signature.len() == P256_FIXED_LEN => {

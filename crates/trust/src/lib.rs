@@ -31,7 +31,7 @@ pub use error::{DocumentName, TrustError};
 pub use evidence::{
     ATTESTATION_BYTES_MAX, EVIDENCE_BYTES_MAX, assemble_evidence, verify_attestation, verify_evidence,
 };
-pub use keys::{KeyAlgorithm, Signer, SigningKey};
+pub use keys::{KeyAlgorithm, Signer, SigningKey, is_signed_by};
 pub use receipt::{RECEIPT_BYTES_MAX, Receipt, ReceiptError, VerifiedReceipt, verify_receipt};
 pub use root::{ROOT_BYTES_MAX, RootProposal, TrustRoot};
 pub use source::KeySource;
