@@ -59,6 +59,7 @@ impl Exit {
             | Code::DuplicateHost
             | Code::SessionLost
             | Code::FleetUnknown
+            | Code::NothingToReconcile
             | Code::ReleaseUnknown => Self::Missing,
             Code::SignatureInvalid
             | Code::BadAttestation
@@ -76,6 +77,7 @@ impl Exit {
             | Code::ClockMayPause
             | Code::ClockUncertain
             | Code::HookFailed
+            | Code::AuditRewritten
             | Code::RolledBackCoordinator => Self::NotAllowed,
             Code::OrderExpired
             | Code::ReleaseExpired

@@ -49,6 +49,14 @@ explanations! {
         "A host's journal is older than what it told before.",
         "The host's disk was set back to an earlier state, as by restoring a snapshot. It may have forgotten a promise that it made.",
         "make sure that the host is the only one with its identity, stop its agent, remove the journal folder of the fleet from its state, then `muster host readmit HOST` and start the agent; do not restore snapshots of agent state";
+    AuditRewritten =>
+        "The coordinator's audit log does not continue the one that a host has seen.",
+        "Each host remembers the last checkpoint of the audit log and asks for proof that the log goes on from there. Entries that the host has seen are gone or are others: somebody cut or rewrote the log, put back an old copy of the coordinator's state, or stands between. The host takes part in no rollout of this coordinator; what it serves it goes on serving.",
+        "compare `muster audit export` with an earlier export, and find out who had the coordinator's state and its audit key; then settle it on each of these hosts: `muster-agent audit accept FLEET --reason TEXT`";
+    NothingToReconcile =>
+        "There is no such override to reconcile.",
+        "The entry is no override, was refused when it was asked for, or somebody has reconciled it already.",
+        "see `muster status` for the overrides that are open, and `muster audit log` for all entries";
     HistoryLost =>
         "A host lost its journal.",
         "The agent cannot say what it promised, so it keeps its service shut.",

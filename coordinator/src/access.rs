@@ -36,6 +36,8 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/fleet.v1.Operations/Halt", &[Operator]),
     ("/fleet.v1.Operations/Find", &[Operator, Pipeline, Viewer]),
     ("/fleet.v1.Operations/Backup", &[Operator]),
+    ("/fleet.v1.Operations/ReadAudit", &[Operator, Pipeline, Viewer]),
+    ("/fleet.v1.Operations/ReconcileAudit", &[Operator]),
     ("/fleet.v1.Operations/ShowReceipt", &[Operator, Pipeline, Viewer]),
     ("/grpc.health.v1.Health/Check", &[Agent, Operator, Pipeline, Viewer]),
     ("/grpc.health.v1.Health/List", &[Agent, Operator, Pipeline, Viewer]),
@@ -127,7 +129,9 @@ mod tests {
             Role::ALL.into_iter().filter(|role| is_allowed(path, *role)).collect()
         };
         assert_eq!(roles_of("/fleet.v1.Control/Attach"), [Agent]);
-        for call in ["Flip", "Abort", "Halt", "ApplyRoster", "ApplyRoot", "Backup", "ReadmitHost"] {
+        for call in
+            ["Flip", "Abort", "Halt", "ApplyRoster", "ApplyRoot", "Backup", "ReadmitHost", "ReconcileAudit"]
+        {
             assert_eq!(roles_of(&format!("/fleet.v1.Operations/{call}")), [Operator], "{call}");
         }
         assert_eq!(roles_of("/fleet.v1.Operations/Unheard"), []);

@@ -4,9 +4,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use muster_audit::NOTE_BYTES_MAX;
 use muster_daemon::{Machine, unix_time};
 use muster_model::{Digest, Incarnation};
 use muster_proto::v1;
@@ -16,6 +18,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::Error;
+use crate::audit::PREVIOUS_FILE;
 use crate::config::default_records_between_snapshots;
 use crate::coordinator::Shared;
 use crate::fleet::blocking;
@@ -23,6 +26,8 @@ use crate::ledger::{DOCUMENT_BYTES_MAX, Documents, Entry, Ledger};
 use crate::status::failed;
 
 const LEDGER_NAME: &str = "ledger.backup";
+/// The last checkpoint of the audit log: what a restored coordinator begins its new log with.
+const CHECKPOINT_NAME: &str = "audit.checkpoint";
 const DOCUMENTS_FOLDER: &str = "documents/";
 const ROOTS_FOLDER: &str = "roots/";
 const ROOT_SUFFIX: &str = ".json";
@@ -63,6 +68,12 @@ pub fn restore(backup: &Path, state: &Path) -> Result<BackupSummary, Error> {
             restore_root(state, version, &bytes)?;
             continue;
         }
+        if name == CHECKPOINT_NAME {
+            let mut note = Vec::new();
+            entry.by_ref().take(NOTE_BYTES_MAX as u64 + 1).read_to_end(&mut note).map_err(read)?;
+            keep_checkpoint(state, &note)?;
+            continue;
+        }
         let digest = name.strip_prefix(DOCUMENTS_FOLDER).and_then(|hex| Digest::from_hex(hex).ok());
         let digest =
             digest.ok_or_else(|| damaged(&format!("it holds a file that no backup holds: {name}")))?;
@@ -100,6 +111,19 @@ fn root_version(name: &str) -> Option<u64> {
     name.strip_prefix(ROOTS_FOLDER)?.strip_suffix(ROOT_SUFFIX)?.parse().ok()
 }
 
+/// Keeps the checkpoint of the log before the one that will begin.
+fn keep_checkpoint(state: &Path, note: &[u8]) -> Result<(), Error> {
+    let folder = state.join("audit");
+    let path = folder.join(PREVIOUS_FILE);
+    let failed = |source| Error::File { action: "write", path: path.clone(), source };
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(&folder).map_err(failed)?;
+    let mut file = tempfile::NamedTempFile::new_in(&folder).map_err(failed)?;
+    file.write_all(note).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    file.persist(&path).map_err(|error| failed(error.error))?;
+    File::open(&folder).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
 async fn written(
     shared: &Shared,
     sender: mpsc::Sender<Result<v1::BackupResponse, Status>>,
@@ -107,9 +131,12 @@ async fn written(
     let (ledger, documents) =
         shared.ledger.run(|ledger| database(ledger)).await.map_err(Error::StoreFailed)?;
     let (store, roots) = (shared.documents.clone(), shared.roots_after(0));
+    let checkpoint = shared.audit.checkpoint().to_bytes();
     // On a thread whatever the machine is: it waits for the reader.
     blocking(&Machine::real(), move || {
-        write(&ledger, &documents, &roots, &store, Chunks { sender, buffer: Vec::new() })
+        let contents =
+            Contents { ledger: &ledger, checkpoint: &checkpoint, roots: &roots, documents: &documents };
+        write(&contents, &store, Chunks { sender, buffer: Vec::new() })
     })
     .await
 }
@@ -121,23 +148,27 @@ pub(crate) fn database(ledger: &Ledger) -> Result<(Vec<u8>, Vec<Digest>), StoreE
     Ok((bytes, ledger.named_documents()))
 }
 
+/// What a backup holds.
+pub(crate) struct Contents<'a> {
+    pub(crate) ledger: &'a [u8],
+    /// The last checkpoint of the audit log.
+    pub(crate) checkpoint: &'a [u8],
+    pub(crate) roots: &'a [v1::RootSuccessor],
+    pub(crate) documents: &'a [Digest],
+}
+
 /// Writes the archive.
-pub(crate) fn write(
-    ledger: &[u8],
-    names: &[Digest],
-    roots: &[v1::RootSuccessor],
-    documents: &Documents,
-    output: impl Write,
-) -> Result<(), Error> {
+pub(crate) fn write(contents: &Contents<'_>, store: &Documents, output: impl Write) -> Result<(), Error> {
     let failed = |source| Error::File { action: "write", path: "the backup".into(), source };
     let mut archive = tar::Builder::new(output);
-    append(&mut archive, LEDGER_NAME, ledger).map_err(failed)?;
-    for root in roots {
+    append(&mut archive, LEDGER_NAME, contents.ledger).map_err(failed)?;
+    for root in contents.roots {
         let name = format!("{ROOTS_FOLDER}{}{ROOT_SUFFIX}", root.version);
         append(&mut archive, &name, &root.envelope).map_err(failed)?;
     }
-    for digest in names {
-        let bytes = documents.read(*digest)?;
+    append(&mut archive, CHECKPOINT_NAME, contents.checkpoint).map_err(failed)?;
+    for digest in contents.documents {
+        let bytes = store.read(*digest)?;
         append(&mut archive, &format!("{DOCUMENTS_FOLDER}{}", digest.hex()), &bytes).map_err(failed)?;
     }
     archive.into_inner().and_then(|mut output| output.flush()).map_err(failed)

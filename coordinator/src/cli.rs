@@ -79,6 +79,8 @@ fn is_storage(error: &Error) -> bool {
         Error::StoreFailed(source) | Error::Store { source, .. } => source.is_fatal(),
         Error::Daemon(_)
         | Error::Tls(_)
+        | Error::AuditKey { .. }
+        | Error::AuditLog { .. }
         | Error::Blobs(_)
         | Error::Record { .. }
         | Error::Document { .. }

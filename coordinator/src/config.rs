@@ -29,6 +29,9 @@ pub struct CoordinatorConfig {
     pub crl: Option<PathBuf>,
     /// The pinned root document.
     pub root: PathBuf,
+    /// The key that signs the audit log's checkpoints, PEM, mode 0600 (default: `audit.key` in the state, made at the first
+    /// start).
+    pub audit_key: Option<PathBuf>,
     /// How long a rollout may take to attest, in milliseconds (default 600,000).
     #[serde(default = "default_long_ms")]
     pub attest_timeout_ms: u64,
@@ -137,6 +140,7 @@ impl CoordinatorConfig {
             ca: base.join(self.ca),
             crl: self.crl.map(|crl| base.join(crl)),
             root: base.join(self.root),
+            audit_key: self.audit_key.map(|key| base.join(key)),
             ..self
         }
     }

@@ -115,9 +115,12 @@ impl Attachment {
         let body = frame
             .body
             .ok_or_else(|| Refusal::of(Code::Unsupported, "a frame without a body that is known"))?;
-        if let Body::Join(_) = body {
-            let Some(FromHost::Join(report)) = from_host(body).map_err(unreadable)? else { return Ok(()) };
-            return self.join(&fleet, report).await;
+        if let Body::Join(mut join) = body {
+            let seen = join.audit.take();
+            let Some(FromHost::Join(report)) = from_host(Body::Join(join)).map_err(unreadable)? else {
+                return Ok(());
+            };
+            return self.join(&fleet, report, seen).await;
         }
         let Some((session, handle)) = self.sessions.get(&fleet).cloned() else {
             return Err(Refusal::of(
@@ -188,7 +191,12 @@ impl Attachment {
     }
 
     /// Step 2, at the edge: a session is asked for; whether it begins is for the fleet to say.
-    async fn join(&mut self, fleet: &FleetName, report: muster_model::JoinReport) -> Result<(), Refusal> {
+    async fn join(
+        &mut self,
+        fleet: &FleetName,
+        report: muster_model::JoinReport,
+        seen: Option<v1::AuditSeen>,
+    ) -> Result<(), Refusal> {
         let Some(handle) = self.shared.fleet(fleet) else {
             let refusal = Refusal::of(Code::FleetUnknown, format!("there is no fleet {fleet}"));
             self.refuse(fleet, refusal);
@@ -201,12 +209,31 @@ impl Attachment {
         }
         // Before anything that the keys of a new root may have signed.
         self.relay_roots(Some(fleet));
+        self.show_audit(fleet, seen).await?;
         let session = self.shared.next_session();
         let outbox = Outbox { session, frames: self.frames.clone(), hang_up: Arc::clone(&self.hang_up) };
         let next = Token::from_bytes(crate::random(&self.shared.machine)?);
         let event = Event::Joining { host: self.host.clone(), session, report, next };
         handle.tell(Input::Joining(Box::new(event), self.host.clone(), outbox)).await?;
         self.sessions.insert(fleet.clone(), (session, handle));
+        Ok(())
+    }
+
+    /// Shows the host the audit log, as far as it has gone, before its session begins: the fleet is the witness.
+    async fn show_audit(&self, fleet: &FleetName, seen: Option<v1::AuditSeen>) -> Result<(), Refusal> {
+        let incarnation = self.shared.incarnation();
+        // Of a log that is closed by now nothing is proven: the new one names it.
+        let seen = seen.filter(|seen| seen.incarnation == incarnation.0).map_or(0, |seen| seen.size);
+        let offer = self.shared.audit.offer(seen).await.map_err(|error| self.shared.store_failed(error))?;
+        let shown = v1::AuditShown {
+            checkpoint: offer.checkpoint,
+            key: offer.key.to_string(),
+            proof: offer.proof.iter().map(|digest| digest.as_bytes().to_vec()).collect(),
+        };
+        let leadership = muster_model::Leadership { incarnation, ..muster_model::Leadership::default() };
+        let body = v1::coordinator_frame::Body::AuditShown(shown);
+        // An agent that takes no messages is cut off by the driver.
+        let _ = self.frames.try_send(crate::fleet::stamp(fleet, leadership, body));
         Ok(())
     }
 

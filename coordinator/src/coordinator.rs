@@ -17,6 +17,7 @@ use muster_store::StoreError;
 use muster_trust::{ROOT_BYTES_MAX, RootChain, Succession, TrustRoot};
 use tokio::sync::{mpsc, watch};
 
+use crate::audit::{self, AuditHandle};
 use crate::config::UploadLimits;
 use crate::fleet::{self, FleetHandle};
 use crate::ledger::{Documents, Entry, Ledger, LedgerHandle};
@@ -41,6 +42,7 @@ pub(crate) struct Shared {
     pub(crate) stopping: Shutdown,
     pub(crate) tls: ServerTls,
     pub(crate) ledger: LedgerHandle,
+    pub(crate) audit: AuditHandle,
     pub(crate) uploads: UploadLimits,
     incarnation: Incarnation,
     fleets: RwLock<BTreeMap<FleetName, Arc<FleetHandle>>>,
@@ -77,6 +79,14 @@ impl Shared {
         )?;
         let inherited = fleet::inherit_all(&ledger, &roots)?;
         let incarnation = ledger.state().incarnation;
+        let identity = credentials.identity();
+        let audit = AuditHandle::open(
+            &config.state,
+            audit::read_key(config.audit_key.as_deref(), &config.state)?,
+            (&identity.trust_domain.to_string(), identity.to_string()),
+            incarnation,
+            machine.clone(),
+        )?;
         let (drivers, receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Self {
             roots: Arc::new(roots),
@@ -85,6 +95,7 @@ impl Shared {
             stopping,
             tls: ServerTls::new(&credentials)?,
             ledger: LedgerHandle::serve(ledger, machine.blocking())?,
+            audit,
             machine,
             uploads: config.upload_limits(),
             incarnation,
@@ -152,8 +163,13 @@ impl Shared {
         self.ledger.run(write).await.map_err(|error| self.store_failed(error))
     }
 
+    /// Writes to the audit log before what it speaks of is done. A log that failed ends the coordinator.
+    pub(crate) async fn audit(&self, entries: Vec<muster_audit::Entry>) -> Result<u64, Refusal> {
+        self.audit.write(entries).await.map_err(|error| self.store_failed(error))
+    }
+
     /// A store that failed ends the coordinator; one that refused a record does not.
-    fn store_failed(&self, error: StoreError) -> Refusal {
+    pub(crate) fn store_failed(&self, error: StoreError) -> Refusal {
         let refused = not_stored(&error);
         if error.is_fatal() {
             // Drivers are run to their end, and the first that fails ends the coordinator with its reason.
@@ -180,6 +196,11 @@ impl Shared {
     /// When a host's certificate ends, as far as it was seen.
     pub(crate) fn certificate_expiry(&self, host: &HostName) -> Option<UnixTime> {
         self.certificates.lock().unwrap_or_else(PoisonError::into_inner).get(host).copied()
+    }
+
+    /// The life of the database.
+    pub(crate) const fn incarnation(&self) -> Incarnation {
+        self.incarnation
     }
 
     /// Makes the fleet of a first roster.
@@ -211,6 +232,7 @@ impl Shared {
         let place = fleet::Place {
             machine: self.machine.clone(),
             ledger: self.ledger.clone(),
+            audit: self.audit.clone(),
             documents: self.documents.clone(),
             roots: Arc::clone(&self.roots),
         };

@@ -25,6 +25,22 @@ pub enum Error {
     /// The database failed while the coordinator ran: it ends, because a restart would trust the page cache.
     #[error("the database could not be written; nothing that depends on it was said")]
     StoreFailed(#[source] muster_store::StoreError),
+    /// The key that signs the audit log's checkpoints.
+    #[error("the key of the audit log cannot be used")]
+    AuditKey {
+        /// Why.
+        #[source]
+        source: muster_trust::TrustError,
+    },
+    /// An audit log that is not the one that was written. It is never repaired: hosts remember what it was.
+    #[error(
+        "the audit log is damaged; put back the one that was there, or restore the coordinator, which begins a new log"
+    )]
+    AuditLog {
+        /// What is wrong with it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The blobs.
     #[error("the blob store cannot be used")]
     Blobs(#[from] muster_artifact::ArtifactError),

@@ -5,6 +5,7 @@
 //! The other ends of its wire are `agent` and `cli`.
 
 mod access;
+mod audit;
 mod backup;
 mod blobs;
 mod cli;
@@ -21,6 +22,7 @@ mod status;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 use std::io;
 use std::net::SocketAddr;
@@ -101,6 +103,7 @@ pub async fn serve<L: Listener>(
     };
     // Streams that have not ended hold on to it: whoever opens the database next must not wait for them.
     shared.ledger.close().await;
+    shared.audit.close().await;
     ended
 }
 

@@ -162,6 +162,8 @@ fn grpc_code(code: Code) -> tonic::Code {
         | Code::StaleTerm
         | Code::StaleSession
         | Code::RolledBackCoordinator
+        | Code::AuditRewritten
+        | Code::NothingToReconcile
         | Code::ClosingUnproven
         | Code::WrongState
         | Code::Decided

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use muster_audit::Kind;
 use muster_daemon::Machine;
 use muster_model::{Code, FleetName, Refusal, UnixTime};
 use muster_rollout::fleet::{Event, Papers, Proposal};
@@ -9,17 +10,22 @@ use muster_trust::TrustRoot;
 
 use super::FleetHandle;
 use super::driver::Input;
+use crate::audit::AuditHandle;
 use crate::ledger::Documents;
-use crate::status::{blob_refusal, chain};
+use crate::status::{blob_refusal, chain, not_stored};
+
+/// What it takes to propose an order that lies ready.
+pub(super) struct Place {
+    pub(super) machine: Machine,
+    pub(super) handle: Arc<FleetHandle>,
+    pub(super) documents: Documents,
+    pub(super) root: Arc<TrustRoot>,
+    pub(super) audit: AuditHandle,
+}
 
 /// Proposes what was signed, as an operator would. Its own gate decides; one that is shut leaves what is served as it is.
-pub(super) async fn propose(
-    machine: Machine,
-    handle: Arc<FleetHandle>,
-    documents: Documents,
-    root: Arc<TrustRoot>,
-    papers: Papers,
-) {
+pub(super) async fn propose(place: Place, papers: Papers) {
+    let Place { machine, handle, documents, root, audit } = place;
     let name = handle.name.clone();
     let now = machine.unix_time();
     let read = machine.run_blocking(move || proposal(&documents, &root, &name, papers, now));
@@ -27,7 +33,18 @@ pub(super) async fn propose(
         Ok(Ok(proposal)) => {
             let k = proposal.order.counter;
             tracing::warn!(fleet = %handle.name, %k, "too many hosts did not start: the fleet rolls back");
-            handle.propose(proposal).await
+            let order = audit
+                .own_entry(Kind::Order)
+                .of_fleet(&handle.name)
+                .of_rollout(k)
+                .with("order", proposal.papers.order)
+                .with("to", proposal.order.to)
+                .saying("too many hosts did not start: the order to roll back that was signed beforehand");
+            match audit.write(vec![order]).await {
+                Ok(_) => handle.propose(proposal).await,
+                // The next entry fails as well, and ends the coordinator.
+                Err(error) => Err(not_stored(&error)),
+            }
         }
         Ok(Err(refusal)) => Err(refusal),
         Err(error) => Err(Refusal::of(Code::StoreFailed, error.to_string())),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use muster_audit::Kind;
 use muster_daemon::{DECISIONS, Machine, crash_point};
 use muster_model::{
     Blocker, BootTime, Durable, Epoch, FleetName, HostName, Refusal, RolloutId, SessionId, ToHost,
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 use super::connections::{Connections, Outbox};
 use super::contingency;
 use super::handle::{FleetHandle, RosterInForce, View, stamp};
+use crate::audit::{self, AuditHandle};
 use crate::ledger::{Documents, Entry, LedgerHandle};
 use crate::receipt;
 use crate::status::chain;
@@ -66,6 +68,7 @@ enum Answer {
 pub(crate) struct Place {
     pub(crate) machine: Machine,
     pub(crate) ledger: LedgerHandle,
+    pub(crate) audit: AuditHandle,
     pub(crate) documents: Documents,
     pub(crate) roots: Arc<RootChain>,
 }
@@ -81,6 +84,8 @@ struct Driver {
     /// What effects bring about at once; it comes before anything else.
     follow_ups: Vec<Event>,
     receipt_owed: Option<OwedReceipt>,
+    /// The phase that the audit log speaks of, and the last rollout in it.
+    audited: Option<(&'static str, RolloutId)>,
 }
 
 /// A flip has completed, and its receipt could not be made yet.
@@ -130,6 +135,7 @@ pub(crate) fn spawn(
         rollout_since: None,
         follow_ups: Vec::new(),
         receipt_owed,
+        audited: None,
     };
     (handle, driver.run(first))
 }
@@ -268,6 +274,8 @@ impl Driver {
         }
         self.connections.forget_asking();
         self.connections.flush();
+        // Hosts first: what was written is the last state of the batch, and holds whatever becomes of its entry.
+        self.note_phase().await;
         for answer in answers {
             // Whoever asked may be gone; what was asked is done all the same.
             match answer {
@@ -282,7 +290,7 @@ impl Driver {
         let fleet = self.handle.name.clone();
         records.iter().for_each(|record| trace_record(&fleet, record));
         let phase = records.iter().rev().find_map(|record| match record {
-            Record::Fleet(record) => Some(phase_name(&record.phase)),
+            Record::Fleet(record) => Some(audit::phase_name(&record.phase)),
             Record::Document(..) | Record::Session(_) => None,
         });
         let write = self.place.ledger.run(move |ledger| {
@@ -308,7 +316,10 @@ impl Driver {
                 Effect::RollBack(papers) => {
                     let (documents, roots) = (self.place.documents.clone(), Arc::clone(&self.place.roots));
                     let (machine, handle) = (self.place.machine.clone(), Arc::clone(&self.handle));
-                    tokio::spawn(contingency::propose(machine, handle, documents, roots.in_force(), papers));
+                    let audit = self.place.audit.clone();
+                    let place =
+                        contingency::Place { machine, handle, documents, root: roots.in_force(), audit };
+                    tokio::spawn(contingency::propose(place, papers));
                 }
                 Effect::Report(report) => self.report(report).await?,
             }
@@ -347,6 +358,9 @@ impl Driver {
                 entries.extend(self.receipt(end.k, end.epoch).await);
             }
             self.place.ledger.run(move |ledger| ledger.append(entries)).await?;
+            self.note_phase().await;
+            let ended = audit::ended_entry(&self.place.audit, &self.handle.name, end);
+            self.place.audit.write(vec![ended]).await?;
         }
         // Nobody may be watching.
         let _ = self.handle.reports.send(report);
@@ -384,6 +398,17 @@ impl Driver {
                 self.place.ledger.run(move |ledger| ledger.append(vec![receipt])).await.map(drop)
             }
             None => Ok(()),
+        }
+    }
+
+    /// Hands the entry of a phase to the audit log once the ledger has it, and does not wait: hosts are waiting.
+    async fn note_phase(&mut self) {
+        let record = self.fleet.record();
+        let mark = audit::phase_mark(record);
+        let kind = if self.audited.is_none() { Kind::Lead } else { Kind::Phase };
+        if self.audited.replace(mark) != Some(mark) {
+            let entry = audit::phase_entry(&self.place.audit, kind, record);
+            self.place.audit.note(vec![entry]).await;
         }
     }
 
@@ -455,16 +480,6 @@ fn trace_record(fleet: &FleetName, record: &Record) {
         Record::Document(digest, _) => tracing::trace!(target: DECISIONS, %fleet, %digest, "keeps"),
         Record::Fleet(record) => tracing::trace!(target: DECISIONS, %fleet, ?record, "writes"),
         Record::Session(session) => tracing::trace!(target: DECISIONS, %fleet, ?session, "writes"),
-    }
-}
-
-const fn phase_name(phase: &Phase) -> &'static str {
-    match phase {
-        Phase::Settled => "settled",
-        Phase::Preparing(_) => "preparing",
-        Phase::Arming(_) => "arming",
-        Phase::Decided(_) => "decided",
-        Phase::Opened(_) => "opened",
     }
 }
 

@@ -50,7 +50,9 @@ fn backed_up(ledger: &Ledger, file: &Path) {
     let mut file = File::create(file).unwrap();
     let (bytes, names) = crate::backup::database(ledger).unwrap();
     let roots = [v1::RootSuccessor { version: 2, envelope: b"a root".to_vec() }];
-    crate::backup::write(&bytes, &names, &roots, ledger.documents(), &mut file).unwrap();
+    let contents =
+        crate::backup::Contents { ledger: &bytes, checkpoint: b"", roots: &roots, documents: &names };
+    crate::backup::write(&contents, ledger.documents(), &mut file).unwrap();
     file.flush().unwrap();
 }
 

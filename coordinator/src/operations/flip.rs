@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::view::{Names, rollout_end};
 use super::{Sender, blocking};
+use crate::audit::order_entries;
 use crate::coordinator::Shared;
 use crate::fleet::FleetHandle;
 use crate::status::{blob_refusal, chain, listed};
@@ -74,6 +75,7 @@ impl Flip {
             Some(envelope) => Some(contingency(shared, order.document(), envelope, papers.roster).await?),
             None => None,
         };
+        let entries = order_entries(&shared.audit, &order, operator);
         let proposal = Proposal {
             order: order.into_document(),
             release: release.into_document(),
@@ -89,6 +91,7 @@ impl Flip {
             documents.put(order_name, &envelope).map_err(|error| blob_refusal(&error))
         })
         .await?;
+        shared.audit(entries).await?;
         let reports = fleet.watch();
         tracing::info!(fleet = %name, %k, %to, %operator, "flip proposed");
         fleet.propose(proposal).await?;

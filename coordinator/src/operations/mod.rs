@@ -1,5 +1,6 @@
 //! What operators and pipelines ask.
 
+mod audit;
 mod check;
 mod deploy;
 mod find;
@@ -13,6 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use muster_audit::Kind;
 use muster_daemon::Machine;
 use muster_model::{Blocker, Code, FleetName, HostName, Refusal, RolloutId};
 use muster_mtls::Peer;
@@ -68,6 +70,7 @@ impl Service for Operations {
     type DeployStream = Events<v1::DeployEvent>;
     type CheckStream = Events<v1::CheckEvent>;
     type FlipStream = Events<v1::FlipEvent>;
+    type ReadAuditStream = Events<v1::ReadAuditResponse>;
     type BackupStream = Events<v1::BackupResponse>;
 
     async fn list_fleets(
@@ -94,10 +97,19 @@ impl Service for Operations {
         let request = request.into_inner();
         let fenced = request.fenced.iter().map(|host| convert::host(host)).collect::<Result<_, _>>();
         let fenced: BTreeSet<HostName> = fenced.map_err(malformed)?;
+        let mut fence = None;
         if !fenced.is_empty() {
             tracing::warn!(%operator, ?fenced, "an operator states that hosts serve nothing any more");
+            let entry = self.shared.audit.entry(Kind::Fence, &operator).of_hosts(&fenced);
+            // The fleet is named where it can be: whether the roster is signed is not known yet.
+            let entry = match roster::fleet_of(&self.shared, &request.envelope) {
+                Some(fleet) => entry.of_fleet(&fleet),
+                None => entry,
+            };
+            fence = Some(self.shared.audit(vec![entry]).await.map_err(refused)?);
         }
-        let applied = roster::apply(&self.shared, request.envelope, fenced).await;
+        let applied = roster::apply(&self.shared, request.envelope, fenced, &operator).await;
+        let applied = audit::settled(&self.shared, &operator, "apply a roster", fence, applied).await;
         applied.map(Response::new).map_err(refused)
     }
 
@@ -146,7 +158,11 @@ impl Service for Operations {
         let fleet = self.fleet(&request.fleet)?;
         let host = convert::host(&request.host).map_err(malformed)?;
         tracing::warn!(fleet = %fleet.name, %host, %operator, "host readmitted");
-        fleet.readmit(host).await.map_err(refused)?;
+        let entry = self.shared.audit.entry(Kind::Readmit, &operator).of_fleet(&fleet.name).of_hosts([&host]);
+        let place = self.shared.audit(vec![entry]).await.map_err(refused)?;
+        let done = fleet.readmit(host).await;
+        let done = audit::settled(&self.shared, &operator, "readmit a host", Some(place), done).await;
+        done.map_err(refused)?;
         Ok(Response::new(v1::ReadmitHostResponse {}))
     }
 
@@ -154,7 +170,9 @@ impl Service for Operations {
         &self,
         request: Request<v1::SubmitReleaseRequest>,
     ) -> Result<Response<v1::SubmitReleaseResponse>, Status> {
-        let submitted = release::submit(&self.shared, request.into_inner().envelope).await;
+        let who = caller(&request);
+        let submitted = release::submit(&self.shared, request.into_inner().envelope, &who).await;
+        let submitted = audit::settled(&self.shared, &who, "submit a release", None, submitted).await;
         submitted.map(Response::new).map_err(refused)
     }
 
@@ -195,7 +213,8 @@ impl Service for Operations {
         let signed =
             flip::Signed { order: request.order_envelope, contingency: request.contingency_envelope };
         let flip = flip::Flip::begin(&self.shared, signed, timeout(request.timeout_ms), &operator);
-        let flip = flip.await.map_err(refused)?;
+        let flip =
+            audit::settled(&self.shared, &operator, "flip", None, flip.await).await.map_err(refused)?;
         Ok(stream(|events| flip.run(events)))
     }
 
@@ -205,7 +224,11 @@ impl Service for Operations {
         let fleet = self.fleet(&request.fleet)?;
         let k = (request.k != 0).then_some(RolloutId(request.k));
         let reason = Blocker::fleet(Code::AbortedByOperator, format!("given up by {operator}"));
-        let k = fleet.abort(k, reason).await.map_err(refused)?;
+        let entry = self.shared.audit.entry(Kind::Abort, &operator).of_fleet(&fleet.name);
+        let entry = k.into_iter().fold(entry, muster_audit::Entry::of_rollout);
+        let place = self.shared.audit(vec![entry]).await.map_err(refused)?;
+        let done = fleet.abort(k, reason).await;
+        let k = audit::settled(&self.shared, &operator, "abort", Some(place), done).await.map_err(refused)?;
         Ok(Response::new(v1::AbortResponse { k: k.0 }))
     }
 
@@ -219,7 +242,11 @@ impl Service for Operations {
         }
         tracing::warn!(fleet = %fleet.name, %operator, reason = request.reason, "fleet halted");
         let reason = Blocker::fleet(Code::Halted, format!("halted by {operator}: {}", request.reason));
-        let k = fleet.halt(reason).await.map_err(refused)?;
+        let entry =
+            self.shared.audit.entry(Kind::Halt, &operator).of_fleet(&fleet.name).saying(request.reason);
+        let place = self.shared.audit(vec![entry]).await.map_err(refused)?;
+        let done = fleet.halt(reason).await;
+        let k = audit::settled(&self.shared, &operator, "halt", Some(place), done).await.map_err(refused)?;
         Ok(Response::new(v1::HaltResponse { k: k.0 }))
     }
 
@@ -230,6 +257,23 @@ impl Service for Operations {
     async fn backup(&self, _: Request<v1::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
         let shared = Arc::clone(&self.shared);
         Ok(stream(|events| crate::backup::send(shared, events)))
+    }
+
+    async fn read_audit(
+        &self,
+        _: Request<v1::ReadAuditRequest>,
+    ) -> Result<Response<Self::ReadAuditStream>, Status> {
+        let shared = Arc::clone(&self.shared);
+        Ok(stream(|parts| audit::send(shared, parts)))
+    }
+
+    async fn reconcile_audit(
+        &self,
+        request: Request<v1::ReconcileAuditRequest>,
+    ) -> Result<Response<v1::ReconcileAuditResponse>, Status> {
+        let operator = caller(&request);
+        let reconciled = audit::reconcile(&self.shared, &operator, request.into_inner()).await;
+        reconciled.map(Response::new).map_err(refused)
     }
 
     async fn show_receipt(

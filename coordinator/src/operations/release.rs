@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use muster_audit::Kind;
 use muster_model::{Code, Digest, Epoch, Manifest, Refusal, Release};
 use muster_proto::convert::ReleaseRef;
 use muster_proto::v1;
@@ -17,6 +18,7 @@ use crate::status::{blob_refusal, chain};
 pub(super) async fn submit(
     shared: &Arc<Shared>,
     envelope: Vec<u8>,
+    who: &str,
 ) -> Result<v1::SubmitReleaseResponse, Refusal> {
     // The fleet stands in the document, so that the signatures come first and the fleet second.
     let root = shared.root();
@@ -50,6 +52,9 @@ pub(super) async fn submit(
     if let Some(known) = shared.write(move |ledger| ledger.add_release(added, outdated)).await? {
         return known_already(&known, &release);
     }
+    let known = shared.audit.entry(Kind::Release, who).of_fleet(&entry.fleet);
+    let known = known.with("release", name).with("manifest", entry.manifest).saying(entry.version.as_str());
+    shared.audit(vec![known]).await?;
     tracing::info!(fleet = %entry.fleet, version = %entry.version, manifest = %entry.manifest, "release submitted");
     Ok(submitted(&entry, false))
 }

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use muster_model::{Code, HostName, Refusal, RosterRevision};
+use muster_audit::Kind;
+use muster_model::{Code, FleetName, HostName, Refusal, RosterRevision};
 use muster_proto::v1;
 use muster_rollout::fleet::NextRoster;
 
@@ -17,6 +18,7 @@ pub(super) async fn apply(
     shared: &Arc<Shared>,
     envelope: Vec<u8>,
     fenced: BTreeSet<HostName>,
+    operator: &str,
 ) -> Result<v1::ApplyRosterResponse, Refusal> {
     let invalid = |error| Refusal::of(Code::SignatureInvalid, chain(&error));
     let verified = shared.root().verify_roster(&envelope, shared.machine.unix_time()).map_err(invalid)?;
@@ -29,6 +31,10 @@ pub(super) async fn apply(
     };
     let documents = shared.documents.clone();
     blocking(&shared.machine, move || documents.put(name, &envelope).map_err(|error| blob_refusal(&error)))
+        .await?;
+    let applied = shared.audit.entry(Kind::Roster, operator).of_fleet(roster.fleet()).with("roster", name);
+    shared
+        .audit(vec![applied.saying(format!("revision {}, {} hosts", answer.revision, answer.hosts))])
         .await?;
     match shared.fleet(roster.fleet()) {
         Some(fleet) => fleet.apply_roster(NextRoster { roster, digest, envelope: name, fenced }).await?,
@@ -44,6 +50,12 @@ pub(super) async fn apply(
         }
     }
     Ok(answer)
+}
+
+/// The fleet of a roster that holds.
+pub(super) fn fleet_of(shared: &Shared, envelope: &[u8]) -> Option<FleetName> {
+    let verified = shared.root().verify_roster(envelope, shared.machine.unix_time()).ok()?;
+    Some(verified.document().fleet().clone())
 }
 
 /// The envelope of the roster in force.

@@ -75,6 +75,7 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
         coordinator_version: env!("CARGO_PKG_VERSION").to_owned(),
         last_end: history.last_end.map(|end| rollout_end(&end, &names)),
         halted_k: record.halted.map(|k| k.0),
+        open_overrides: super::audit::open_overrides(shared, &fleet.name),
     })
 }
 

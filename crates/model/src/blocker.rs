@@ -136,6 +136,10 @@ codes! {
     StaleSession = "stale-session",
     /// The coordinator's database is older than what hosts remember.
     RolledBackCoordinator = "rolled-back-coordinator",
+    /// The coordinator's audit log does not continue the one that the host has seen.
+    AuditRewritten = "audit-rewritten",
+    /// The audit log has no such override that nobody has looked at.
+    NothingToReconcile = "nothing-to-reconcile",
     /// Not all closing secrets were shown, so that some host may still serve.
     ClosingUnproven = "closing-unproven",
     /// The message does not fit the state it met.

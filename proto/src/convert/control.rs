@@ -191,9 +191,10 @@ pub fn from_coordinator(body: FromCoordinator) -> Result<Option<ToHost>, Convert
             nonce: nonce("nonce", &admit.nonce)?,
         },
         FromCoordinator::Refuse(refuse) => ToHost::Refuse { refusal: refusal(refuse.refusal)? },
-        FromCoordinator::Deploy(_) | FromCoordinator::Check(_) | FromCoordinator::Roots(_) => {
-            return Ok(None);
-        }
+        FromCoordinator::AuditShown(_)
+        | FromCoordinator::Deploy(_)
+        | FromCoordinator::Check(_)
+        | FromCoordinator::Roots(_) => return Ok(None),
     }))
 }
 
@@ -240,6 +241,8 @@ fn join_to_wire(report: JoinReport) -> v1::Join {
             ServingReport::Dark => None,
             ServingReport::Open(epoch) => Some(epoch.0),
         },
+        // What a host has seen of the audit log is no part of its state in the protocol: its edge fills it in.
+        audit: None,
     }
 }
 
