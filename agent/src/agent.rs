@@ -11,7 +11,8 @@ use muster_artifact::{BlobStore, clean_leftovers};
 use muster_daemon::{Machine, Shutdown};
 use muster_guard::{Guard, GuardClient};
 use muster_model::{
-    Assurance, BootGate, BootId, ClockState, Digest, Epoch, FleetName, HostFacts, HostName, Scope, UnixTime,
+    Assurance, BootGate, BootId, ClockState, Digest, Epoch, FleetName, HostFacts, HostName, PublicKey, Scope,
+    UnixTime,
 };
 use muster_mtls::{Address, ClientTls, Credentials, Dialer, Role};
 use muster_proto::PROTOCOL;
@@ -29,6 +30,7 @@ use crate::guard_watch::GuardWatch;
 use crate::journal::Journal;
 use crate::measure::{Lanes, Trees};
 use crate::stream::{Line, Route};
+use crate::witness::Witness;
 use crate::{AgentConfig, AgentError, ClockError};
 
 /// A machine that was busy when its agent started may be at rest by then.
@@ -68,6 +70,8 @@ pub struct Parts {
     pub root: TrustRoot,
     /// The key that signs attestations.
     pub attestation_key: SigningKey,
+    /// The public key of the coordinator's audit log; the first that is seen is kept to if none is given.
+    pub audit_key: Option<PublicKey>,
     /// Who owns the links and the services.
     pub guard: Arc<dyn Guard>,
     /// Where the guard tells what happens unasked, if it is a process of its own.
@@ -118,6 +122,7 @@ impl Parts {
             root: TrustRoot::pin(&root).map_err(trust(&config.root))?,
             attestation_key: SigningKey::read(&config.attestation_key)
                 .map_err(trust(&config.attestation_key))?,
+            audit_key: config.audit_key.clone(),
             guard: Arc::clone(&guard) as Arc<dyn Guard>,
             guard_events: Some(guard),
             jobs: config.jobs(),
@@ -151,6 +156,7 @@ impl Agent {
             state,
             roots: Arc::new(roots),
             key: Arc::new(attestation_key),
+            audit_key: parts.audit_key,
             guard,
             blobs,
             jobs: parts.jobs,
@@ -214,6 +220,7 @@ struct Base {
     state: PathBuf,
     roots: Arc<RootChain>,
     key: Arc<SigningKey>,
+    audit_key: Option<PublicKey>,
     guard: Arc<dyn Guard>,
     blobs: BlobStore,
     jobs: NonZeroUsize,
@@ -262,6 +269,7 @@ impl Base {
             key: Arc::clone(key),
             deployer: deployer.clone(),
             drill_again: self.drill_again,
+            witness: Witness::open(&folder, &self.host, self.audit_key.clone())?,
         };
         let profile = self.profile(parts.boot_gate);
         let route = Route { fleet, inbox: post.clone(), deployer, checker };

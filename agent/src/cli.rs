@@ -68,9 +68,35 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// See and settle what this host has seen of the coordinator's audit log.
+    #[command(subcommand)]
+    Audit(AuditVerb),
     /// Look into the configuration.
     #[command(subcommand)]
     Config(ConfigVerb),
+}
+
+#[derive(Debug, Subcommand)]
+enum AuditVerb {
+    /// Show the last checkpoint that this host has seen, and why it does not believe the log, if it does not.
+    Show {
+        /// The fleet.
+        fleet: FleetName,
+        /// The agent's configuration, as for `run`.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Forget what was seen, so that the host begins anew with the log that it is shown next. It stays written down.
+    Accept {
+        /// The fleet.
+        fleet: FleetName,
+        /// Why it is in order, for whoever looks.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// The agent's configuration, as for `run`.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -94,6 +120,11 @@ pub fn main() -> ExitCode {
         Verb::Status { fleet, config } => {
             AgentConfig::load(config.as_deref()).and_then(|config| local::status(&config, &fleet))
         }
+        Verb::Audit(AuditVerb::Show { fleet, config }) => {
+            AgentConfig::load(config.as_deref()).and_then(|config| local::show_audit(&config, &fleet))
+        }
+        Verb::Audit(AuditVerb::Accept { fleet, reason, config }) => AgentConfig::load(config.as_deref())
+            .and_then(|config| local::accept_audit(&config, &fleet, &reason)),
         Verb::Config(ConfigVerb::Check { config }) => {
             AgentConfig::load(config.as_deref()).and_then(|config| check(&config))
         }

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use muster_daemon::{Fragments, LogFormat};
-use muster_model::{BootGate, Digest, FleetName};
+use muster_model::{BootGate, Digest, FleetName, PublicKey};
 use muster_mtls::{Address, CredentialPaths};
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +56,9 @@ pub struct AgentConfig {
     pub root: PathBuf,
     /// The key that signs this host's attestations.
     pub attestation_key: PathBuf,
+    /// The public key of the coordinator's audit log, in its text form. Without it, the first one that is seen is kept to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit_key: Option<PublicKey>,
     /// The guard's socket.
     pub guard_socket: PathBuf,
     /// How many threads read and hash a tree while somebody waits for it; all cores by default.

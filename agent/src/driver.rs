@@ -4,6 +4,7 @@
 //! records durable, and only then carries out the effects, in order. Whatever takes long runs beside it and comes
 //! back as another event. It chooses nothing.
 
+mod audit;
 mod drill;
 mod effects;
 mod work;
@@ -12,6 +13,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use muster_audit::Offer;
 use muster_daemon::{DECISIONS, Machine, Shutdown, crash_point};
 use muster_guard::{DriverKind, FleetState, Guard, GuardError, Opened, RefusalCode};
 use muster_model::{
@@ -19,6 +21,7 @@ use muster_model::{
     ToHost,
 };
 use muster_proto::convert;
+use muster_proto::v1::agent_frame::Body;
 use muster_rollout::host::{
     Effect, Event, GuardState, Halt, History, Host, HostRecord, Measured, Now, Profile, Purpose, Step,
 };
@@ -35,6 +38,7 @@ use crate::guard_watch::GuardChange;
 use crate::journal::Journal;
 use crate::measure::{Lanes, Trees};
 use crate::uplink::Uplink;
+use crate::witness::Witness;
 use crate::{AgentError, JournalError, refusal};
 use drill::{Drilled, Drills, fence_ms};
 use work::{Ticket, Works};
@@ -60,6 +64,8 @@ pub(crate) enum Input {
     Detached,
     /// The coordinator said something over the present stream.
     Said(Leadership, ToHost),
+    /// The coordinator showed its audit log.
+    AuditShown(Box<Offer>),
     /// The guard answered.
     Answered(Box<Answer>),
     /// The guard told something unasked.
@@ -88,6 +94,8 @@ pub(crate) struct Tools {
     pub(crate) deployer: Deployer,
     /// After what time a fence is tried anew at first.
     pub(crate) drill_again: Duration,
+    /// What was seen of the coordinator's audit log.
+    pub(crate) witness: Witness,
 }
 
 /// The driver of one fleet.
@@ -195,7 +203,8 @@ impl FleetDriver {
                 self.due = None;
                 self.step(Event::Disconnected).await?;
             }
-            Input::Said(leadership, message) => self.step(Event::Message { leadership, message }).await?,
+            Input::AuditShown(offer) => self.tools.witness.show(*offer),
+            Input::Said(leadership, message) => self.said(leadership, message).await?,
             Input::Answered(answer) => self.answered(*answer).await?,
             Input::GuardChanged(change) => self.guard_changed(change).await?,
             Input::Done(ticket, event) => {
@@ -448,6 +457,8 @@ impl FleetDriver {
 
     async fn join(&mut self) -> Result<(), AgentError> {
         self.session = Session::Joining;
+        // An operator may have settled meanwhile what this host does not believe.
+        self.tools.witness.begin_session()?;
         self.due = Some(Instant::now() + JOIN_TIMEOUT);
         let nonce = self.tools.machine.random().map_err(|source| AgentError::Random { source })?;
         let journal = self.journal.as_ref().expect("the journal is back after each write").head();
@@ -527,7 +538,11 @@ impl FleetDriver {
     fn send(&self, message: FromHost) {
         if let Some(uplink) = &self.uplink {
             tracing::trace!(target: DECISIONS, host = %self.tools.host, ?message, "says");
-            uplink.send(&self.tools.fleet, convert::to_coordinator(message));
+            let mut body = convert::to_coordinator(message);
+            if let Body::Join(join) = &mut body {
+                join.audit = self.tools.witness.seen();
+            }
+            uplink.send(&self.tools.fleet, body);
         }
     }
 }

@@ -26,6 +26,17 @@ pub enum AgentError {
         /// What there is.
         known: Vec<String>,
     },
+    /// What was seen of the coordinator's audit log could not be read or written.
+    #[error("cannot {action} {}", path.display())]
+    Witness {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// The guard did not do what an operator asked of it.
     #[error("the guard of {fleet} did not obey")]
     Guard {
@@ -133,6 +144,7 @@ impl AgentError {
         match self {
             Self::Journal { source, .. } => source.is_storage(),
             Self::FleetUnknown { .. }
+            | Self::Witness { .. }
             | Self::Guard { .. }
             | Self::Config { .. }
             | Self::Daemon { .. }

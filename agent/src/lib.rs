@@ -13,6 +13,7 @@
 //! | `journal` | the fleet's record, durable |
 //! | `guard_queue`, `guard_watch` | asks the guard in order, and hears what it tells unasked |
 //! | `measure` | trees on disk: measured, sealed, checked |
+//! | `witness` | what was seen of the coordinator's audit log, durable |
 //! | `documents`, `blobs` | pulls documents and verifies them, pulls bytes |
 //! | `deploy`, `check` | the two requests that stand outside of any rollout |
 //! | `refusal` | how errors become refusals |
@@ -44,6 +45,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod uplink;
+mod witness;
 
 pub use agent::{Agent, Coordinator, FleetParts, Parts};
 pub use clock_error::ClockError;

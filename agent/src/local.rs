@@ -1,12 +1,13 @@
 //! What an operator does on the host itself, with the coordinator and the agent dead: only the guard is asked.
 
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 
-use muster_daemon::boot_time;
+use muster_daemon::{boot_time, unix_time};
 use muster_guard::{FleetState, Guard as _, GuardClient, LeaseState, LinkState, ServiceState};
 use muster_model::FleetName;
 
-use crate::{AgentConfig, AgentError};
+use crate::{AgentConfig, AgentError, witness};
 
 /// Has the guard stop what the fleet serves here and open nothing more, and tells what is left.
 pub(crate) fn halt(config: &AgentConfig, fleet: &FleetName, reason: &str) -> Result<(), AgentError> {
@@ -29,9 +30,36 @@ pub(crate) fn status(config: &AgentConfig, fleet: &FleetName) -> Result<(), Agen
     Ok(())
 }
 
+/// Tells what this host has seen of the coordinator's audit log.
+pub(crate) fn show_audit(config: &AgentConfig, fleet: &FleetName) -> Result<(), AgentError> {
+    known(config, fleet)?;
+    say(&witness::told(&fleet_folder(config, fleet))?);
+    Ok(())
+}
+
+/// Settles that the host begins anew with the audit log that it is shown next.
+pub(crate) fn accept_audit(config: &AgentConfig, fleet: &FleetName, reason: &str) -> Result<(), AgentError> {
+    known(config, fleet)?;
+    witness::accept(&fleet_folder(config, fleet), reason, unix_time())?;
+    say(&format!(
+        "{fleet}: this host remembers nothing of the audit log any more, and keeps to what it is shown at its next join; \
+         restart the agent to have it join now"
+    ));
+    Ok(())
+}
+
+fn fleet_folder(config: &AgentConfig, fleet: &FleetName) -> PathBuf {
+    config.state.join("fleets").join(fleet.as_str())
+}
+
 fn guard(config: &AgentConfig, fleet: &FleetName) -> Result<GuardClient, AgentError> {
+    known(config, fleet)?;
+    Ok(GuardClient::new(&config.guard_socket))
+}
+
+fn known(config: &AgentConfig, fleet: &FleetName) -> Result<(), AgentError> {
     if config.fleets.iter().any(|it| it.name == *fleet) {
-        Ok(GuardClient::new(&config.guard_socket))
+        Ok(())
     } else {
         let known = config.fleets.iter().map(|it| it.name.to_string()).collect();
         Err(AgentError::FleetUnknown { fleet: fleet.clone(), known })

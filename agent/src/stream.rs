@@ -23,7 +23,7 @@ use crate::check::Checker;
 use crate::deploy::Deployer;
 use crate::driver::Input;
 use crate::uplink::{FRAMES_MAX, Uplink};
-use crate::{AgentError, refusal};
+use crate::{AgentError, refusal, witness};
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
@@ -170,6 +170,11 @@ impl Line {
         match frame.body {
             Some(Body::Deploy(deploy)) => route.deployer.begin(deploy, uplink.clone()),
             Some(Body::Roots(roots)) => self.follow(roots).await,
+            Some(Body::AuditShown(shown)) => {
+                let offer = witness::offer(shown)?;
+                // A driver that has ended has ended the agent as well.
+                let _ = route.inbox.send(Input::AuditShown(Box::new(offer))).await;
+            }
             Some(Body::Check(check)) => route.checker.begin(check, uplink.clone()),
             Some(body) => {
                 if let Some(message) = convert::from_coordinator(body)? {

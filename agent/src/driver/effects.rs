@@ -65,7 +65,13 @@ impl FleetDriver {
             | FromHost::Measured { .. } => {}
         }
         let tells_inventory = message == FromHost::Confirmed;
+        // These say that all is well with the host, which takes back what it said before.
+        let is_well =
+            matches!(message, FromHost::Confirmed | FromHost::Serving { .. } | FromHost::Measured { .. });
         self.send(message);
+        if let Some(refusal) = self.tools.witness.distrust().filter(|_| is_well) {
+            self.send(FromHost::Refused { k: None, refusal });
+        }
         if tells_inventory && let Some(uplink) = &self.uplink {
             self.tools.deployer.tell_inventory(uplink);
         }

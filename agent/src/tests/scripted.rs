@@ -157,6 +157,7 @@ impl World {
             guard_events: None,
             jobs: NonZeroUsize::MIN,
             clock_error: ClockError::Unknown,
+            audit_key: None,
             drill_again: HOUR,
             config: Digest::of(b"configuration"),
             machine: Machine::real(),

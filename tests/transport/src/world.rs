@@ -186,6 +186,7 @@ impl World<'_> {
                 guard_events: None,
                 jobs: NonZeroUsize::MIN,
                 clock_error: ClockError::Unknown,
+                audit_key: None,
                 drill_again: Duration::from_secs(30),
                 config: Digest::of(b"configuration"),
                 machine: surroundings.machine(),
