@@ -88,6 +88,8 @@ pub(crate) enum Command {
     Find(commands::find::Find),
     #[command(subcommand)]
     Receipt(commands::receipt::ReceiptCommand),
+    #[command(subcommand)]
+    Audit(commands::audit::AuditCommand),
     Backup(commands::backup::Backup),
     Restore(commands::restore::Restore),
     Explain(commands::explain::Explain),

@@ -1,6 +1,7 @@
 //! The commands, one file for each verb.
 
 pub(crate) mod abort;
+pub(crate) mod audit;
 pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod completions;
@@ -81,6 +82,7 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Result<Exit, CliError> {
         Command::Resume(resume) => Box::pin(resume.run(&env)).await,
         Command::Find(find) => Box::pin(find.run(&env)).await,
         Command::Receipt(receipt) => Box::pin(receipt.run(&env)).await,
+        Command::Audit(audit) => Box::pin(audit.run(&env)).await,
         Command::Backup(backup) => Box::pin(backup.run(&env)).await,
         Command::Restore(restore) => restore.run(&env),
         Command::Explain(explain) => explain.run(&env),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use muster_model::FleetName;
+use muster_model::{FleetName, PublicKey};
 use muster_mtls::{Address, CredentialPaths};
 use muster_trust::{KeySource, Signer, TrustRoot};
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,9 @@ pub(crate) struct ContextFile {
     /// The key that signs releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) release_key: Option<KeySource>,
+    /// The public key of the coordinator's audit log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) audit_key: Option<PublicKey>,
     /// The fleet that is meant when none is named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) fleet: Option<FleetName>,
@@ -135,6 +138,11 @@ impl Context {
         let path = self.root_path();
         let versions = (1..version).rev().take(EARLIER_ROOTS_MAX);
         versions.filter_map(|version| read_root(&kept_beside(&path, version)).ok()).collect()
+    }
+
+    /// The key of the coordinator's audit log, if the context knows it.
+    pub(crate) const fn audit_key(&self) -> Option<&PublicKey> {
+        self.file.audit_key.as_ref()
     }
 
     /// The key that signs orders and rosters.

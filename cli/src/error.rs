@@ -99,6 +99,15 @@ pub(crate) enum CliError {
         #[source]
         source: Box<TrustError>,
     },
+    /// An audit log does not hold.
+    #[error("cannot {doing}")]
+    Audit {
+        /// What was being done.
+        doing: String,
+        /// What of it does not hold.
+        #[source]
+        source: Box<muster_audit::ExportFault>,
+    },
     /// A document cannot be made from these values.
     #[error("cannot {doing}")]
     Document {
@@ -200,6 +209,12 @@ impl CliError {
         move |source| Self::Trust { doing, source: Box::new(source) }
     }
 
+    /// The same for an audit log.
+    pub(crate) fn audit(doing: impl Into<String>) -> impl FnOnce(muster_audit::ExportFault) -> Self {
+        let doing = doing.into();
+        move |source| Self::Audit { doing, source: Box::new(source) }
+    }
+
     /// The same for credentials and connections.
     pub(crate) fn tls(doing: impl Into<String>) -> impl FnOnce(muster_mtls::Error) -> Self {
         let doing = doing.into();
@@ -223,7 +238,7 @@ impl CliError {
         match self {
             Self::Usage { .. } | Self::FleetUnclear { .. } => Exit::Usage,
             Self::Refused { refusal, .. } => Exit::of_blockers(&refusal.blockers),
-            Self::Trust { .. } => Exit::NotAllowed,
+            Self::Audit { .. } | Self::Trust { .. } => Exit::NotAllowed,
             Self::TimedOut { .. } => Exit::TimedOut,
             Self::Absent { .. } => Exit::Missing,
             Self::Release(error) => error.exit(),
@@ -274,6 +289,10 @@ impl CliError {
             Self::ContextFile { path, .. } => Some(hints::of_context(path)),
             Self::File { source, .. } => hints::of_file(source),
             Self::Tree { source, .. } => hints::of_tree(source),
+            Self::Audit { .. } => Some(
+                "compare it with an earlier export, and ask the hosts what they have seen: `muster-agent audit show FLEET`"
+                    .to_owned(),
+            ),
             Self::Answer { .. }
             | Self::Contradiction { .. }
             | Self::Trust { .. }
@@ -311,6 +330,7 @@ impl CliError {
             | Self::TimedOut { .. }
             | Self::Answer { .. }
             | Self::Contradiction { .. }
+            | Self::Audit { .. }
             | Self::Trust { .. }
             | Self::Document { .. }
             | Self::Tree { .. }

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! DIR/root.json                  the root document, signed by keys/root.key
+//! DIR/audit.pub                  the public key of the coordinator's audit log
 //! DIR/keys/root.key
 //! DIR/ca/{ca.pem,ca.key}
 //! DIR/operator/{context.toml,ca.pem,root.json,operator.pem,operator.key,operator-signing.key,release-signing.key}
-//! DIR/coordinator/{coordinator.toml,ca.pem,root.json,coordinator.pem,coordinator.key}
+//! DIR/coordinator/{coordinator.toml,ca.pem,root.json,coordinator.pem,coordinator.key,audit.key}
 //! DIR/hosts/NAME/{agent.toml,guard.toml,ca.pem,root.json,agent.pem,agent.key,attestation.key,attestation.pub}
 //! ```
 //!
@@ -23,7 +24,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use muster_model::{FleetName, IdentityName, RoleKeys, Root, SigningRole, UnixTime};
+use muster_model::{FleetName, IdentityName, PublicKey, RoleKeys, Root, SigningRole, UnixTime};
 use muster_mtls::{
     Address, Authority, CredentialPaths, Identity, Role, TrustDomain, Usage, Validity,
     create_private_directory,
@@ -45,6 +46,8 @@ const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The files of each folder, by the names that the daemons' configuration uses.
 pub(crate) const ROOT_FILE: &str = "root.json";
+const AUDIT_PUBLIC_FILE: &str = "audit.pub";
+const AUDIT_KEY_FILE: &str = "audit.key";
 const CA_FILE: &str = "ca.pem";
 const CA_FOLDER: &str = "ca";
 const KEYS_FOLDER: &str = "keys";
@@ -91,6 +94,7 @@ struct CoordinatorFile {
     key: &'static str,
     ca: &'static str,
     root: &'static str,
+    audit_key: &'static str,
 }
 
 /// Makes root document, authority, first operator and coordinator in `dir`, which must be empty or not exist.
@@ -108,7 +112,7 @@ pub(crate) fn init(dir: &Path, options: &InitOptions) -> Result<Initialised, Cli
     let staging = private_staging(dir)?;
     let root_expires = write_all(staging.path(), options)?;
     // The operator's folder comes last: whoever finds a context finds all the rest.
-    for name in [KEYS_FOLDER, CA_FOLDER, ROOT_FILE, COORDINATOR_FOLDER, OPERATOR_FOLDER] {
+    for name in [KEYS_FOLDER, CA_FOLDER, ROOT_FILE, AUDIT_PUBLIC_FILE, COORDINATOR_FOLDER, OPERATOR_FOLDER] {
         let path = dir.join(name);
         std::fs::rename(staging.path().join(name), &path).map_err(CliError::file("create", path))?;
     }
@@ -135,8 +139,9 @@ fn write_all(dir: &Path, options: &InitOptions) -> Result<UnixTime, CliError> {
     let authority = Authority::create(options.trust_domain.clone(), options.now)
         .map_err(CliError::tls("make the certificate authority"))?;
     authority.save(&dir.join(CA_FOLDER)).map_err(CliError::tls("write the certificate authority"))?;
-    write_operator(&operator, &root, &authority, options)?;
-    write_coordinator(&dir.join(COORDINATOR_FOLDER), &root, &authority, options)?;
+    let audit_key = write_coordinator(&dir.join(COORDINATOR_FOLDER), &root, &authority, options)?;
+    write(&dir.join(AUDIT_PUBLIC_FILE), format!("{audit_key}\n").as_bytes(), MODE_PUBLIC, Existing::Keep)?;
+    write_operator(&operator, (&root, audit_key), &authority, options)?;
     Ok(root_expires)
 }
 
@@ -166,7 +171,7 @@ fn solo_root(
 
 fn write_operator(
     folder: &Path,
-    root: &[u8],
+    (root, audit_key): (&[u8], PublicKey),
     authority: &Authority,
     options: &InitOptions,
 ) -> Result<(), CliError> {
@@ -182,6 +187,7 @@ fn write_operator(
         root: ROOT_FILE.into(),
         operator_key: Some("operator-signing.key".into()),
         release_key: Some("release-signing.key".into()),
+        audit_key: Some(audit_key),
         fleet: options.fleet.clone(),
     };
     write_toml(
@@ -196,7 +202,7 @@ fn write_coordinator(
     root: &[u8],
     authority: &Authority,
     options: &InitOptions,
-) -> Result<(), CliError> {
+) -> Result<PublicKey, CliError> {
     make_folder(folder)?;
     let (certificate, key) = ("coordinator.pem", "coordinator.key");
     let mut names = vec![options.coordinator.host()];
@@ -214,8 +220,11 @@ fn write_coordinator(
         key,
         ca: CA_FILE,
         root: ROOT_FILE,
+        audit_key: AUDIT_KEY_FILE,
     };
-    write_toml(&folder.join("coordinator.toml"), "For `muster-coordinator run --config`.", &config)
+    let audit_key = new_key(&folder.join(AUDIT_KEY_FILE))?;
+    write_toml(&folder.join("coordinator.toml"), "For `muster-coordinator run --config`.", &config)?;
+    Ok(audit_key.public().clone())
 }
 
 /// An IP address is listened on as it is; a name may stand for any of the machine's addresses.

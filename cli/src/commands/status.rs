@@ -1,4 +1,5 @@
 mod host;
+mod overrides;
 
 use clap::Args;
 use muster_model::{Blocker, Code, Digest, FleetName};
@@ -7,6 +8,7 @@ use muster_proto::v1;
 use serde::Serialize;
 
 use self::host::{HostView, Served, Width};
+use self::overrides::OpenOverride;
 use crate::args::FleetArg;
 use crate::clock::span_text;
 use crate::commands::Env;
@@ -70,6 +72,8 @@ struct View {
     term: u64,
     coordinator_version: String,
     hosts: Vec<HostView>,
+    /// What operators did where evidence would have decided, and nobody has looked at since.
+    open_overrides: Vec<OpenOverride>,
     blockers: Vec<Blocker>,
     #[serde(skip)]
     detail: Detail,
@@ -133,6 +137,7 @@ impl View {
             term: status.term,
             coordinator_version: status.coordinator_version,
             hosts,
+            open_overrides: status.open_overrides.into_iter().map(OpenOverride::new).collect(),
             blockers,
             detail,
         })
@@ -212,6 +217,7 @@ impl Report for View {
         page.gap();
         self.print_hosts(page);
         page.gap();
+        overrides::print(&self.open_overrides, page);
         if self.blockers.is_empty() {
             page.toned(Tone::Good, "no blockers");
         } else {

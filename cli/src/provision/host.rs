@@ -8,8 +8,8 @@ use muster_mtls::{Address, Authority, CredentialPaths, Credentials, Role, Usage}
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CA_FILE, CA_FOLDER, HOSTS_FOLDER, MODE_PUBLIC, ROOT_FILE, Who, issue, make_folder, new_key,
-    private_staging, sync_folder, write_toml,
+    AUDIT_PUBLIC_FILE, CA_FILE, CA_FOLDER, HOSTS_FOLDER, MODE_PUBLIC, ROOT_FILE, Who, issue, make_folder,
+    new_key, private_staging, sync_folder, write_toml,
 };
 use crate::context::read_root;
 use crate::error::CliError;
@@ -96,6 +96,9 @@ pub(crate) struct AgentFile {
     pub(crate) root: PathBuf,
     /// The key that signs attestations.
     pub(crate) attestation_key: PathBuf,
+    /// The public key of the coordinator's audit log; of folders from before there was one, none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) audit_key: Option<PublicKey>,
     /// The guard's socket.
     pub(crate) guard_socket: PathBuf,
     /// How far the time of day may be off, in milliseconds, where that is known.
@@ -181,7 +184,8 @@ pub(crate) fn issue_host(dir: &Path, name: &HostName, options: &HostOptions) -> 
     let public = format!("{attestation_key}\n");
     write(&staging.path().join(ATTESTATION_PUBLIC_FILE), public.as_bytes(), MODE_PUBLIC, Existing::Keep)?;
     write(&staging.path().join(ROOT_FILE), root.authentic().raw(), MODE_PUBLIC, Existing::Keep)?;
-    write_configuration(staging.path(), &folder, name, options)?;
+    let audit_key = audit_key(dir)?;
+    write_configuration(staging.path(), &folder, name, (options, audit_key))?;
 
     std::fs::rename(staging.path(), &folder).map_err(CliError::file("create", folder.as_path()))?;
     // The folder has its name now: there is nothing left to clean up.
@@ -246,7 +250,7 @@ fn write_configuration(
     staging: &Path,
     folder: &Path,
     name: &HostName,
-    options: &HostOptions,
+    (options, audit_key): (&HostOptions, Option<PublicKey>),
 ) -> Result<(), CliError> {
     let state = options.state.clone().unwrap_or_else(|| folder.to_owned());
     let boot_gate = boot_gate_of(options.link.as_deref());
@@ -258,6 +262,7 @@ fn write_configuration(
         ca: CA_FILE.into(),
         root: ROOT_FILE.into(),
         attestation_key: ATTESTATION_KEY_FILE.into(),
+        audit_key,
         guard_socket: options
             .state
             .as_ref()
@@ -278,6 +283,18 @@ fn write_configuration(
     let fleets = fleets.collect();
     let guard = GuardFile { host: name, state_dir: state.clone(), socket: state.join(SOCKET_FILE), fleets };
     write_toml(&staging.join("guard.toml"), "For `muster-guard run --config`.", &guard)
+}
+
+/// The public key of the audit log, if the folder knows it.
+fn audit_key(dir: &Path) -> Result<Option<PublicKey>, CliError> {
+    let path = dir.join(AUDIT_PUBLIC_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let bytes = read_bounded(&path, BYTES_MAX)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let wrong = |error: muster_model::PublicKeyError| CliError::Content { path, reason: error.to_string() };
+    text.trim_end().parse().map(Some).map_err(wrong)
 }
 
 /// `/run` is emptied by every boot; of other folders nothing is known here, and what is not known is not claimed.

@@ -63,10 +63,12 @@ fn the_layout_is_private_and_complete() {
     init(&dir, &init_options()).unwrap();
     issue_host(&dir, &name("host-1"), &host_options()).unwrap();
     insta::assert_snapshot!(listing(&dir), @"
+    audit.pub 0644
     ca 0700
     ca/ca.key 0600
     ca/ca.pem 0644
     coordinator 0700
+    coordinator/audit.key 0600
     coordinator/ca.pem 0644
     coordinator/coordinator.key 0600
     coordinator/coordinator.pem 0644

@@ -184,6 +184,7 @@ fn the_json_has_a_schema_and_stable_names() {
           ]
         }
       ],
+      "open_overrides": [],
       "blockers": [
         {
           "code": "host-missing",
