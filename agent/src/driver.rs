@@ -203,7 +203,7 @@ impl FleetDriver {
                 self.due = None;
                 self.step(Event::Disconnected).await?;
             }
-            Input::AuditShown(offer) => self.tools.witness.show(*offer),
+            Input::AuditShown(offer) => self.audit_shown(*offer).await?,
             Input::Said(leadership, message) => self.said(leadership, message).await?,
             Input::Answered(answer) => self.answered(*answer).await?,
             Input::GuardChanged(change) => self.guard_changed(change).await?,

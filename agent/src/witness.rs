@@ -54,8 +54,10 @@ pub(crate) struct Witness {
     host: HostName,
     pinned: Option<PublicKey>,
     content: Content,
-    /// What was shown in this session.
+    /// What was shown last in this session.
     shown: Option<Offer>,
+    /// With whom the session is, once it has begun.
+    session: Option<Incarnation>,
 }
 
 /// What is to be durable before the session begins.
@@ -74,13 +76,13 @@ impl Witness {
     ) -> Result<Self, AgentError> {
         let path = folder.join(FILE);
         let content = read(&path)?;
-        Ok(Self { path, host: host.clone(), pinned, content, shown: None })
+        Ok(Self { path, host: host.clone(), pinned, content, shown: None, session: None })
     }
 
     /// A session is asked for: nothing was shown in it yet.
     pub(crate) fn begin_session(&mut self) -> Result<(), AgentError> {
         self.content = read(&self.path)?;
-        self.shown = None;
+        (self.shown, self.session) = (None, None);
         Ok(())
     }
 
@@ -90,15 +92,17 @@ impl Witness {
         Some(v1::AuditSeen { incarnation: incarnation.0, size: *size, root: root.as_bytes().to_vec() })
     }
 
-    /// The coordinator has shown its log.
-    pub(crate) fn show(&mut self, offer: Offer) {
+    /// The coordinator has shown its log: what is then to be kept, if a session has begun and that is anything new.
+    pub(crate) fn show(&mut self, offer: Offer) -> Option<Kept> {
         self.shown = Some(offer);
+        self.session.and_then(|incarnation| self.judge(incarnation))
     }
 
     /// A session begins with a coordinator of this incarnation: what is then to be kept, if that is anything new.
     ///
     /// Once a log is not believed, none is until that is settled: one that is put back in order has been out of order.
     pub(crate) fn judge(&mut self, incarnation: Incarnation) -> Option<Kept> {
+        self.session = Some(incarnation);
         if self.content.distrust.is_some() {
             return None;
         }
@@ -251,7 +255,7 @@ mod tests {
     fn session(folder: &Path, offer: Option<Offer>) -> Witness {
         let mut witness = Witness::open(folder, &HostName::new("host-1").unwrap(), None).unwrap();
         witness.begin_session().unwrap();
-        offer.into_iter().for_each(|offer| witness.show(offer));
+        assert!(offer.is_none_or(|offer| witness.show(offer).is_none()), "no session has begun");
         witness.judge(LIFE).into_iter().for_each(|kept| kept.write().unwrap());
         witness
     }
@@ -267,6 +271,10 @@ mod tests {
         let grown = session(folder, Some(offer_of(&["a", "b"], &key)));
         assert_eq!(grown.seen().unwrap().size, 2);
         assert!(grown.objection(&propose).is_none());
+
+        let mut longer = session(folder, Some(offer_of(&["a", "b"], &key)));
+        assert!(longer.show(offer_of(&["a", "b"], &key)).is_none(), "nothing new");
+        assert!(longer.show(offer_of(&["b", "a"], &key)).is_some() && longer.distrust().is_some());
 
         let cut = session(folder, Some(offer_of(&["a"], &key)));
         let (k, refusal) = cut.objection(&propose).unwrap();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use muster_model::{Blocker, Code, FleetName, FromHost, HostName, Refusal, SessionId, Token};
@@ -209,9 +210,10 @@ impl Attachment {
         }
         // Before anything that the keys of a new root may have signed.
         self.relay_roots(Some(fleet));
-        self.show_audit(fleet, seen).await?;
+        let audit_shown = self.show_audit(fleet, seen).await?;
         let session = self.shared.next_session();
-        let outbox = Outbox { session, frames: self.frames.clone(), hang_up: Arc::clone(&self.hang_up) };
+        let outbox =
+            Outbox { session, frames: self.frames.clone(), audit_shown, hang_up: Arc::clone(&self.hang_up) };
         let next = Token::from_bytes(crate::random(&self.shared.machine)?);
         let event = Event::Joining { host: self.host.clone(), session, report, next };
         handle.tell(Input::Joining(Box::new(event), self.host.clone(), outbox)).await?;
@@ -220,21 +222,20 @@ impl Attachment {
     }
 
     /// Shows the host the audit log, as far as it has gone, before its session begins: the fleet is the witness.
-    async fn show_audit(&self, fleet: &FleetName, seen: Option<v1::AuditSeen>) -> Result<(), Refusal> {
+    async fn show_audit(
+        &self,
+        fleet: &FleetName,
+        seen: Option<v1::AuditSeen>,
+    ) -> Result<Arc<AtomicU64>, Refusal> {
         let incarnation = self.shared.incarnation();
         // Of a log that is closed by now nothing is proven: the new one names it.
         let seen = seen.filter(|seen| seen.incarnation == incarnation.0).map_or(0, |seen| seen.size);
         let offer = self.shared.audit.offer(seen).await.map_err(|error| self.shared.store_failed(error))?;
-        let shown = v1::AuditShown {
-            checkpoint: offer.checkpoint,
-            key: offer.key.to_string(),
-            proof: offer.proof.iter().map(|digest| digest.as_bytes().to_vec()).collect(),
-        };
         let leadership = muster_model::Leadership { incarnation, ..muster_model::Leadership::default() };
-        let body = v1::coordinator_frame::Body::AuditShown(shown);
+        let body = v1::coordinator_frame::Body::AuditShown(crate::audit::on_wire(&offer));
         // An agent that takes no messages is cut off by the driver.
         let _ = self.frames.try_send(crate::fleet::stamp(fleet, leadership, body));
-        Ok(())
+        Ok(Arc::new(AtomicU64::new(offer.size)))
     }
 
     /// Step 5, at the edge: a signature that does not verify is the host's refusal to attest.

@@ -118,8 +118,14 @@ fn dependencies_point_down() {
         ("crates/daemon", &["model"]),
         ("crates/guard", &["model"]),
         ("proto", &["model"]),
-        ("agent", &["artifact", "audit", "daemon", "guard", "model", "mtls", "proto", "rollout", "store", "trust"]),
-        ("coordinator", &["artifact", "audit", "daemon", "model", "mtls", "proto", "rollout", "store", "trust"]),
+        (
+            "agent",
+            &["artifact", "audit", "daemon", "guard", "model", "mtls", "proto", "rollout", "store", "trust"],
+        ),
+        (
+            "coordinator",
+            &["artifact", "audit", "daemon", "model", "mtls", "proto", "rollout", "store", "trust"],
+        ),
         ("cli", &["artifact", "audit", "guard", "model", "mtls", "proto", "trust"]),
     ];
     for (krate, below) in allowed {

@@ -1,10 +1,12 @@
 //! What stands between the coordinator's words and the state machine: whether this host believes its audit log.
 
+use muster_audit::Offer;
 use muster_model::{FromHost, Leadership, ToHost};
 use muster_rollout::host::Event;
 
 use super::FleetDriver;
 use crate::AgentError;
+use crate::witness::Kept;
 
 impl FleetDriver {
     /// The coordinator said something. Whoever it is that rewrites an audit log, this host takes part in nothing of theirs.
@@ -15,12 +17,26 @@ impl FleetDriver {
             return Ok(());
         }
         if let ToHost::Joined { .. } = message {
-            let judged = self.tools.witness.judge(leadership.incarnation);
-            if let Some(kept) = judged {
-                let kept = self.tools.machine.run_blocking(move || kept.write()).await;
-                kept.map_err(|source| AgentError::Task { source })??;
-            }
+            let kept = self.tools.witness.judge(leadership.incarnation);
+            self.keep(kept).await?;
         }
         self.step(Event::Message { leadership, message }).await
+    }
+
+    /// The coordinator showed how far its log has gone.
+    pub(super) async fn audit_shown(&mut self, offer: Offer) -> Result<(), AgentError> {
+        let kept = self.tools.witness.show(offer);
+        let is_new = kept.is_some();
+        self.keep(kept).await?;
+        if let Some(refusal) = self.tools.witness.distrust().filter(|_| is_new) {
+            self.send(FromHost::Refused { k: None, refusal });
+        }
+        Ok(())
+    }
+
+    async fn keep(&mut self, kept: Option<Kept>) -> Result<(), AgentError> {
+        let Some(kept) = kept else { return Ok(()) };
+        let written = self.tools.machine.run_blocking(move || kept.write()).await;
+        written.map_err(|source| AgentError::Task { source })?
     }
 }

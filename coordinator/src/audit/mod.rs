@@ -8,12 +8,14 @@
 mod log;
 mod slots;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use muster_audit::{Entry, Kind, Offer, OpenOverrides, SignedCheckpoint};
 use muster_daemon::Machine;
 use muster_model::{FleetName, Order, PublicKey, Refusal, RolloutId};
+use muster_proto::v1;
 use muster_rollout::fleet::{End, FleetRecord, Outcome, Phase};
 use muster_store::StoreError;
 use muster_trust::{Authentic, KeyAlgorithm, SigningKey};
@@ -110,17 +112,25 @@ impl AuditHandle {
     }
 
     /// What a witness is shown that has seen `old` entries of this log: with more than there are, no proof.
-    pub(crate) async fn offer(&self, old: u64) -> Result<Offer, StoreError> {
-        let key = self.key.clone();
-        let published = self.published.clone();
-        self.worker
-            .run(move |log| {
-                let proof = log.proof_from(old)?;
-                // Read on the writer's thread, so that it is the checkpoint that the proof leads to.
-                let checkpoint = published.borrow().checkpoint.to_bytes();
-                Ok(Offer { checkpoint, key, proof })
-            })
-            .await
+    pub(crate) async fn offer(&self, old: u64) -> Result<Shown, StoreError> {
+        let mut offers = self.offers(BTreeSet::from([old])).await?;
+        Ok(offers.remove(&old).expect("each size that was asked about is answered"))
+    }
+
+    /// The same for witnesses that have seen different parts of it.
+    pub(crate) async fn offers(&self, seen: BTreeSet<u64>) -> Result<BTreeMap<u64, Shown>, StoreError> {
+        let (key, published) = (self.key.clone(), self.published.clone());
+        let offers = move |log: &mut AuditLog| {
+            // Read on the writer's thread, so that it is the checkpoint that the proofs lead to.
+            let checkpoint = Arc::clone(&published.borrow().checkpoint);
+            let (size, note) = (checkpoint.checkpoint().size, checkpoint.to_bytes());
+            let shown = |old| {
+                let offer = Offer { checkpoint: note.clone(), key: key.clone(), proof: log.proof_from(old)? };
+                Ok((old, Shown { size, offer }))
+            };
+            seen.into_iter().map(shown).collect()
+        };
+        self.worker.run(offers).await
     }
 
     /// The next entries from `from` on.
@@ -149,6 +159,23 @@ impl AuditHandle {
     /// Ends the thread after everything that was handed in before.
     pub(crate) async fn close(&self) {
         self.worker.close().await;
+    }
+}
+
+/// What a witness is shown.
+pub(crate) struct Shown {
+    /// How many entries the checkpoint covers.
+    pub(crate) size: u64,
+    offer: Offer,
+}
+
+/// What is shown, in a frame.
+pub(crate) fn on_wire(shown: &Shown) -> v1::AuditShown {
+    let Offer { checkpoint, key, proof } = &shown.offer;
+    v1::AuditShown {
+        checkpoint: checkpoint.clone(),
+        key: key.to_string(),
+        proof: proof.iter().map(|digest| digest.as_bytes().to_vec()).collect(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use muster_model::{FleetName, HostName, SessionId};
 use muster_proto::v1;
@@ -15,6 +16,8 @@ pub(crate) const OUTBOX_FRAMES: usize = 256;
 pub(crate) struct Outbox {
     pub(crate) session: SessionId,
     pub(crate) frames: mpsc::Sender<v1::CoordinatorFrame>,
+    /// How many entries of the audit log the host was shown last.
+    pub(crate) audit_shown: Arc<AtomicU64>,
     /// Ends the host's stream.
     pub(crate) hang_up: Arc<Notify>,
 }
@@ -71,6 +74,11 @@ impl Connections {
         }
     }
 
+    /// All hosts that have a session.
+    pub(super) const fn current(&self) -> &Connected {
+        &self.current
+    }
+
     /// Drops the way to a host, if it is over this session.
     pub(super) fn cut_off(&mut self, host: &HostName, session: SessionId) {
         if self.current.get(host).is_some_and(|outbox| outbox.session == session) {
@@ -122,7 +130,8 @@ mod tests {
 
     fn outbox(session: u64) -> (Outbox, mpsc::Receiver<v1::CoordinatorFrame>) {
         let (frames, receiver) = mpsc::channel(1);
-        (Outbox { session: SessionId(session), frames, hang_up: Arc::default() }, receiver)
+        let hang_up = Arc::default();
+        (Outbox { session: SessionId(session), frames, audit_shown: Arc::default(), hang_up }, receiver)
     }
 
     fn host(number: u64) -> HostName {

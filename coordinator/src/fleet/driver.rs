@@ -1,6 +1,7 @@
 //! The task that drives one fleet's state machine. It makes no decisions: it writes what a step says, then does it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use muster_audit::Kind;
@@ -9,6 +10,7 @@ use muster_model::{
     Blocker, BootTime, Durable, Epoch, FleetName, HostName, Refusal, RolloutId, SessionId, ToHost,
 };
 use muster_proto::convert::to_agent;
+use muster_proto::v1::coordinator_frame::Body as FrameBody;
 use muster_rollout::fleet::{
     Effect, Event, Fleet, FleetRecord, NextRoster, Outcome, Phase, Proposal, Record, Report, Step,
 };
@@ -362,9 +364,10 @@ impl Driver {
             let ended = audit::ended_entry(&self.place.audit, &self.handle.name, end);
             self.place.audit.write(vec![ended]).await?;
         }
+        let is_end = matches!(report, Report::Ended(_));
         // Nobody may be watching.
         let _ = self.handle.reports.send(report);
-        Ok(())
+        if is_end { self.show_audit().await } else { Ok(()) }
     }
 
     /// Puts the receipt of a completed flip together. A flip without one is still a flip; what is missing is owed.
@@ -410,6 +413,25 @@ impl Driver {
             let entry = audit::phase_entry(&self.place.audit, kind, record);
             self.place.audit.note(vec![entry]).await;
         }
+    }
+
+    /// Shows all hosts how far the audit log has gone: what they have seen can be taken back from none of them.
+    async fn show_audit(&mut self) -> Result<(), StoreError> {
+        let hosts: Vec<_> = self
+            .connections
+            .current()
+            .iter()
+            .map(|(host, outbox)| (host.clone(), outbox.session, Arc::clone(&outbox.audit_shown)))
+            .collect();
+        let seen = hosts.iter().map(|(_, _, shown)| shown.load(Ordering::Relaxed)).collect();
+        let offers = self.place.audit.offers(seen).await?;
+        for (host, session, seen) in hosts {
+            let Some(shown) = offers.get(&seen.load(Ordering::Relaxed)) else { continue };
+            let frame = self.handle.frame(FrameBody::AuditShown(audit::on_wire(shown)));
+            self.connections.send(&host, session, frame);
+            seen.store(shown.size, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn publish_roster(&self) {
