@@ -241,6 +241,7 @@ fn join() -> v1::Join {
         history_lost: false,
         halted_k: None,
         serving_epoch: Some(1),
+        audit: None,
     }
 }
 

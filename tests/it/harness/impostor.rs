@@ -20,6 +20,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::audit::Log;
 use super::{Caller, FLEET, Fleet, PATIENCE};
 
 type Frames = Pin<Box<dyn Stream<Item = Result<v1::CoordinatorFrame, Status>> + Send>>;
@@ -41,6 +42,9 @@ struct Shared {
     frames: Arc<Mutex<Option<Outbox>>>,
     hears: Arc<Mutex<Sender<FromAgent>>>,
     blobs: Arc<Mutex<BTreeMap<Vec<u8>, Vec<u8>>>>,
+    /// It has the real one's audit log and key as well.
+    log: Arc<Log>,
+    leadership: (u64, u64),
 }
 
 impl Impostor {
@@ -58,7 +62,13 @@ impl Impostor {
         let tls = ServerTls::new(&credentials.unwrap()).unwrap();
         let (hears, heard) = channel();
         let hears = Arc::new(Mutex::new(hears));
-        let shared = Shared { frames: Arc::default(), hears, blobs: Arc::default() };
+        let shared = Shared {
+            frames: Arc::default(),
+            hears,
+            blobs: Arc::default(),
+            log: Arc::new(Log::of(fleet)),
+            leadership: (status.incarnation, status.term),
+        };
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let address = fleet.address().to_string();
         let listener = runtime.block_on(TcpListener::bind(address)).unwrap();
@@ -93,12 +103,7 @@ impl Impostor {
 
     /// The same in another term.
     pub(crate) fn say_in_term(&self, term: u64, body: ToAgent) {
-        let frame = v1::CoordinatorFrame {
-            fleet: FLEET.to_owned(),
-            incarnation: self.leadership.0,
-            term,
-            body: Some(body),
-        };
+        let frame = in_name_of((self.leadership.0, term), body);
         let frames = self.shared.frames.lock().unwrap().clone().expect("an agent is connected");
         frames.blocking_send(Ok(frame)).unwrap();
     }
@@ -118,17 +123,26 @@ impl Impostor {
     }
 }
 
+fn in_name_of((incarnation, term): (u64, u64), body: ToAgent) -> v1::CoordinatorFrame {
+    v1::CoordinatorFrame { fleet: FLEET.to_owned(), incarnation, term, body: Some(body) }
+}
+
 #[tonic::async_trait]
 impl v1::control_server::Control for Shared {
     type AttachStream = Frames;
 
     async fn attach(&self, request: Request<Streaming<v1::AgentFrame>>) -> Result<Response<Frames>, Status> {
         let (frames, outgoing) = mpsc::channel(16);
-        *self.frames.lock().unwrap() = Some(frames);
+        *self.frames.lock().unwrap() = Some(frames.clone());
         let (mut incoming, hears) = (request.into_inner(), Arc::clone(&self.hears));
+        let (log, leadership) = (Arc::clone(&self.log), self.leadership);
         tokio::spawn(async move {
             while let Some(Ok(frame)) = incoming.next().await {
                 if let Some(body) = frame.body {
+                    if let FromAgent::Join(join) = &body {
+                        let shown = ToAgent::AuditShown(log.shown(join.audit.as_ref()));
+                        let _ = frames.send(Ok(in_name_of(leadership, shown))).await;
+                    }
                     // The test may be over.
                     let _ = hears.lock().unwrap().send(body);
                 }

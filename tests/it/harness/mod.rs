@@ -3,6 +3,7 @@
 //! A test says what it waits for and by when; the only sleep is in [`wait_until`]. An [`Observer`] pauses between looks.
 
 mod artifact;
+pub(crate) mod audit;
 mod caller;
 mod clock;
 mod daemon;
