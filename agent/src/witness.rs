@@ -54,7 +54,7 @@ pub(crate) struct Witness {
     host: HostName,
     pinned: Option<PublicKey>,
     content: Content,
-    /// What was shown last in this session.
+    /// What was shown and not judged yet.
     shown: Option<Offer>,
     /// With whom the session is, once it has begun.
     session: Option<Incarnation>,
@@ -102,13 +102,18 @@ impl Witness {
     ///
     /// Once a log is not believed, none is until that is settled: one that is put back in order has been out of order.
     pub(crate) fn judge(&mut self, incarnation: Incarnation) -> Option<Kept> {
-        self.session = Some(incarnation);
+        let shown = self.shown.take();
+        let has_begun = self.session.replace(incarnation).is_some();
+        if has_begun && shown.is_none() {
+            // It was judged when the session began: whoever says so twice shows nothing new.
+            return None;
+        }
         if self.content.distrust.is_some() {
             return None;
         }
         let seen = self.content.seen.as_ref();
         let before = self.content.clone();
-        match judge(seen, self.pinned.as_ref(), incarnation, self.shown.as_ref()) {
+        match judge(seen, self.pinned.as_ref(), incarnation, shown.as_ref()) {
             Ok(seen) => self.content.seen = seen,
             // Of a coordinator that was replaced the host believes nothing anyway, and the one that replaced it is not to blame.
             Err(WitnessFault::Earlier { .. }) => return None,

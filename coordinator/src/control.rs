@@ -233,8 +233,10 @@ impl Attachment {
         let offer = self.shared.audit.offer(seen).await.map_err(|error| self.shared.store_failed(error))?;
         let leadership = muster_model::Leadership { incarnation, ..muster_model::Leadership::default() };
         let body = v1::coordinator_frame::Body::AuditShown(crate::audit::on_wire(&offer));
-        // An agent that takes no messages is cut off by the driver.
-        let _ = self.frames.try_send(crate::fleet::stamp(fleet, leadership, body));
+        let frame = crate::fleet::stamp(fleet, leadership, body);
+        // A session that begins without it would look to the host as if the log were withheld.
+        let full = |_| Refusal::of(Code::SessionLost, "the host takes no more messages");
+        self.frames.try_send(frame).map_err(full)?;
         Ok(Arc::new(AtomicU64::new(offer.size)))
     }
 

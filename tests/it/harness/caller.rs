@@ -184,9 +184,14 @@ impl Attached<'_> {
         let _ = self.caller.wait(self.frames.send(frame));
     }
 
-    /// What the coordinator says next; nothing once it has ended the stream in good order.
+    /// What the coordinator says next beside showing its audit log; nothing once it has ended the stream in good order.
     pub(crate) fn hear(&mut self) -> Result<Option<v1::coordinator_frame::Body>, Status> {
-        let frame = self.caller.wait(self.incoming.message())?;
-        Ok(frame.map(|frame| frame.body.expect("a frame has a body")))
+        loop {
+            let frame = self.caller.wait(self.incoming.message())?;
+            let body = frame.map(|frame| frame.body.expect("a frame has a body"));
+            if !matches!(body, Some(v1::coordinator_frame::Body::AuditShown(_))) {
+                return Ok(body);
+            }
+        }
     }
 }
