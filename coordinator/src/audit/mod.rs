@@ -268,6 +268,10 @@ pub(crate) const fn phase_name(phase: &Phase) -> &'static str {
 fn failed(error: LogError) -> Error {
     match error {
         LogError::Store(source) => Error::StoreFailed(source),
-        other => Error::AuditLog { source: Box::new(other) },
+        damaged @ (LogError::Entry { .. }
+        | LogError::Ends { .. }
+        | LogError::Root { .. }
+        | LogError::NoCheckpoint { .. }
+        | LogError::Signing(_)) => Error::AuditLog { source: Box::new(damaged) },
     }
 }
