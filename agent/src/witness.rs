@@ -277,9 +277,12 @@ mod tests {
         assert_eq!(grown.seen().unwrap().size, 2);
         assert!(grown.objection(&propose).is_none());
 
-        let mut longer = session(folder, Some(offer_of(&["a", "b"], &key)));
-        assert!(longer.show(offer_of(&["a", "b"], &key)).is_none(), "nothing new");
-        assert!(longer.show(offer_of(&["b", "a"], &key)).is_some() && longer.distrust().is_some());
+        let proven = |offer: Offer| Offer { proof: Vec::new(), ..offer };
+        let mut later = session(folder, Some(proven(offer_of(&["a", "b"], &key))));
+        assert!(later.distrust().is_none());
+        assert!(later.show(proven(offer_of(&["a", "b"], &key))).is_none(), "nothing new");
+        assert!(later.judge(LIFE).is_none(), "a session that is said to begin twice");
+        assert!(later.show(proven(offer_of(&["b", "a"], &key))).is_some() && later.distrust().is_some());
 
         let cut = session(folder, Some(offer_of(&["a"], &key)));
         let (k, refusal) = cut.objection(&propose).unwrap();
