@@ -99,7 +99,6 @@ impl MerkleProof {
     }
 }
 
-
 fn parent(children: &[Digest]) -> Digest {
     match children {
         [left, right] => MerkleTree::node_hash(left, right),
