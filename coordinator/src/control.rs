@@ -86,7 +86,9 @@ impl Attachment {
                 () = hang_up.notified() => break "the host took no more messages".to_owned(),
                 // The sender lives as long as the coordinator.
                 Ok(()) = roots.changed() => {
-                    self.relay_roots(self.sessions.keys().next());
+                    if let Err(refusal) = self.relay_roots(self.sessions.keys().next()) {
+                        break refusal.to_string();
+                    }
                     continue;
                 }
                 () = stopping.requested() => break "the coordinator is shutting down".to_owned(),
@@ -209,7 +211,7 @@ impl Attachment {
             before.tell(Input::Event(Box::new(event))).await?;
         }
         // Before anything that the keys of a new root may have signed.
-        self.relay_roots(Some(fleet));
+        self.relay_roots(Some(fleet))?;
         let audit_shown = self.show_audit(fleet, seen).await?;
         let session = self.shared.next_session();
         let outbox =
@@ -235,8 +237,7 @@ impl Attachment {
         let body = v1::coordinator_frame::Body::AuditShown(crate::audit::on_wire(&offer));
         let frame = crate::fleet::stamp(fleet, leadership, body);
         // A session that begins without it would look to the host as if the log were withheld.
-        let full = |_| Refusal::of(Code::SessionLost, "the host takes no more messages");
-        self.frames.try_send(frame).map_err(full)?;
+        self.frames.try_send(frame).map_err(out_of_room)?;
         Ok(Arc::new(AtomicU64::new(offer.size)))
     }
 
@@ -274,15 +275,18 @@ impl Attachment {
     }
 
     /// Sends the successors of the pinned root. All fleets of the host share them, but a frame is one of some fleet.
-    fn relay_roots(&self, fleet: Option<&FleetName>) {
+    fn relay_roots(&self, fleet: Option<&FleetName>) -> Result<(), Refusal> {
         let successors = self.shared.roots_after(0);
-        let Some(fleet) = fleet.filter(|_| !successors.is_empty()) else { return };
+        let Some(fleet) = fleet.filter(|_| !successors.is_empty()) else {
+            return Ok(());
+        };
         for part in successors.chunks(ROOTS_IN_MESSAGE_MAX) {
             let body = v1::coordinator_frame::Body::Roots(v1::Roots { successors: part.to_vec() });
             let frame = crate::fleet::stamp(fleet, muster_model::Leadership::default(), body);
-            // A host that takes no messages is hung up on, and gets them when it joins again.
-            let _ = self.frames.try_send(frame);
+            // A host that was hung up on gets them when it joins again; one that goes on would go on with the old keys.
+            self.frames.try_send(frame).map_err(out_of_room)?;
         }
+        Ok(())
     }
 
     fn refuse(&self, fleet: &FleetName, refusal: Refusal) {
@@ -291,6 +295,10 @@ impl Attachment {
         // An agent that takes no messages learns it when it asks again.
         let _ = self.frames.try_send(frame);
     }
+}
+
+fn out_of_room<T>(_: T) -> Refusal {
+    Refusal::of(Code::SessionLost, "the host takes no more messages")
 }
 
 /// Verifies an attestation that a host gave for a check.
