@@ -12,6 +12,12 @@ pub const ENTRY_BYTES_MAX: usize = 64 << 10;
 /// The most hosts that an entry names; of more, the signed document that it names says which.
 pub const HOSTS_NAMED_MAX: usize = 200;
 
+/// What the documents of an entry call an order's envelope.
+pub const ORDER_DOCUMENT: &str = "order";
+
+/// What they call a root document.
+pub const ROOT_DOCUMENT: &str = "root";
+
 const FORMAT: &str = "muster.audit-entry/1";
 
 /// What an entry is about.
@@ -22,6 +28,8 @@ pub enum Kind {
     Began,
     /// A coordinator began to lead a fleet.
     Lead,
+    /// A root document is in force: one that was applied, or that the coordinator found in force when it started.
+    Root,
     /// A roster was applied.
     Roster,
     /// Override: an operator stated that hosts serve nothing any more.
@@ -32,10 +40,12 @@ pub enum Kind {
     Release,
     /// An order was given to its fleet.
     Order,
-    /// A key signed an order.
+    /// A key signed an order or a root document.
     Approval,
     /// What was asked for was refused.
     Refusal,
+    /// Calls were made that the caller's role may not make.
+    Denied,
     /// Override: an operator gave a rollout up.
     Abort,
     /// Override: an operator had all hosts stop.
@@ -55,6 +65,7 @@ impl Kind {
     pub const ALL: &'static [Self] = &[
         Self::Began,
         Self::Lead,
+        Self::Root,
         Self::Roster,
         Self::Fence,
         Self::Readmit,
@@ -62,6 +73,7 @@ impl Kind {
         Self::Order,
         Self::Approval,
         Self::Refusal,
+        Self::Denied,
         Self::Abort,
         Self::Halt,
         Self::Restore,
@@ -76,6 +88,7 @@ impl Kind {
         match self {
             Self::Began => "began",
             Self::Lead => "lead",
+            Self::Root => "root",
             Self::Roster => "roster",
             Self::Fence => "fence",
             Self::Readmit => "readmit",
@@ -83,6 +96,7 @@ impl Kind {
             Self::Order => "order",
             Self::Approval => "approval",
             Self::Refusal => "refusal",
+            Self::Denied => "denied",
             Self::Abort => "abort",
             Self::Halt => "halt",
             Self::Restore => "restore",
@@ -100,11 +114,13 @@ impl Kind {
             Self::Fence | Self::Readmit | Self::Abort | Self::Halt | Self::Restore => true,
             Self::Began
             | Self::Lead
+            | Self::Root
             | Self::Roster
             | Self::Release
             | Self::Order
             | Self::Approval
             | Self::Refusal
+            | Self::Denied
             | Self::Phase
             | Self::Ended
             | Self::Reconcile => false,
@@ -143,6 +159,9 @@ pub struct Entry {
     /// What it rests on: digests of signed envelopes, and of manifests, by what they are.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub documents: BTreeMap<String, Digest>,
+    /// The version of the root document, if it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_version: Option<u64>,
     /// Of a reconciliation: the entry that was looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reconciles: Option<u64>,
@@ -191,6 +210,7 @@ impl Entry {
             rollout: None,
             hosts: Vec::new(),
             documents: BTreeMap::new(),
+            root_version: None,
             reconciles: None,
             previous: None,
             detail: String::new(),
@@ -235,6 +255,14 @@ impl Entry {
     pub fn with(mut self, what: &str, digest: Digest) -> Self {
         self.documents.insert(what.to_owned(), digest);
         self
+    }
+
+    /// About the root document of this version, by the digest of what was signed: the same document may come in envelopes
+    /// with other signatures.
+    #[must_use]
+    pub fn of_root(mut self, version: u64, payload: Digest) -> Self {
+        self.root_version = Some(version);
+        self.with(ROOT_DOCUMENT, payload)
     }
 
     /// Cut to a length at which an entry stays far below its limit.

@@ -6,6 +6,7 @@
 use muster_model::{Digest, MerkleTree, PublicKey};
 use serde::{Deserialize, Serialize};
 
+use crate::authority::AuthorityFault;
 use crate::checkpoint::{Checkpoint, CheckpointError, SignedCheckpoint};
 use crate::entry::{ENTRY_BYTES_MAX, Entry, EntryError};
 use crate::tree::Edge;
@@ -70,6 +71,9 @@ pub enum ExportFault {
         /// How many entries the checkpoint covers.
         expected: u64,
     },
+    /// What it says of roots and approvals is not so.
+    #[error(transparent)]
+    Authority(#[from] AuthorityFault),
     /// The entries are not those that were signed.
     #[error("proof: the entries have the root {found}, and the checkpoint says {expected}")]
     Root {

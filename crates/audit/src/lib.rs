@@ -8,6 +8,7 @@
 //! Notes are written and read here and not by a library, because those there are bring a second implementation of
 //! Ed25519; this one is a page, and its vectors are those of the specification.
 
+mod authority;
 mod checkpoint;
 mod entry;
 mod export;
@@ -15,10 +16,13 @@ mod note;
 mod tree;
 mod witness;
 
+pub use authority::{Authority, AuthorityFault, RootHistory};
 pub use checkpoint::{
     Checkpoint, CheckpointError, ORIGIN_BYTES_MAX, SignedCheckpoint, incarnation_of, origin,
 };
-pub use entry::{ENTRY_BYTES_MAX, Entry, EntryError, HOSTS_NAMED_MAX, Kind, OpenOverrides};
+pub use entry::{
+    ENTRY_BYTES_MAX, Entry, EntryError, HOSTS_NAMED_MAX, Kind, ORDER_DOCUMENT, OpenOverrides, ROOT_DOCUMENT,
+};
 pub use export::{
     EXPORT_LINE_BYTES_MAX, ExportFault, ExportVerifier, LogVerifier, VerifiedLog, export_header, export_line,
 };
