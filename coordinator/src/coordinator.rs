@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use muster_audit::Kind;
 use muster_daemon::{Machine, Shutdown};
 use muster_model::{
     Code, Digest, FleetName, HostName, Incarnation, Refusal, Roster, SessionId, UnixTime, Verified,
@@ -14,7 +15,7 @@ use muster_mtls::{Credentials, Role, ServerTls};
 use muster_proto::v1;
 use muster_rollout::fleet::{Fleet, FleetRecord, Inheritance, Limits};
 use muster_store::StoreError;
-use muster_trust::{ROOT_BYTES_MAX, RootChain, Succession, TrustRoot};
+use muster_trust::{ROOT_BYTES_MAX, RootChain, Succession, TrustError, TrustRoot};
 use tokio::sync::{mpsc, watch};
 
 use crate::audit::{self, AuditHandle};
@@ -36,6 +37,9 @@ type Driving = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 pub(crate) struct Shared {
     pub(crate) machine: Machine,
     roots: Arc<RootChain>,
+    /// Held while a root is taken, and shared while an order is verified and written down: in the audit log, what was
+    /// approved stands behind the root that it was verified by, and before the next one.
+    root_turn: tokio::sync::RwLock<()>,
     /// Tells every attached agent's stream that there is another root.
     roots_changed: watch::Sender<()>,
     pub(crate) documents: Documents,
@@ -85,11 +89,13 @@ impl Shared {
             audit::read_key(config.audit_key.as_deref(), &config.state)?,
             (&identity.trust_domain.to_string(), identity.to_string()),
             incarnation,
+            &roots.in_force(),
             machine.clone(),
         )?;
         let (drivers, receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Self {
             roots: Arc::new(roots),
+            root_turn: tokio::sync::RwLock::default(),
             roots_changed: watch::Sender::default(),
             documents,
             stopping,
@@ -129,14 +135,45 @@ impl Shared {
     }
 
     /// Takes the next root, and has it sent to every attached agent. Whether it was known, and how many agents there are.
-    pub(crate) async fn apply_root(&self, envelope: Vec<u8>) -> Result<(Succession, usize), Refusal> {
-        let roots = Arc::clone(&self.roots);
-        let taken = fleet::blocking(&self.machine, move || {
-            roots.succeed(&envelope).map_err(|error| Refusal::of(Code::SignatureInvalid, chain(&error)))
-        })
-        .await?;
+    ///
+    /// It is in the audit log before it is in force. Where it then cannot be kept, the log says so.
+    pub(crate) async fn apply_root(
+        &self,
+        envelope: Vec<u8>,
+        operator: &str,
+    ) -> Result<(Succession, usize), Refusal> {
+        let _turn = self.root_turn.write().await;
+        let (roots, raw) = (Arc::clone(&self.roots), envelope.clone());
+        let judged = self.on_roots(move || roots.judge(&raw)).await?;
+        if let Succession::Taken(root) = &judged {
+            self.audit(audit::root_entries(&self.audit, root, operator)).await?;
+            let roots = Arc::clone(&self.roots);
+            if let Err(refusal) = self.on_roots(move || roots.succeed(&envelope)).await {
+                let (in_force, entry) = (self.root(), self.audit.own_entry(Kind::Root));
+                let entry = audit::root_entry(entry, &in_force).saying(format!("it stays so: {refusal}"));
+                self.audit(vec![entry]).await?;
+                return Err(refusal);
+            }
+        }
         self.roots_changed.send_replace(());
-        Ok((taken, self.roots_changed.receiver_count()))
+        Ok((judged, self.roots_changed.receiver_count()))
+    }
+
+    async fn on_roots<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, TrustError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let refused = |error| {
+            let is_of_the_disk = matches!(error, TrustError::RootFile { .. });
+            let code = if is_of_the_disk { Code::StoreFailed } else { Code::SignatureInvalid };
+            Refusal::of(code, chain(&error))
+        };
+        fleet::blocking(&self.machine, move || work().map_err(refused)).await
+    }
+
+    /// Keeps the root in force as it is for as long as the guard lives: from verifying an order to writing it down.
+    pub(crate) async fn hold_root(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
+        self.root_turn.read().await
     }
 
     /// The roots after a version, in order.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use muster_audit::{
     Checkpoint, CheckpointError, ENTRY_BYTES_MAX, Edge, Entry, EntryError, Kind, Nodes, OpenOverrides,
-    SignedCheckpoint, consistency_proof,
+    ROOT_DOCUMENT, SignedCheckpoint, consistency_proof,
 };
 use muster_daemon::{crash_point, fault_point};
 use muster_model::{Digest, Incarnation, MerkleTree, UnixTime};
@@ -80,6 +80,8 @@ pub(crate) struct AuditLog {
     edge: Edge,
     blocks: Blocks,
     overrides: OpenOverrides,
+    /// The root document that is in force, as far as the log says.
+    root: Option<(u64, Digest)>,
     published: watch::Sender<Published>,
     state: Writable,
 }
@@ -147,6 +149,16 @@ impl AuditLog {
         self.overrides.get(entry).cloned()
     }
 
+    /// Appends `entry`, which says which root document is in force, unless that is what the log says already: at the beginning
+    /// of a log, and where a coordinator died before it had taken the root that it wrote down.
+    pub(crate) fn settle_root(&mut self, entry: Entry) -> Result<(), StoreError> {
+        let in_force = entry.root_version.zip(entry.documents.get(ROOT_DOCUMENT).copied());
+        if self.root == in_force {
+            return Ok(());
+        }
+        self.append(vec![entry]).map(|_| ())
+    }
+
     /// That the last checkpoint continues a log of `old` entries; nothing if it had more than there are.
     pub(crate) fn proof_from(&self, old: u64) -> Result<Vec<Digest>, StoreError> {
         consistency_proof(self, old, self.edge.size())
@@ -204,6 +216,7 @@ impl AuditLog {
             edge: Edge::new(),
             blocks: Blocks::default(),
             overrides: OpenOverrides::default(),
+            root: None,
             published: watch::Sender::new(published),
             state: Writable::Yes,
         };
@@ -326,6 +339,9 @@ impl AuditLog {
         edge.append(MerkleTree::leaf_hash(line), |level, _, hash| blocks.complete(level, hash));
         *end += line.len() as u64 + 1;
         self.overrides.take(entry);
+        if let (Kind::Root, Some(version)) = (entry.kind, entry.root_version) {
+            self.root = entry.documents.get(ROOT_DOCUMENT).map(|digest| (version, *digest));
+        }
     }
 
     fn bytes_at(&self, offset: u64, length: u64) -> Result<Vec<u8>, StoreError> {

@@ -12,13 +12,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use muster_audit::{Entry, Kind, Offer, OpenOverrides, SignedCheckpoint};
+use muster_audit::{Entry, Kind, ORDER_DOCUMENT, Offer, OpenOverrides, SignedCheckpoint};
 use muster_daemon::Machine;
 use muster_model::{FleetName, Order, PublicKey, Refusal, RolloutId};
 use muster_proto::v1;
 use muster_rollout::fleet::{End, FleetRecord, Outcome, Phase};
 use muster_store::StoreError;
-use muster_trust::{Authentic, KeyAlgorithm, SigningKey};
+use muster_trust::{Authentic, KeyAlgorithm, SigningKey, TrustRoot};
 use tokio::sync::watch;
 
 use crate::Error;
@@ -48,6 +48,7 @@ impl AuditHandle {
         key: SigningKey,
         (trust_domain, coordinator): (&str, String),
         incarnation: muster_model::Incarnation,
+        root: &TrustRoot,
         machine: Machine,
     ) -> Result<Self, Error> {
         let public = key.public().clone();
@@ -59,7 +60,9 @@ impl AuditHandle {
             who: &coordinator,
             now: machine.unix_time(),
         };
-        let log = AuditLog::open(&beginning).map_err(failed)?;
+        let mut log = AuditLog::open(&beginning).map_err(failed)?;
+        let in_force = root_entry(Entry::new(Kind::Root, coordinator.as_str(), machine.unix_time()), root);
+        log.settle_root(in_force.saying("found in force at the start")).map_err(Error::StoreFailed)?;
         let published = log.published();
         let size = published.borrow().checkpoint.checkpoint().size;
         tracing::info!(size, key = %public, "audit log opened");
@@ -196,16 +199,36 @@ pub(crate) fn read_key(configured: Option<&Path>, state: &Path) -> Result<Signin
 /// The order, and each key that has signed it.
 pub(crate) fn order_entries(audit: &AuditHandle, order: &Authentic<Order>, who: &str) -> Vec<Entry> {
     let (document, envelope) = (order.document(), order.envelope_digest());
-    let of_order = |entry: Entry| entry.of_fleet(&document.fleet).of_rollout(document.counter);
-    let mut ordered = of_order(audit.entry(Kind::Order, who)).with("order", envelope).with("to", document.to);
+    let ordered = audit.entry(Kind::Order, who).of_fleet(&document.fleet).of_rollout(document.counter);
+    let mut ordered = ordered.with(ORDER_DOCUMENT, envelope).with("to", document.to);
     if let Some(from) = document.from {
         ordered = ordered.with("from", from);
     }
-    let approvals = order
-        .signers()
-        .iter()
-        .map(|signer| of_order(audit.entry(Kind::Approval, &signer.to_string())).with("order", envelope));
-    std::iter::once(ordered).chain(approvals).collect()
+    std::iter::once(ordered).chain(approvals(audit, order)).collect()
+}
+
+/// That a root was applied, and each key that has signed it.
+pub(crate) fn root_entries(audit: &AuditHandle, root: &TrustRoot, who: &str) -> Vec<Entry> {
+    let applied = root_entry(audit.entry(Kind::Root, who), root).saying("applied");
+    let approvals = root.authentic().signers().iter();
+    let approvals =
+        approvals.map(|signer| root_entry(audit.entry(Kind::Approval, &signer.to_string()), root));
+    std::iter::once(applied).chain(approvals).collect()
+}
+
+/// An entry about a root.
+pub(crate) fn root_entry(entry: Entry, root: &TrustRoot) -> Entry {
+    entry.of_root(root.root().version, root.authentic().payload_digest())
+}
+
+/// Each key that has signed an order that lies ready.
+pub(crate) fn approvals(audit: &AuditHandle, order: &Authentic<Order>) -> Vec<Entry> {
+    let (document, envelope) = (order.document(), order.envelope_digest());
+    let approval = |signer: &PublicKey| {
+        let entry = audit.entry(Kind::Approval, &signer.to_string());
+        entry.of_fleet(&document.fleet).of_rollout(document.counter).with(ORDER_DOCUMENT, envelope)
+    };
+    order.signers().iter().map(approval).collect()
 }
 
 /// How a rollout ended, with its reasons.

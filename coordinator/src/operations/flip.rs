@@ -8,13 +8,13 @@ use muster_proto::v1;
 use muster_proto::v1::flip_event::Event;
 use muster_proto::v1::rollout_progress::Stage as Wire;
 use muster_rollout::fleet::{End, Outcome, Papers, Phase, Proposal, Report, Stage};
-use muster_trust::verify;
+use muster_trust::{Authentic, verify};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::Instant;
 
 use super::view::{Names, rollout_end};
 use super::{Sender, blocking};
-use crate::audit::order_entries;
+use crate::audit::{approvals, order_entries};
 use crate::coordinator::Shared;
 use crate::fleet::FleetHandle;
 use crate::status::{blob_refusal, chain, listed};
@@ -55,6 +55,7 @@ impl Flip {
         operator: &str,
     ) -> Result<Self, Refusal> {
         let envelope = signed.order;
+        let _root_in_force = shared.hold_root().await;
         let root = shared.root();
         let keys = root.root().role(muster_model::SigningRole::Operator);
         let named = verify::<Order>(&envelope, keys).map_err(invalid)?;
@@ -71,11 +72,15 @@ impl Flip {
         let order_name = order.envelope_digest();
         let papers = Papers { order: order_name, release: release_name, roster: fleet.roster().envelope };
         let follows = if signed.contingency.is_some() { Follows::Contingency } else { Follows::Nothing };
+        let mut entries = order_entries(&shared.audit, &order, operator);
         let contingency = match signed.contingency {
-            Some(envelope) => Some(contingency(shared, order.document(), envelope, papers.roster).await?),
+            Some(envelope) => {
+                let (back, papers) = contingency(shared, order.document(), envelope, papers.roster).await?;
+                entries.extend(approvals(&shared.audit, &back));
+                Some(papers)
+            }
             None => None,
         };
-        let entries = order_entries(&shared.audit, &order, operator);
         let proposal = Proposal {
             order: order.into_document(),
             release: release.into_document(),
@@ -238,7 +243,7 @@ async fn contingency(
     order: &Order,
     envelope: Vec<u8>,
     roster: Digest,
-) -> Result<Papers, Refusal> {
+) -> Result<(Authentic<Order>, Papers), Refusal> {
     let back = shared.root().verify_order(&envelope, shared.machine.unix_time()).map_err(invalid)?;
     let it = back.document();
     let leads_back = it.fleet == order.fleet
@@ -258,7 +263,7 @@ async fn contingency(
         documents.put(papers.order, &envelope).map_err(|error| blob_refusal(&error))
     })
     .await?;
-    Ok(papers)
+    Ok((back, papers))
 }
 
 /// What an end means to whoever waits for rollout `k` to `to`: a rollback that was given up leaves what the rollout

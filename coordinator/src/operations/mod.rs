@@ -118,7 +118,15 @@ impl Service for Operations {
         request: Request<v1::ApplyRootRequest>,
     ) -> Result<Response<v1::ApplyRootResponse>, Status> {
         let operator = caller(&request);
-        let (taken, hosts) = self.shared.apply_root(request.into_inner().envelope).await.map_err(refused)?;
+        let (shared, envelope, who) =
+            (Arc::clone(&self.shared), request.into_inner().envelope, operator.clone());
+        // To its end, even if whoever asked goes away: what is in the log is done, or the log says that it is not.
+        let applied = tokio::spawn(async move {
+            let applied = shared.apply_root(envelope, &who).await;
+            audit::settled(&shared, &who, "apply a root document", None, applied).await
+        });
+        let (taken, hosts) =
+            applied.await.map_err(|error| refused(ended_inside(&error)))?.map_err(refused)?;
         let version = self.shared.root().root().version;
         if let Succession::Taken(_) = taken {
             tracing::warn!(%operator, version, "a new root document is in force");

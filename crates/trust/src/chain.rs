@@ -90,13 +90,20 @@ impl RootChain {
     /// Takes the next root, if the present one and it itself vouch for it: it is durable when this returns. Blocks.
     pub fn succeed(&self, raw: &[u8]) -> Result<Succession, TrustError> {
         let _succeeding = self.succeeding.lock().unwrap_or_else(PoisonError::into_inner);
+        let judged = self.judge(raw)?;
+        if let Succession::Taken(next) = &judged {
+            keep(&self.folder, next.root().version, raw)?;
+            self.roots.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(next));
+        }
+        Ok(judged)
+    }
+
+    /// What [`RootChain::succeed`] would make of this root at this moment. Nothing is taken.
+    pub fn judge(&self, raw: &[u8]) -> Result<Succession, TrustError> {
         if self.all().iter().any(|root| is_same(root, raw)) {
             return Ok(Succession::Known);
         }
-        let next = Arc::new(self.in_force().succeed(raw)?);
-        keep(&self.folder, next.root().version, raw)?;
-        self.roots.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&next));
-        Ok(Succession::Taken(next))
+        self.in_force().succeed(raw).map(|next| Succession::Taken(Arc::new(next)))
     }
 
     /// Verifies what was signed in the past, by the latest root that vouches for it, expired or not. It is right for
