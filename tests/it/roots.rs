@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use muster_audit::Kind;
 use muster_trust::{KeyAlgorithm, SigningKey};
 
+use crate::harness::audit::Log;
 use crate::harness::{Fleet, Host, Output, PATIENCE, run, versioned, wait_until};
 
 /// Makes a key and, beside it, the file with its public half.
@@ -226,4 +228,135 @@ fn a_root_needs_the_thresholds_of_both_roots() {
     let offline =
         run(&["root", "show", text(&fleet.dir().join("operator/root.json")), "--output", "json"], &[]);
     assert_eq!(offline.expect_code(0).json()["version"], 2);
+}
+
+/// The kinds of the log's entries that are about roots and approvals, with the version where one is named.
+fn of_roots(fleet: &Fleet) -> Vec<(String, Option<u64>)> {
+    let log =
+        fleet.json(&["audit", "log", "--kind", "root", "--kind", "approval", "--kind", "refusal"]).json();
+    let entries = log["results"].as_array().unwrap().iter();
+    entries.map(|it| (it["kind"].as_str().unwrap().to_owned(), it["root_version"].as_u64())).collect()
+}
+
+/// Replaces the operator key of the root of one version by a new one, and returns that.
+fn rotate_operator(fleet: &Fleet, name: &str, present: &Path) -> PathBuf {
+    let new = new_key(fleet.scratch(), name);
+    let add = format!("operator={}", text(&new.with_extension("pub")));
+    let remove = format!("operator={}", SigningKey::read(present).unwrap().public());
+    rotate(fleet, &["--add", &add, "--remove", &remove], &[&first_root_key(fleet)]);
+    sign_with(fleet, "operator_key", &new);
+    new
+}
+
+#[test]
+fn the_audit_log_and_its_witnesses_go_through_a_change_of_roots() {
+    let fleet = Fleet::up(2);
+    fleet.release(&versioned("1"), "1");
+    let two = fleet.push(&versioned("2"), "2");
+    fleet.json(&["deploy", "2"]).expect_code(0);
+    let old = fleet.dir().join("operator/operator-signing.key");
+    rotate_operator(&fleet, "alice", &old);
+    wait_followed(&fleet.hosts(), 2);
+    let status = wait_until("all hosts say that they follow", PATIENCE, || {
+        let status = fleet.json(&["status"]).expect_code(0).json();
+        let follow = status["hosts"].as_array()?.iter().all(|host| host["root_version"] == 2);
+        follow.then_some(status)
+    });
+    assert_eq!(status["root_version"], 2, "{status}");
+    apply_roster(&fleet);
+    fleet.json(&["flip", "2"]).expect_code(0);
+    fleet.assert_all_serve(&two);
+    let expected =
+        [("root", Some(1)), ("approval", None), ("root", Some(2)), ("approval", Some(2)), ("approval", None)];
+    let expected = expected.map(|(kind, version)| (kind.to_owned(), version));
+    assert_eq!(of_roots(&fleet), expected);
+
+    // Everything starts anew: the log has nothing to add, and every host still believes it.
+    fleet.down();
+    fleet.start(&[]);
+    fleet.wait_connected(2);
+    assert_eq!(of_roots(&fleet), expected);
+    fleet.json(&["flip", "1"]).expect_code(0);
+    fleet.json(&["status", "--check"]).expect_code(0);
+
+    let live = fleet.json(&["audit", "verify", "--live"]).expect_code(0).json();
+    let export = fleet.scratch().join("all.audit");
+    fleet.json(&["audit", "export", text(&export)]).expect_code(0);
+    fleet.down();
+    let verify = ["audit", "verify", text(&export)];
+    let offline = fleet.json(&verify).expect_code(0).json();
+    for verified in [&live, &offline] {
+        let versions = (&verified["root_version_first"], &verified["root_version_last"]);
+        assert_eq!(versions, (&1.into(), &2.into()), "{verified}");
+        let approvals = (&verified["approvals_verified"], &verified["approvals_unverified"]);
+        assert_eq!(approvals, (&4.into(), &0.into()), "{verified}");
+    }
+    // What is not known is said, and another root than the log's is a contradiction.
+    let [first, second] = ["root.1.json", "root.json"].map(|name| fleet.dir().join("operator").join(name));
+    let half = fleet.json(&[&verify[..], &["--root", text(&second)]].concat()).expect_code(0).json();
+    assert_eq!(half["approvals_unverified"], 1, "{half}");
+    let all = ["--root", text(&first), "--root", text(&second)];
+    let both = fleet.json(&[&verify[..], &all].concat()).expect_code(0).json();
+    assert_eq!(both["approvals_verified"], 4, "{both}");
+    let other = Fleet::up(1);
+    let foreign = other.dir().join("operator/root.json");
+    let refused = fleet.json(&[&verify[..], &["--root", text(&foreign)]].concat()).expect_code(12);
+    assert!(refused.to_string().contains("root version 1 is sha256:"), "{refused}");
+}
+
+#[test]
+fn an_approval_by_a_key_of_another_time_is_found_in_a_log_that_was_rewritten_with_its_key() {
+    let fleet = Fleet::up(1);
+    fleet.release(&versioned("1"), "1");
+    fleet.push(&versioned("2"), "2");
+    fleet.json(&["deploy", "2"]).expect_code(0);
+    let old = fleet.dir().join("operator/operator-signing.key");
+    let new = rotate_operator(&fleet, "alice", &old);
+    wait_followed(&fleet.hosts(), 2);
+    apply_roster(&fleet);
+    fleet.json(&["flip", "2"]).expect_code(0);
+    let coordinator = fleet.coordinator();
+    coordinator.kill();
+    let mut log = Log::of(&fleet);
+    let last = log.parsed().iter().rposition(|entry| entry.kind == Kind::Approval).unwrap();
+    let [old, new] = [old, new].map(|key| SigningKey::read(&key).unwrap().public().to_string());
+    let entry = String::from_utf8(log.entries[last].clone()).unwrap();
+    assert!(entry.contains(&new), "{entry}");
+    log.entries[last] = entry.replace(&new, &old).into_bytes();
+    log.write();
+    coordinator.start(&[]);
+    fleet.wait_connected(1);
+    let refused = fleet.json(&["audit", "verify", "--live"]).expect_code(12);
+    let named = format!("entry {last}: {old} is no key that approves by root version 2");
+    assert!(refused.to_string().contains(&named), "{refused}");
+}
+
+#[test]
+fn a_root_that_was_written_down_by_a_coordinator_that_died_at_once_may_be_another_the_next_time() {
+    let fleet = Fleet::up(1);
+    let one = fleet.release(&versioned("1"), "1");
+    let coordinator = fleet.coordinator();
+    coordinator.kill();
+    // Its first append is that of its lead.
+    coordinator.start(&[("MUSTER_CRASH_AT", "coordinator.audit.covered#2")]);
+    fleet.wait_connected(1);
+    let [draft, signed] = ["lost.toml", "lost.json"].map(|name| fleet.scratch().join(name));
+    fleet.json(&["root", "edit", "--out", text(&draft), "--expires", "9d"]).expect_code(0);
+    fleet.json(&["root", "sign", text(&draft), "--key", text(&first_root_key(&fleet))]).expect_code(0);
+    assert_ne!(fleet.json(&["root", "apply", text(&signed)]).code, 0);
+    coordinator.wait_until_gone();
+    coordinator.start(&[]);
+    fleet.wait_connected(1);
+    let root = |version| ("root".to_owned(), Some(version));
+    let approval = |version| ("approval".to_owned(), version);
+    let lost = [root(1), approval(None), root(2), approval(Some(2)), root(1)];
+    assert_eq!(of_roots(&fleet), lost);
+
+    // Nobody has followed it, so that another one may have its number.
+    rotate_operator(&fleet, "alice", &fleet.dir().join("operator/operator-signing.key"));
+    wait_followed(&fleet.hosts(), 2);
+    assert_eq!(of_roots(&fleet)[lost.len()..], [root(2), approval(Some(2))]);
+    fleet.json(&["audit", "verify", "--live"]).expect_code(0);
+    fleet.json(&["root", "apply", text(&signed)]).expect_code(12);
+    fleet.assert_all_serve(&one);
 }

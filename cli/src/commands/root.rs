@@ -1,6 +1,6 @@
 //! `muster root`: the document that says which keys sign what, and its successors.
 
-mod apply;
+pub(super) mod apply;
 mod difference;
 mod edit;
 mod file;

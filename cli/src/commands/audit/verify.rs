@@ -3,21 +3,27 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use muster_audit::{EXPORT_LINE_BYTES_MAX, ExportVerifier, VerifiedLog};
+use muster_audit::{
+    Authority, AuthorityFault, EXPORT_LINE_BYTES_MAX, ExportFault, ExportVerifier, RootHistory, VerifiedLog,
+};
 use muster_model::PublicKey;
+use muster_trust::TrustRoot;
 use serde::Serialize;
 
 use super::LogView;
 use super::fetch::Fetch;
 use crate::commands::Env;
+use crate::commands::root::apply::Followed;
+use crate::context::read_root;
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::output::{Page, Report, Tone, counted};
 
 /// Verify an exported audit log offline, or that of the coordinator. What fails is named: the signature, an entry, the proof.
 ///
-/// It proves that the entries are those that the coordinator has signed. That it has signed no others before is what the
-/// hosts see to: each remembers the last checkpoint it was shown.
+/// It proves that the entries are those that the coordinator has signed, and that whoever approved orders and roots were keys
+/// that the root document of that time lets approve. That the coordinator has signed no other entries before is what the hosts
+/// see to: each remembers the last checkpoint it was shown.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   muster audit verify 2026-11.audit
@@ -32,21 +38,58 @@ pub(crate) struct Verify {
     /// The log's public key, from somewhere you trust [default: the context's]
     #[arg(long, value_name = "KEY")]
     key: Option<PublicKey>,
+    /// The root documents of the log's time, from somewhere you trust; may be repeated [default: the context's, and those that
+    /// are kept beside it]
+    #[arg(long, value_name = "FILE")]
+    root: Vec<PathBuf>,
 }
 
 impl Verify {
     pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
-        let (log, known) = match &self.file {
-            Some(file) => (verify(file, &self.known_key(env)?)?, true),
-            None => {
-                let session = env.session().await?;
-                let known = self.key.or_else(|| session.context().audit_key().cloned());
-                let fetch = Fetch::begin(&session, known.as_ref(), "verify the audit log").await?;
-                fetch.all(|_, _| Ok(())).await?
+        let (log, known, authority) = match &self.file {
+            Some(file) => {
+                let roots = self.known_roots(env)?;
+                let (log, authority) = verify(file, &self.known_key(env)?, RootHistory::new(&roots))?;
+                (log, true, authority)
             }
+            None => self.live(env).await?,
         };
-        env.ui.report(&Verified { log: LogView::new(log, known), verified: true })?;
+        env.ui.report(&Verified {
+            log: LogView::new(log, known),
+            authority: authority.into(),
+            verified: true,
+        })?;
         Ok(Exit::Proven)
+    }
+
+    async fn live(&self, env: &Env) -> Result<(VerifiedLog, bool, Authority), CliError> {
+        const DOING: &str = "verify the audit log";
+        let session = env.session().await?;
+        let mut roots = self.known_roots(env)?;
+        if self.root.is_empty() {
+            // Another operator may have changed the root: its successors verify themselves.
+            roots.extend(Followed::from_context(&session).await?.all().cloned());
+        }
+        let mut history = RootHistory::new(&roots);
+        let known = self.key.clone().or_else(|| session.context().audit_key().cloned());
+        let fetch = Fetch::begin(&session, known.as_ref(), DOING).await?;
+        let wrong = |fault: AuthorityFault| CliError::audit(DOING)(fault.into());
+        let (log, known) = fetch.all(|_, entry| history.take(&entry).map_err(wrong)).await?;
+        Ok((log, known, history.finish().map_err(wrong)?))
+    }
+
+    /// The roots that are trusted. Without a context there are none but those that are named.
+    fn known_roots(&self, env: &Env) -> Result<Vec<TrustRoot>, CliError> {
+        if !self.root.is_empty() {
+            return self.root.iter().map(|path| read_root(path)).collect();
+        }
+        let context = match env.context() {
+            Err(CliError::NoContext { .. }) if self.key.is_some() => return Ok(Vec::new()),
+            context => context?,
+        };
+        let root = context.trust_root()?;
+        let earlier = context.earlier_roots(root.root().version);
+        Ok(earlier.into_iter().chain([root]).collect())
     }
 
     fn known_key(&self, env: &Env) -> Result<PublicKey, CliError> {
@@ -61,7 +104,11 @@ impl Verify {
     }
 }
 
-fn verify(path: &Path, key: &PublicKey) -> Result<VerifiedLog, CliError> {
+fn verify(
+    path: &Path,
+    key: &PublicKey,
+    mut roots: RootHistory,
+) -> Result<(VerifiedLog, Authority), CliError> {
     let doing = || format!("verify the audit log {}", path.display());
     let mut reader = BufReader::new(File::open(path).map_err(CliError::file("read", path))?);
     let mut line = Vec::new();
@@ -75,15 +122,55 @@ fn verify(path: &Path, key: &PublicKey) -> Result<VerifiedLog, CliError> {
     next(&mut line)?;
     let mut verifier = ExportVerifier::begin(&line, key).map_err(CliError::audit(doing()))?;
     while next(&mut line)? {
-        verifier.line(&line).map_err(CliError::audit(doing()))?;
+        let entry = verifier.line(&line).map_err(CliError::audit(doing()))?;
+        roots.take(&entry).map_err(ExportFault::from).map_err(CliError::audit(doing()))?;
     }
-    verifier.finish().map_err(CliError::audit(doing()))
+    let log = verifier.finish().map_err(CliError::audit(doing()))?;
+    let authority = roots.finish().map_err(ExportFault::from).map_err(CliError::audit(doing()))?;
+    Ok((log, authority))
+}
+
+/// What the roots bear out.
+#[derive(Debug, Serialize)]
+struct AuthorityView {
+    root_version_first: Option<u64>,
+    root_version_last: Option<u64>,
+    approvals_verified: u64,
+    approvals_unverified: u64,
+}
+
+impl From<Authority> for AuthorityView {
+    fn from(found: Authority) -> Self {
+        let Authority { root_versions, approvals_verified, approvals_unverified } = found;
+        let (root_version_first, root_version_last) = root_versions.unzip();
+        Self { root_version_first, root_version_last, approvals_verified, approvals_unverified }
+    }
+}
+
+impl AuthorityView {
+    fn print(&self, page: &mut Page) {
+        let versions = match (self.root_version_first, self.root_version_last) {
+            (Some(first), Some(last)) if first != last => format!("root versions {first} to {last}"),
+            (Some(only), _) => format!("root version {only}"),
+            (None, _) => "no root".to_owned(),
+        };
+        let verified = counted(self.approvals_verified, "approval");
+        page.line(format_args!("{versions}; {verified} by keys of the root of their time"));
+        if self.approvals_unverified > 0 {
+            let unverified = counted(self.approvals_unverified, "approval");
+            let text =
+                format_args!("{unverified} of a time whose root is not known here; name it with --root");
+            page.labelled(Tone::Warning, "roots", text);
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
 struct Verified {
     #[serde(flatten)]
     log: LogView,
+    #[serde(flatten)]
+    authority: AuthorityView,
     verified: bool,
 }
 
@@ -93,7 +180,8 @@ impl Report for Verified {
     fn print(&self, page: &mut Page) {
         let LogView { origin, entries, root, key, key_was_known } = &self.log;
         page.toned(Tone::Good, format_args!("proven: {} of {origin}", counted(*entries, "entry")));
-        page.line(format_args!("root {root}, signed by {key}"));
+        page.line(format_args!("tree {root}, signed by {key}"));
+        self.authority.print(page);
         if !key_was_known {
             let text = "nobody told us the key but the coordinator; give it with --key or in the context";
             page.labelled(Tone::Warning, "key", text);

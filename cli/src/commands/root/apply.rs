@@ -37,8 +37,7 @@ pub(crate) struct Apply {
 impl Apply {
     pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
         let session = env.session().await?;
-        let mut roots = Followed { before: session.root().clone(), after: Vec::new() };
-        Box::pin(roots.follow(&session)).await?;
+        let mut roots = Followed::from_context(&session).await?;
         let mut hosts = None;
         if let Some(path) = &self.file {
             let raw = read_bounded(path, FILE_BYTES_MAX)?;
@@ -75,13 +74,21 @@ impl Apply {
 }
 
 /// The root that the context had, and those that follow it.
-struct Followed {
+pub(in crate::commands) struct Followed {
     before: TrustRoot,
     after: Vec<TrustRoot>,
 }
 
 impl Followed {
-    fn all(&self) -> impl Iterator<Item = &TrustRoot> {
+    /// The context's root, and those after it that the coordinator relays.
+    pub(in crate::commands) async fn from_context(session: &Session) -> Result<Self, CliError> {
+        let mut roots = Self { before: session.root().clone(), after: Vec::new() };
+        Box::pin(roots.follow(session)).await?;
+        Ok(roots)
+    }
+
+    /// All of them, the context's first.
+    pub(in crate::commands) fn all(&self) -> impl Iterator<Item = &TrustRoot> {
         std::iter::once(&self.before).chain(&self.after)
     }
 
