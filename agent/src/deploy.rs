@@ -251,7 +251,8 @@ impl Shared {
             return;
         };
         let manifests = releases.iter().map(|release| release.as_bytes().to_vec()).collect();
-        uplink.send(&self.fleet, Body::Inventory(v1::Inventory { manifests }));
+        let root_version = Some(self.root.in_force().root().version);
+        uplink.send(&self.fleet, Body::Inventory(v1::Inventory { manifests, root_version }));
     }
 
     fn end(&self, waiter: &Waiter, release: Option<Digest>, outcome: &Result<Deployed, Refusal>) {

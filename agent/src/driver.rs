@@ -7,26 +7,23 @@
 mod audit;
 mod drill;
 mod effects;
+mod input;
 mod work;
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_audit::Offer;
 use muster_daemon::{DECISIONS, Machine, Shutdown, crash_point};
 use muster_guard::{DriverKind, FleetState, Guard, GuardError, Opened, RefusalCode};
-use muster_model::{
-    Attestation, BootTime, Digest, Durable, FleetName, FromHost, HostName, Leadership, Nonce, Refusal, Scope,
-    ToHost,
-};
+use muster_model::{BootTime, Durable, FleetName, FromHost, HostName, Nonce, Refusal, Scope};
 use muster_proto::convert;
 use muster_proto::v1::agent_frame::Body;
 use muster_rollout::host::{
-    Effect, Event, GuardState, Halt, History, Host, HostRecord, Measured, Now, Profile, Purpose, Step,
+    Effect, Event, GuardState, Halt, History, Host, HostRecord, Now, Profile, Purpose, Step,
 };
 use muster_trust::SigningKey;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -41,7 +38,8 @@ use crate::uplink::Uplink;
 use crate::witness::Witness;
 use crate::{AgentError, JournalError, refusal};
 use drill::{Drilled, Drills, fence_ms};
-use work::{Ticket, Works};
+pub(crate) use input::Input;
+use work::Works;
 
 /// How many inputs may wait for a driver.
 pub(crate) const INBOX_MAX: usize = 256;
@@ -54,33 +52,6 @@ const AGAIN_MAX: Duration = Duration::from_secs(5);
 
 /// How soon a guard is asked again that did not answer.
 const GUARD_AGAIN: Duration = Duration::from_secs(2);
-
-/// What reaches a driver.
-#[derive(Debug)]
-pub(crate) enum Input {
-    /// There is a stream to the coordinator.
-    Attached(Uplink),
-    /// The stream is gone. Nothing that came over it follows.
-    Detached,
-    /// The coordinator said something over the present stream.
-    Said(Leadership, ToHost),
-    /// The coordinator showed its audit log.
-    AuditShown(Box<Offer>),
-    /// The guard answered.
-    Answered(Box<Answer>),
-    /// The guard told something unasked.
-    GuardChanged(GuardChange),
-    /// Work that an effect asked for is done.
-    Done(Ticket, Event),
-    /// A check has measured a release, and needs the attestation of it.
-    AttestCheck { challenge: Digest, measured: Measured, reply: oneshot::Sender<Attestation> },
-    /// The time has come for what was put off.
-    Due,
-    /// The time has come to try anew how long a fence takes.
-    DrillDue,
-    /// The time has come to renew the lease.
-    LeaseDue,
-}
 
 /// What a driver works with.
 pub(crate) struct Tools {
@@ -204,6 +175,7 @@ impl FleetDriver {
                 self.step(Event::Disconnected).await?;
             }
             Input::AuditShown(offer) => self.audit_shown(*offer).await?,
+            Input::RootFollowed => self.tell_inventory(),
             Input::Said(leadership, message) => self.said(leadership, message).await?,
             Input::Answered(answer) => self.answered(*answer).await?,
             Input::GuardChanged(change) => self.guard_changed(change).await?,

@@ -169,7 +169,13 @@ impl Line {
         let leadership = Leadership { incarnation: Incarnation(frame.incarnation), term: Term(frame.term) };
         match frame.body {
             Some(Body::Deploy(deploy)) => route.deployer.begin(deploy, uplink.clone()),
-            Some(Body::Roots(roots)) => self.follow(roots).await,
+            Some(Body::Roots(roots)) => {
+                let before = self.roots.in_force();
+                self.follow(roots).await;
+                if self.roots.in_force().root().version != before.root().version {
+                    self.tell_all(|| Input::RootFollowed).await;
+                }
+            }
             Some(Body::AuditShown(shown)) => {
                 let offer = witness::offer(shown)?;
                 // A driver that has ended has ended the agent as well.

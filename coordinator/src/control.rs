@@ -20,7 +20,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::coordinator::{ROOTS_IN_MESSAGE_MAX, Shared};
-use crate::fleet::{FleetHandle, HostAnswer, Input, OUTBOX_FRAMES, Outbox, RosterInForce, Said};
+use crate::fleet::{FleetHandle, Held, HostAnswer, Input, OUTBOX_FRAMES, Outbox, RosterInForce, Said};
 use crate::status::{chain, root_cause};
 
 /// Releases that are read of one inventory.
@@ -174,7 +174,7 @@ impl Attachment {
             let manifests = inventory.manifests.iter().take(INVENTORY_MAX);
             let manifests: Result<BTreeSet<_>, _> =
                 manifests.map(|it| convert::digest("manifests", it)).collect();
-            handle.set_inventory(host, manifests?);
+            handle.set_inventory(host, Held { manifests: manifests?, root_version: inventory.root_version });
             return Ok(());
         }
         let mut deployed = None;

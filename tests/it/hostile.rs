@@ -376,7 +376,10 @@ fn a_session_that_was_refused_over_a_good_stream_leaves_no_ghost_and_changes_not
     let mut attached = as_host_2(&caller, vec![Body::Join(join())]);
     assert!(matches!(attached.hear(), Ok(Some(Told::Joined(_)))));
     attached.say(Body::Confirmed(v1::Confirmed {}));
-    attached.say(Body::Inventory(v1::Inventory { manifests: vec![one.as_bytes().to_vec()] }));
+    attached.say(Body::Inventory(v1::Inventory {
+        manifests: vec![one.as_bytes().to_vec()],
+        ..v1::Inventory::default()
+    }));
     fleet.wait_connected(2);
     let held = |fleet: &Fleet| fleet.json(&["status"]).json()["hosts"][1]["deployed"].clone();
     wait_until("what it holds is shown", PATIENCE, || (held(&fleet).as_array()?.len() == 1).then_some(()));
@@ -387,7 +390,10 @@ fn a_session_that_was_refused_over_a_good_stream_leaves_no_ghost_and_changes_not
     fleet.wait_connected(1);
     for ghost in [
         Body::Serving(v1::Serving { epoch: 99, at_boot_ms: 5 }),
-        Body::Inventory(v1::Inventory { manifests: vec![two.as_bytes().to_vec(), one.as_bytes().to_vec()] }),
+        Body::Inventory(v1::Inventory {
+            manifests: vec![two.as_bytes().to_vec(), one.as_bytes().to_vec()],
+            ..v1::Inventory::default()
+        }),
         Body::DeployEnded(v1::DeployEnded {
             manifest: two.as_bytes().to_vec(),
             ..v1::DeployEnded::default()

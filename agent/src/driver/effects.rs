@@ -72,7 +72,14 @@ impl FleetDriver {
         if let Some(refusal) = self.tools.witness.distrust().filter(|_| is_well) {
             self.send(FromHost::Refused { k: None, refusal });
         }
-        if tells_inventory && let Some(uplink) = &self.uplink {
+        if tells_inventory {
+            self.tell_inventory();
+        }
+    }
+
+    /// Tells what this host has, if there is a session to tell it in: each begins with that.
+    pub(super) fn tell_inventory(&self) {
+        if let (Session::Joined, Some(uplink)) = (self.session, &self.uplink) {
             self.tools.deployer.tell_inventory(uplink);
         }
     }

@@ -63,6 +63,7 @@ struct View {
     solo: bool,
     roster_revision: u64,
     roster_digest: Digest,
+    root_version: Option<u64>,
     hosts_total: usize,
     hosts_connected: usize,
     rollout: Option<RolloutView>,
@@ -102,7 +103,13 @@ struct EndView {
 impl View {
     fn new(fleet: FleetName, status: v1::FleetStatus, detail: Detail) -> Result<Self, ConvertError> {
         let phase = phase_text(status.phase());
-        let served = Served { epoch: status.epoch, release: ReleaseView::optional(status.serving.as_ref())? };
+        // A coordinator from before roots were followed says none.
+        let root_version = Some(status.root_version).filter(|version| *version != 0);
+        let served = Served {
+            epoch: status.epoch,
+            release: ReleaseView::optional(status.serving.as_ref())?,
+            root_version,
+        };
         let hosts = status
             .hosts
             .into_iter()
@@ -128,6 +135,7 @@ impl View {
             solo: status.solo,
             roster_revision: status.roster_revision,
             roster_digest: convert::digest("roster_digest", &status.roster_digest)?,
+            root_version,
             hosts_total: hosts.len(),
             hosts_connected: hosts.iter().filter(|host| host.connected).count(),
             rollout: status.rollout.as_ref().map(RolloutView::new).transpose()?,
@@ -247,6 +255,7 @@ impl View {
             "hosts    {connected} of {total} connected, roster revision {}",
             self.roster_revision
         ));
+        self.print_roots(page);
         if let Some(rollout) = &self.rollout {
             rollout.print(page);
         }
@@ -268,6 +277,15 @@ impl View {
                 "solo mode",
                 "one person alone can sign orders, rosters or releases",
             );
+        }
+    }
+
+    /// A host that goes by another root refuses what the keys of this one sign, or takes what they do not.
+    fn print_roots(&self, page: &mut Page) {
+        let others = self.hosts.iter().filter(|host| host.other_root.is_some()).count();
+        if let (1.., Some(version)) = (others, self.root_version) {
+            let others = counted(others, "host");
+            page.labelled(Tone::Warning, "root", format_args!("version {version}; another one at {others}"));
         }
     }
 

@@ -17,7 +17,16 @@ use super::connections::Connected;
 use super::driver::Input;
 
 /// The releases that each host has on disk, as it said last.
-pub(crate) type Inventory = BTreeMap<HostName, Arc<BTreeSet<Digest>>>;
+pub(crate) type Inventory = BTreeMap<HostName, Arc<Held>>;
+
+/// What a host has.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// The releases on its disk.
+    pub(crate) manifests: BTreeSet<Digest>,
+    /// The version of the root document that it goes by, if it says.
+    pub(crate) root_version: Option<u64>,
+}
 
 /// A fleet, as it is reached from the gRPC edge.
 #[derive(Debug)]
@@ -150,12 +159,12 @@ impl FleetHandle {
         stamp(&self.name, self.leadership, body)
     }
 
-    /// Takes note of the releases that a host has.
-    pub(crate) fn set_inventory(&self, host: HostName, manifests: BTreeSet<Digest>) {
-        lock(&self.inventory).insert(host, Arc::new(manifests));
+    /// Takes note of what a host has.
+    pub(crate) fn set_inventory(&self, host: HostName, held: Held) {
+        lock(&self.inventory).insert(host, Arc::new(held));
     }
 
-    /// The releases that each host has, as it said last.
+    /// What each host has, as it said last.
     pub(crate) fn inventory(&self) -> Inventory {
         lock(&self.inventory).clone()
     }

@@ -10,5 +10,5 @@ mod takeover;
 pub(crate) use answers::{Answers, HostAnswer, Said};
 pub(crate) use connections::{Connected, OUTBOX_FRAMES, Outbox};
 pub(crate) use driver::{Input, Place, blocking, spawn};
-pub(crate) use handle::{Attested, FleetHandle, RosterInForce, View, stamp};
+pub(crate) use handle::{Attested, FleetHandle, Held, RosterInForce, View, stamp};
 pub(crate) use takeover::{first, inherit_all};

@@ -76,7 +76,7 @@ async fn holding(
             (Some(_), Some(held)) => {
                 let serving =
                     host.serving.filter(|epoch| *epoch == view.record.epoch).and(view.record.serving);
-                hosts.push((host.host, held.iter().copied().collect(), serving));
+                hosts.push((host.host, held.manifests.iter().copied().collect(), serving));
             }
             (None, _) | (Some(_), None) => unknown.push(host.host.as_str().to_owned()),
         }

@@ -91,7 +91,7 @@ pub(super) async fn list(
         .filter_map(|host| inventory.get(&host.host).map(|held| (&host.host, held)))
         .collect();
     let deployed = |manifest: Digest| -> Vec<String> {
-        let has_it = connected.iter().filter(|(_, held)| held.contains(&manifest));
+        let has_it = connected.iter().filter(|(_, held)| held.manifests.contains(&manifest));
         has_it.map(|(host, _)| host.as_str().to_owned()).collect()
     };
     let deployed: Vec<Vec<String>> = releases.iter().map(|release| deployed(release.manifest)).collect();

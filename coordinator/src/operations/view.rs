@@ -39,18 +39,20 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
         .hosts
         .iter()
         .map(|host| {
-            let held = inventory.get(&host.host).into_iter().flat_map(|held| held.iter());
+            let held = inventory.get(&host.host);
+            let manifests = held.into_iter().flat_map(|held| held.manifests.iter());
             v1::HostStatus {
                 host: host.host.as_str().to_owned(),
                 connected: host.session.is_some(),
                 age_ms: host.since.map(|since| ms(view.now.since(since))),
                 mode: host.mode.map(mode_to_wire),
                 serving_epoch: host.serving.map(|epoch| epoch.0),
-                deployed: held.filter_map(|manifest| names.known(*manifest)).collect(),
+                deployed: manifests.filter_map(|manifest| names.known(*manifest)).collect(),
                 agent_version: host.agent_version.clone(),
                 blockers: host_blockers(host, &view).into_iter().map(v1::Blocker::from).collect(),
                 lease_left_ms: host.leased_until.map(|until| ms(until.since(view.now))),
                 halted_k: host.halted.map(|k| k.0),
+                root_version: held.and_then(|held| held.root_version),
                 certificate_expires_unix_ms: shared.certificate_expiry(&host.host).map(|at| at.0),
             }
         })
@@ -75,6 +77,7 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
         coordinator_version: env!("CARGO_PKG_VERSION").to_owned(),
         last_end: history.last_end.map(|end| rollout_end(&end, &names)),
         halted_k: record.halted.map(|k| k.0),
+        root_version: shared.root().root().version,
         open_overrides: super::audit::open_overrides(shared, &fleet.name),
     })
 }

@@ -31,6 +31,11 @@ pub(super) struct HostView {
     pub(super) halted_since_rollout: Option<u64>,
     deployed: Vec<ReleaseView>,
     pub(super) agent_version: Option<String>,
+    /// The root document that it goes by, as it said last.
+    root_version: Option<u64>,
+    /// That, where the coordinator goes by another.
+    #[serde(skip)]
+    pub(super) other_root: Option<u64>,
     pub(super) certificate_expires: Option<String>,
     pub(super) blockers: Vec<Blocker>,
 }
@@ -39,6 +44,8 @@ pub(super) struct HostView {
 pub(super) struct Served {
     pub(super) epoch: u64,
     pub(super) release: Option<ReleaseView>,
+    /// The root document that the coordinator goes by.
+    pub(super) root_version: Option<u64>,
 }
 
 impl HostView {
@@ -67,6 +74,8 @@ impl HostView {
             halted_since_rollout: wire.halted_k,
             deployed: wire.deployed.iter().map(ReleaseView::try_from).collect::<Result<_, _>>()?,
             agent_version: wire.agent_version,
+            root_version: wire.root_version,
+            other_root: wire.root_version.filter(|it| served.root_version.is_some_and(|root| root != *it)),
             certificate_expires: wire
                 .certificate_expires_unix_ms
                 .map(|unix_ms| date_text(muster_model::UnixTime(unix_ms))),
@@ -103,7 +112,7 @@ impl HostView {
     /// Nothing about it needs a look.
     pub(super) fn is_ordinary(&self, epoch: u64) -> bool {
         let serves_as_all = epoch == 0 || self.serving_epoch == Some(epoch);
-        self.connected && self.blockers.is_empty() && serves_as_all
+        self.connected && self.blockers.is_empty() && serves_as_all && self.other_root.is_none()
     }
 
     pub(super) fn row(&self, width: Width) -> [String; 5] {
@@ -120,13 +129,16 @@ impl HostView {
         ]
     }
 
-    /// Its mode, and for how long an armed host may still serve.
+    /// Its mode, for how long an armed host may still serve, and the root that it goes by where that is another.
     fn mode_text(&self) -> String {
-        match (&self.mode, self.lease_ms()) {
-            (None, _) => "unknown".to_owned(),
-            (Some(mode), Some(left_ms)) => format!("{mode}, {} left", span_text(left_ms)),
-            (Some(mode), None) => mode.clone(),
+        let mut text = self.mode.clone().unwrap_or_else(|| "unknown".to_owned());
+        if let (Some(_), Some(left_ms)) = (&self.mode, self.lease_ms()) {
+            text.push_str(&format!(", {} left", span_text(left_ms)));
         }
+        if let Some(version) = self.other_root {
+            text.push_str(&format!(", root {version}"));
+        }
+        text
     }
 
     /// The releases on its disk; of many the last ones.

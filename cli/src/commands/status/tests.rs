@@ -81,6 +81,20 @@ fn the_table_names_hosts_ages_and_what_each_serves() {
 }
 
 #[test]
+fn a_host_that_goes_by_another_root_is_named_in_table_and_json() {
+    let behind = v1::HostStatus { root_version: Some(1), ..host("host-1", v1::host_mode::Kind::Serve) };
+    let even = v1::HostStatus { root_version: Some(2), ..host("host-2", v1::host_mode::Kind::Serve) };
+    let status = v1::FleetStatus { hosts: vec![behind, even], root_version: 2, ..status() };
+    let view = View::new(FleetName::new("demo").unwrap(), status, Detail::Brief).unwrap();
+    let shown = text(&view);
+    assert!(shown.contains("root: version 2; another one at 1 host\n"), "{shown}");
+    assert!(shown.contains("serve 3, root 1 ") && !shown.contains("root 2 "), "{shown}");
+    assert!(!view.hosts[0].is_ordinary(3) && view.hosts[1].is_ordinary(3));
+    let json: serde_json::Value = serde_json::from_str(&json(View::SCHEMA, &view)).unwrap();
+    assert_eq!((&json["root_version"], &json["hosts"][0]["root_version"]), (&2.into(), &1.into()), "{json}");
+}
+
+#[test]
 fn verbose_adds_counters_versions_and_certificates() {
     insta::assert_snapshot!(text(&view(Detail::Full)), @"
     fleet    demo, epoch 3, settled
@@ -151,6 +165,7 @@ fn the_json_has_a_schema_and_stable_names() {
       "solo": true,
       "roster_revision": 2,
       "roster_digest": "sha256:0909090909090909090909090909090909090909090909090909090909090909",
+      "root_version": null,
       "hosts_total": 1,
       "hosts_connected": 0,
       "rollout": null,
@@ -174,6 +189,7 @@ fn the_json_has_a_schema_and_stable_names() {
           "halted_since_rollout": null,
           "deployed": [],
           "agent_version": "0.1.0",
+          "root_version": null,
           "certificate_expires": "2027-01-15T08:00:00Z",
           "blockers": [
             {

@@ -1,0 +1,40 @@
+//! What a driver is told, by the stream, by the guard and by what runs beside it.
+
+use muster_audit::Offer;
+use muster_model::{Attestation, Digest, Leadership, ToHost};
+use muster_rollout::host::{Event, Measured};
+use tokio::sync::oneshot;
+
+use super::work::Ticket;
+use crate::guard_queue::Answer;
+use crate::guard_watch::GuardChange;
+use crate::uplink::Uplink;
+
+/// What reaches a driver.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// There is a stream to the coordinator.
+    Attached(Uplink),
+    /// The stream is gone. Nothing that came over it follows.
+    Detached,
+    /// The coordinator said something over the present stream.
+    Said(Leadership, ToHost),
+    /// The coordinator showed its audit log.
+    AuditShown(Box<Offer>),
+    /// The coordinator relayed roots, and another one is in force.
+    RootFollowed,
+    /// The guard answered.
+    Answered(Box<Answer>),
+    /// The guard told something unasked.
+    GuardChanged(GuardChange),
+    /// Work that an effect asked for is done.
+    Done(Ticket, Event),
+    /// A check has measured a release, and needs the attestation of it.
+    AttestCheck { challenge: Digest, measured: Measured, reply: oneshot::Sender<Attestation> },
+    /// The time has come for what was put off.
+    Due,
+    /// The time has come to try anew how long a fence takes.
+    DrillDue,
+    /// The time has come to renew the lease.
+    LeaseDue,
+}
