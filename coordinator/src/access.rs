@@ -10,6 +10,7 @@ use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tower::{Layer, Service};
 
+use crate::audit::Throttle;
 use crate::status::refused;
 
 use Role::{Agent, Operator, Pipeline, Viewer};
@@ -52,18 +53,24 @@ pub fn is_allowed(path: &str, role: Role) -> bool {
 }
 
 /// Checks every call before its service sees it.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct AccessLayer;
+#[derive(Clone)]
+pub(crate) struct AccessLayer {
+    /// Where it is written down that a call was denied.
+    pub(crate) denied: Throttle,
+}
 
 /// A service behind the table.
-#[derive(Debug, Clone)]
-pub(crate) struct Guarded<S>(S);
+#[derive(Clone)]
+pub(crate) struct Guarded<S> {
+    service: S,
+    denied: Throttle,
+}
 
 impl<S> Layer<S> for AccessLayer {
     type Service = Guarded<S>;
 
-    fn layer(&self, inner: S) -> Self::Service {
-        Guarded(inner)
+    fn layer(&self, service: S) -> Self::Service {
+        Guarded { service, denied: self.denied.clone() }
     }
 }
 
@@ -76,16 +83,20 @@ where
     type Future = Either<S::Future, Ready<Result<Self::Response, S::Error>>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.0.poll_ready(context)
+        self.service.poll_ready(context)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
-        let refusal = match request.extensions().get::<Peer>() {
-            Some(peer) if is_allowed(path, peer.identity.role) => return Either::Left(self.0.call(request)),
-            Some(peer) => format!("{} may not call {path}", peer.identity),
-            None => format!("a caller without an identity may not call {path}"),
+        let who = match request.extensions().get::<Peer>() {
+            Some(peer) if is_allowed(path, peer.identity.role) => {
+                return Either::Left(self.service.call(request));
+            }
+            Some(peer) => peer.identity.to_string(),
+            None => "a caller without an identity".to_owned(),
         };
+        self.denied.denied(&who, path);
+        let refusal = format!("{who} may not call {path}");
         tracing::warn!(%refusal, "call refused");
         let status = refused(Refusal::of(Code::NotAllowed, refusal));
         Either::Right(ready(Ok(status.into_http())))

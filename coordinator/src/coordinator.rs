@@ -18,7 +18,7 @@ use muster_store::StoreError;
 use muster_trust::{ROOT_BYTES_MAX, RootChain, Succession, TrustError, TrustRoot};
 use tokio::sync::{mpsc, watch};
 
-use crate::audit::{self, AuditHandle};
+use crate::audit::{self, AuditHandle, Throttle};
 use crate::config::UploadLimits;
 use crate::fleet::{self, FleetHandle};
 use crate::ledger::{Documents, Entry, Ledger, LedgerHandle};
@@ -47,6 +47,8 @@ pub(crate) struct Shared {
     pub(crate) tls: ServerTls,
     pub(crate) ledger: LedgerHandle,
     pub(crate) audit: AuditHandle,
+    /// Releases that were refused: pipelines may submit whatever they like.
+    pub(crate) refused_releases: Throttle,
     pub(crate) uploads: UploadLimits,
     incarnation: Incarnation,
     fleets: RwLock<BTreeMap<FleetName, Arc<FleetHandle>>>,
@@ -101,6 +103,7 @@ impl Shared {
             stopping,
             tls: ServerTls::new(&credentials)?,
             ledger: LedgerHandle::serve(ledger, machine.blocking())?,
+            refused_releases: Throttle::new(audit.clone(), Kind::Refusal, "releases were refused"),
             audit,
             machine,
             uploads: config.upload_limits(),
@@ -203,6 +206,11 @@ impl Shared {
     /// Writes to the audit log before what it speaks of is done. A log that failed ends the coordinator.
     pub(crate) async fn audit(&self, entries: Vec<muster_audit::Entry>) -> Result<u64, Refusal> {
         self.audit.write(entries).await.map_err(|error| self.store_failed(error))
+    }
+
+    /// Writes down which calls were denied.
+    pub(crate) fn denied_calls(&self) -> Throttle {
+        Throttle::new(self.audit.clone(), Kind::Denied, "calls were denied")
     }
 
     /// A store that failed ends the coordinator; one that refused a record does not.

@@ -81,7 +81,7 @@ pub async fn serve<L: Listener>(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .tcp_nodelay(true)
-        .layer(access::AccessLayer)
+        .layer(access::AccessLayer { denied: shared.denied_calls() })
         .add_service(health_service)
         .add_service(reflection)
         .add_service(control::service(&shared))

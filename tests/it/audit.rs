@@ -4,9 +4,12 @@ use std::fs;
 
 use muster_audit::Kind;
 use muster_model::Code;
+use muster_mtls::Role;
 
 use crate::harness::audit::Log;
-use crate::harness::{Artifact, Fleet, Host, Output, PATIENCE, artifact, run, run_program, wait_until};
+use crate::harness::{
+    Artifact, Caller, Fleet, Host, Output, PATIENCE, artifact, run, run_program, wait_until,
+};
 
 fn tree(version: &str) -> Artifact {
     artifact(&[("bin/smars", version)])
@@ -190,6 +193,37 @@ fn accept(fleet: &Fleet, host: &Host, why: &str) {
         });
         connected.then_some(())
     });
+}
+
+#[test]
+fn denied_calls_are_in_the_log_and_a_flood_of_them_is_not() {
+    const FLIP: &str = "/fleet.v1.Operations/Flip";
+    let fleet = Fleet::up(1);
+    let stranger = Caller::connect(&fleet, &fleet.credentials(Role::Viewer, "victor")).unwrap();
+    let before = Log::of(&fleet).entries.len();
+    for _ in 0..100 {
+        stranger.call(FLIP).expect_err("a viewer may not flip");
+    }
+    let denied = wait_until("denied calls are in the log", PATIENCE, || {
+        let listed = fleet.json(&["audit", "log", "--kind", "denied"]).expect_code(0);
+        let listed = listed.json()["results"].as_array()?.clone();
+        (listed.len() >= 8).then_some(listed)
+    });
+    assert!(denied[0]["who"].as_str().unwrap().ends_with("/viewer/victor"), "{denied:?}");
+    assert_eq!(denied[0]["detail"], FLIP);
+    // At most one more says how many there were, a minute later.
+    let all = Log::of(&fleet).entries.len() - before;
+    assert!(denied.len() <= 9 && all <= 9, "{all} entries, {denied:?}");
+
+    // Nor do releases that are refused fill the disk: pipelines submit what they like.
+    let pipeline = Caller::connect(&fleet, &fleet.credentials(Role::Pipeline, "petra")).unwrap();
+    let before = Log::of(&fleet).entries.len();
+    for _ in 0..30 {
+        pipeline.submit(b"no release".to_vec()).expect_err("it is no release");
+    }
+    let refused = fleet.json(&["audit", "log", "--kind", "refusal"]).expect_code(0);
+    assert!((8..=9).contains(&refused.json()["results"].as_array().unwrap().len()), "{refused}");
+    assert!(Log::of(&fleet).entries.len() - before <= 10, "one of these may be that of the denied calls");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 mod log;
 mod slots;
+mod throttle;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -26,6 +27,7 @@ use crate::worker::Worker;
 use log::{AuditLog, Beginning, LogError, Published};
 
 pub(crate) use log::PREVIOUS_FILE;
+pub(crate) use throttle::Throttle;
 
 /// How much is read of the log at once, in bytes.
 const PART_BYTES: u64 = 512 << 10;

@@ -180,7 +180,10 @@ impl Service for Operations {
     ) -> Result<Response<v1::SubmitReleaseResponse>, Status> {
         let who = caller(&request);
         let submitted = release::submit(&self.shared, request.into_inner().envelope, &who).await;
-        let submitted = audit::settled(&self.shared, &who, "submit a release", None, submitted).await;
+        if let Err(refusal) = &submitted {
+            let written = self.shared.refused_releases.refused(&who, "submit a release", refusal).await;
+            written.map_err(|error| refused(self.shared.store_failed(error)))?;
+        }
         submitted.map(Response::new).map_err(refused)
     }
 
