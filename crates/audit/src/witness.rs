@@ -46,6 +46,9 @@ pub enum WitnessFault {
         /// How many are remembered.
         size: u64,
     },
+    /// Nothing was shown to a witness that was given the log's key.
+    #[error("the coordinator shows no audit log; this host was given the key of one")]
+    NeverShown,
     /// Another key than the one that is known.
     #[error("the audit log is that of the key {found}, and this host knows {expected}")]
     Key {
@@ -88,9 +91,11 @@ pub fn judge(
     offer: Option<&Offer>,
 ) -> Result<Option<Remembered>, WitnessFault> {
     let Some(offer) = offer else {
-        return match remembered {
-            Some(remembered) => Err(WitnessFault::Withheld { size: remembered.size }),
-            None => Ok(None),
+        return match (remembered, pinned) {
+            (Some(remembered), _) => Err(WitnessFault::Withheld { size: remembered.size }),
+            (None, Some(_)) => Err(WitnessFault::NeverShown),
+            // A coordinator from before there were logs.
+            (None, None) => Ok(None),
         };
     };
     let key = pinned.or(remembered.map(|it| &it.key)).unwrap_or(&offer.key);
@@ -202,9 +207,8 @@ mod tests {
             judge(Some(&seen), None, Incarnation(1), None),
             Err(WitnessFault::Withheld { size: 1 })
         ));
-        assert!(
-            matches!(judge(None, None, Incarnation(1), None), Ok(None)),
-            "a coordinator from before there were logs"
-        );
+        let silent = |pinned| judge(None, pinned, Incarnation(1), None);
+        assert!(matches!(silent(None), Ok(None)), "a coordinator from before there were logs");
+        assert!(matches!(silent(Some(log.key.public())), Err(WitnessFault::NeverShown)));
     }
 }
