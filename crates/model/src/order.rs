@@ -134,6 +134,29 @@ impl Order {
         Ok(order)
     }
 
+    /// Whether this is the order to go back from where `order` leads to where it starts, for the same hosts.
+    #[must_use]
+    pub fn leads_back(&self, order: &Self) -> bool {
+        self.fleet == order.fleet
+            && self.counter == order.counter.next()
+            && self.from == Some(order.to)
+            && Some(self.to) == order.from
+            && (self.roster, self.roster_revision, self.hosts)
+                == (order.roster, order.roster_revision, order.hosts)
+            && self.on_failure == OnFailure::Hold
+    }
+
+    /// Whether both say the same, at whatever time.
+    #[must_use]
+    pub fn is_alike(&self, other: &Self) -> bool {
+        let at_the_same_time = Self {
+            not_before_unix_ms: other.not_before_unix_ms,
+            expires_unix_ms: other.expires_unix_ms,
+            ..self.clone()
+        };
+        at_the_same_time == *other
+    }
+
     fn check(&self) -> Result<(), DocumentError> {
         let invalid = |reason: String| Err(DocumentError::Invalid { kind: "order", reason });
         if self.counter.0 == 0 {

@@ -103,6 +103,41 @@ pub fn add_signature<T: Document>(envelope: &Envelope, signer: &dyn Signer) -> R
     seal(T::KIND, envelope.payload().to_vec(), signatures)
 }
 
+/// Puts the signatures of envelopes of one and the same document together: of each of `keys` that signed it one
+/// signature, and no others. An envelope cannot grow beyond that, whoever sends what.
+pub fn join_signatures<T: Document>(
+    envelopes: &[&Envelope],
+    keys: &RoleKeys,
+) -> Result<Envelope, TrustError> {
+    let name: DocumentName = T::KIND.into();
+    let Some((first, others)) = envelopes.split_first() else {
+        return Err(TrustError::OtherPayload { document: name });
+    };
+    let mut joined = Vec::new();
+    for envelope in envelopes {
+        check_payload_type(envelope, T::KIND, &name)?;
+        parse::<T>(envelope.payload(), &name)?;
+    }
+    if others.iter().any(|other| other.payload() != first.payload()) {
+        return Err(TrustError::OtherPayload { document: name });
+    }
+    let message = first.message();
+    for envelope in envelopes {
+        for key in signers(envelope, &name, keys)? {
+            let is_new = |joined: &Vec<Signature>| {
+                !joined.iter().any(|known| is_signed_by(&key, &message, &known.sig))
+            };
+            let by_key = |it: &&Signature| is_signed_by(&key, &message, &it.sig);
+            if is_new(&joined)
+                && let Some(signature) = envelope.signatures().iter().find(by_key)
+            {
+                joined.push(Signature { keyid: Some(key.id().to_string()), sig: signature.sig.clone() });
+            }
+        }
+    }
+    seal(T::KIND, first.payload().to_vec(), joined)
+}
+
 /// Verifies that at least the threshold of unique keys signed a document of type `T`, then parses it.
 pub fn verify<T: Document>(raw: &[u8], keys: &RoleKeys) -> Result<Authentic<T>, TrustError> {
     let name = T::KIND.into();

@@ -99,6 +99,12 @@ pub enum TrustError {
         /// How many unique keys there are.
         keys: usize,
     },
+    /// Signatures of different documents.
+    #[error("this is another {document} than the one whose signatures are collected")]
+    OtherPayload {
+        /// Which document was expected.
+        document: DocumentName,
+    },
     /// Too few unique keys have signed.
     #[error(
         "the {document} is signed by {signed} of {keys} {role} keys and needs {threshold}; \

@@ -8,6 +8,7 @@
 //! roots that a machine has followed. What documents say is
 //! defined in `crates/model`; transport identities and certificates are the business of `crates/mtls`.
 
+mod approval;
 mod authentic;
 mod chain;
 mod dsse;
@@ -24,7 +25,8 @@ mod fixture;
 #[cfg(test)]
 mod vectors;
 
-pub use authentic::{Authentic, add_signature, sign, verify};
+pub use approval::{OrderProposal, Proposal, RosterProposal};
+pub use authentic::{Authentic, add_signature, join_signatures, sign, verify};
 pub use chain::{RootChain, Succession};
 pub use dsse::{ENVELOPE_BYTES_MAX, Envelope, EnvelopeError, SIGNATURES_MAX, Signature, pae};
 pub use error::{DocumentName, TrustError};

@@ -147,7 +147,7 @@ impl TrustRoot {
         verify(raw, self.root().role(role))
     }
 
-    fn check_expiry(&self, expiry: RootExpiry) -> Result<(), TrustError> {
+    pub(crate) fn check_expiry(&self, expiry: RootExpiry) -> Result<(), TrustError> {
         match expiry {
             RootExpiry::Enforced { now } if now >= self.root().expires_unix_ms => {
                 Err(TrustError::RootExpired {
