@@ -60,10 +60,13 @@ impl Exit {
             | Code::SessionLost
             | Code::FleetUnknown
             | Code::NothingToReconcile
+            | Code::OrderUnknown
             | Code::ReleaseUnknown => Self::Missing,
             Code::SignatureInvalid
             | Code::BadAttestation
             | Code::OrderInvalid
+            | Code::ApprovalMissing
+            | Code::TooManyOrders
             | Code::BootGate
             | Code::AgentTooOld
             | Code::NotAllowed
@@ -91,9 +94,11 @@ impl Exit {
             Code::Busy | Code::Superseded => Self::Superseded,
             Code::RosterEmpty | Code::RosterChanged => Self::RosterChanged,
             Code::TimedOut | Code::RenewalsSlow => Self::TimedOut,
-            Code::AbortedByOperator | Code::CoordinatorRestarted | Code::NothingToAbort | Code::Decided => {
-                Self::Aborted
-            }
+            Code::AbortedByOperator
+            | Code::CoordinatorRestarted
+            | Code::NothingToAbort
+            | Code::OrderCancelled
+            | Code::Decided => Self::Aborted,
             Code::HostDark
             | Code::StartFailed
             | Code::StopFailed

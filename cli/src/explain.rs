@@ -209,6 +209,22 @@ explanations! {
         "The order starts from a release that is not being served.",
         "The fleet moved on after the order was made.",
         "look at `muster status`, and run `muster flip` again if it is still wanted";
+    ApprovalMissing =>
+        "Too few operators have signed the order.",
+        "The root demands the signatures of several operators, and no key counts twice. Nothing was begun.",
+        "have another operator look at it with `muster order show ID` and sign it with `muster approve ID`; then run the same command again, unless one waits";
+    OrderUnknown =>
+        "No such order waits for approvals.",
+        "It was begun, it expired long ago, or it was never proposed to this fleet.",
+        "look at `muster order list`, and at `muster status` for what became of it";
+    OrderCancelled =>
+        "An operator took the order back.",
+        "It stays refused, whoever has signed it.",
+        "ask whoever cancelled it (`muster order list` says who), and run `muster flip` again if it is still wanted";
+    TooManyOrders =>
+        "As many orders wait for approvals as may.",
+        "The coordinator keeps a bounded number of them for each fleet.",
+        "look at `muster order list`, and take back what nobody wants with `muster order cancel ID`";
     AlreadyServing =>
         "The fleet serves this release already.",
         "There is nothing to flip.",

@@ -54,6 +54,8 @@ pub(crate) struct Shared {
     fleets: RwLock<BTreeMap<FleetName, Arc<FleetHandle>>>,
     /// Held while a fleet begins, so that none begins twice.
     founding: tokio::sync::Mutex<()>,
+    /// Held while the orders that wait for approvals change, or one of them is begun.
+    pub(crate) ordering: tokio::sync::Mutex<()>,
     certificates: Mutex<BTreeMap<HostName, UnixTime>>,
     sessions: AtomicU64,
     requests: AtomicU64,
@@ -110,6 +112,7 @@ impl Shared {
             incarnation,
             fleets: RwLock::default(),
             founding: tokio::sync::Mutex::default(),
+            ordering: tokio::sync::Mutex::default(),
             certificates: Mutex::default(),
             sessions: AtomicU64::new(1),
             requests: AtomicU64::new(1),

@@ -13,7 +13,9 @@ use std::sync::Arc;
 
 use muster_artifact::ArtifactError;
 use muster_daemon::{crash_point, fault_point};
-use muster_model::{Digest, Durable, Epoch, FleetName, HostName, Incarnation, Version};
+use muster_model::{
+    Digest, Durable, Epoch, FleetName, HostName, Incarnation, PublicKey, RolloutId, UnixTime, Version,
+};
 use muster_rollout::fleet::{End, FleetRecord, Opening, Record, SessionRecord};
 use muster_store::{AnchorPayload, Opened, Options, RecordKind, SledStore, Store, StoreError};
 use serde::{Deserialize, Serialize};
@@ -42,6 +44,10 @@ pub(crate) enum Entry {
     Release(Box<ReleaseEntry>),
     /// A rollout ended.
     Ended { fleet: FleetName, end: Box<End> },
+    /// An order is kept until enough operators have signed it, or has changed.
+    Order(Box<OrderEntry>),
+    /// Orders are kept no more.
+    OrdersDropped { fleet: FleetName, orders: BTreeSet<Digest> },
     /// A flip was completed; its receipt is a document.
     Receipt { fleet: FleetName, epoch: Epoch, receipt: Digest },
 }
@@ -58,6 +64,26 @@ pub(crate) struct ReleaseEntry {
     pub(crate) manifest_bytes: u64,
     pub(crate) files: u64,
     pub(crate) bytes: u64,
+}
+
+/// An order that waits for approvals, or that was taken back and must not be used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OrderEntry {
+    pub(crate) fleet: FleetName,
+    /// The digest of what is signed.
+    pub(crate) id: Digest,
+    /// The order with the signatures so far, a document.
+    pub(crate) envelope: Digest,
+    /// The order to roll back, a document.
+    pub(crate) contingency: Option<Digest>,
+    pub(crate) counter: RolloutId,
+    pub(crate) to: Digest,
+    pub(crate) expires_unix_ms: UnixTime,
+    pub(crate) signers: Vec<PublicKey>,
+    pub(crate) proposed_by: String,
+    pub(crate) proposed_unix_ms: UnixTime,
+    pub(crate) cancelled_by: Option<String>,
 }
 
 impl ReleaseEntry {
@@ -84,6 +110,8 @@ pub(crate) struct FleetState {
     releases: Arc<Vec<ReleaseEntry>>,
     last_end: Option<Arc<End>>,
     receipts: Arc<BTreeMap<Epoch, Digest>>,
+    #[serde(default)]
+    orders: Arc<Vec<OrderEntry>>,
 }
 
 /// What is read of a fleet while it is led. A clone shares everything.
@@ -95,6 +123,8 @@ pub(crate) struct History {
     pub(crate) last_end: Option<Arc<End>>,
     /// Documents, by the epoch that the flip began.
     pub(crate) receipts: Arc<BTreeMap<Epoch, Digest>>,
+    /// In the order in which they were proposed.
+    pub(crate) orders: Arc<Vec<OrderEntry>>,
 }
 
 /// All fleets' histories, as of the last append.
@@ -318,7 +348,10 @@ impl Entry {
     fn makes_history_of(&self) -> Option<&FleetName> {
         match self {
             Self::Release(release) => Some(&release.fleet),
-            Self::Ended { fleet, .. } | Self::Receipt { fleet, .. } => Some(fleet),
+            Self::Order(order) => Some(&order.fleet),
+            Self::Ended { fleet, .. } | Self::Receipt { fleet, .. } | Self::OrdersDropped { fleet, .. } => {
+                Some(fleet)
+            }
             Self::Incarnation(_) | Self::Fleet(_) | Self::Session { .. } => None,
         }
     }
@@ -343,6 +376,7 @@ impl FleetState {
             releases: Arc::clone(&self.releases),
             last_end: self.last_end.clone(),
             receipts: Arc::clone(&self.receipts),
+            orders: Arc::clone(&self.orders),
         }
     }
 }
@@ -374,6 +408,18 @@ impl State {
                     None => releases.push(*release),
                 }
             }
+            Entry::Order(order) => {
+                let fleet = self.fleets.entry(order.fleet.clone()).or_default();
+                let orders = Arc::make_mut(&mut fleet.orders);
+                match orders.iter_mut().find(|known| known.id == order.id) {
+                    Some(known) => *known = *order,
+                    None => orders.push(*order),
+                }
+            }
+            Entry::OrdersDropped { fleet, orders } => {
+                let fleet = self.fleets.entry(fleet).or_default();
+                Arc::make_mut(&mut fleet.orders).retain(|known| !orders.contains(&known.id));
+            }
             Entry::Ended { fleet, end } => {
                 self.fleets.entry(fleet).or_default().last_end = Some(Arc::new(*end));
             }
@@ -389,6 +435,8 @@ impl State {
         for fleet in self.fleets.values() {
             named.extend(fleet.receipts.values().copied());
             named.extend(fleet.releases.iter().map(|release| release.envelope));
+            named.extend(fleet.orders.iter().map(|order| order.envelope));
+            named.extend(fleet.orders.iter().filter_map(|order| order.contingency));
             if let Some(record) = &fleet.record {
                 named.push(record.roster_envelope);
                 named.extend(record.phase.documents());

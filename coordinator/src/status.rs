@@ -110,7 +110,9 @@ pub(crate) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
 fn grpc_code(code: Code) -> tonic::Code {
     match code {
         Code::NotAllowed => tonic::Code::PermissionDenied,
-        Code::FleetUnknown | Code::ReleaseUnknown | Code::BlobMissing => tonic::Code::NotFound,
+        Code::FleetUnknown | Code::ReleaseUnknown | Code::OrderUnknown | Code::BlobMissing => {
+            tonic::Code::NotFound
+        }
         Code::Busy | Code::Superseded => tonic::Code::Aborted,
         Code::Unsupported => tonic::Code::Unimplemented,
         Code::ReleaseExists => tonic::Code::AlreadyExists,
@@ -156,6 +158,9 @@ fn grpc_code(code: Code) -> tonic::Code {
         | Code::OrderInvalid
         | Code::OrderExpired
         | Code::OrderStale
+        | Code::ApprovalMissing
+        | Code::OrderCancelled
+        | Code::TooManyOrders
         | Code::AlreadyServing
         | Code::StaleRollout
         | Code::StaleEpoch

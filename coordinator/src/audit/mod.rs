@@ -15,11 +15,11 @@ use std::sync::Arc;
 
 use muster_audit::{Entry, Kind, ORDER_DOCUMENT, Offer, OpenOverrides, SignedCheckpoint};
 use muster_daemon::Machine;
-use muster_model::{FleetName, Order, PublicKey, Refusal, RolloutId};
+use muster_model::{FleetName, Order, PublicKey, Refusal, RolloutId, SigningRole};
 use muster_proto::v1;
 use muster_rollout::fleet::{End, FleetRecord, Outcome, Phase};
 use muster_store::StoreError;
-use muster_trust::{Authentic, KeyAlgorithm, SigningKey, TrustRoot};
+use muster_trust::{Authentic, KeyAlgorithm, OrderProposal, SigningKey, TrustRoot};
 use tokio::sync::watch;
 
 use crate::Error;
@@ -199,12 +199,20 @@ pub(crate) fn read_key(configured: Option<&Path>, state: &Path) -> Result<Signin
 }
 
 /// The order, and each key that has signed it.
-pub(crate) fn order_entries(audit: &AuditHandle, order: &Authentic<Order>, who: &str) -> Vec<Entry> {
+pub(crate) fn order_entries(
+    audit: &AuditHandle,
+    root: &TrustRoot,
+    order: &Authentic<Order>,
+    who: &str,
+) -> Vec<Entry> {
     let (document, envelope) = (order.document(), order.envelope_digest());
     let ordered = audit.entry(Kind::Order, who).of_fleet(&document.fleet).of_rollout(document.counter);
     let mut ordered = ordered.with(ORDER_DOCUMENT, envelope).with("to", document.to);
     if let Some(from) = document.from {
         ordered = ordered.with("from", from);
+    }
+    if root.root().role(SigningRole::Operator).threshold < 2 {
+        ordered = ordered.saying("solo mode: one operator alone could sign it");
     }
     std::iter::once(ordered).chain(approvals(audit, order)).collect()
 }
@@ -231,6 +239,29 @@ pub(crate) fn approvals(audit: &AuditHandle, order: &Authentic<Order>) -> Vec<En
         entry.of_fleet(&document.fleet).of_rollout(document.counter).with(ORDER_DOCUMENT, envelope)
     };
     order.signers().iter().map(approval).collect()
+}
+
+/// That an order is kept until enough operators have signed it.
+pub(crate) fn propose_entry(audit: &AuditHandle, order: &OrderProposal, who: &str) -> Entry {
+    about_order(audit.entry(Kind::Propose, who), order).with("to", order.document.to)
+}
+
+/// That these keys have signed an order that is kept; `who` brought their signatures.
+pub(crate) fn approval_entries(
+    audit: &AuditHandle,
+    order: &OrderProposal,
+    keys: &[PublicKey],
+    who: &str,
+) -> Vec<Entry> {
+    let approval = |key: &PublicKey| {
+        about_order(audit.entry(Kind::Approval, &key.to_string()), order).saying(format!("given by {who}"))
+    };
+    keys.iter().map(approval).collect()
+}
+
+fn about_order(entry: Entry, order: &OrderProposal) -> Entry {
+    let entry = entry.of_fleet(&order.document.fleet).of_rollout(order.document.counter);
+    entry.with(ORDER_DOCUMENT, order.envelope.digest()).with("payload", order.payload_digest)
 }
 
 /// How a rollout ended, with its reasons.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_model::{Blocker, Code, Digest, FleetName, OnFailure, Order, Refusal, RolloutId};
+use muster_model::{Blocker, Code, Digest, FleetName, Order, Refusal, RolloutId};
 use muster_proto::v1;
 use muster_proto::v1::flip_event::Event;
 use muster_proto::v1::rollout_progress::Stage as Wire;
@@ -13,7 +13,7 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::Instant;
 
 use super::view::{Names, rollout_end};
-use super::{Sender, blocking};
+use super::{Sender, blocking, orders};
 use crate::audit::{approvals, order_entries};
 use crate::coordinator::Shared;
 use crate::fleet::FleetHandle;
@@ -39,6 +39,7 @@ enum Follows {
 }
 
 /// What the operators signed.
+#[derive(Debug, Clone)]
 pub(super) struct Signed {
     /// The order's envelope.
     pub(super) order: Vec<u8>,
@@ -69,10 +70,14 @@ impl Flip {
         let release_bytes = blocking(&shared.machine, read).await?;
         let release = shared.root().verify_release(&release_bytes, &name, now).map_err(invalid)?;
         let (k, to, hosts) = (order.document().counter, order.document().to, order.document().hosts);
+        // Until it is begun nobody takes it back.
+        let ordering = shared.ordering.lock().await;
+        let id = order.payload_digest();
+        orders::refuse_cancelled(shared, &name, id)?;
         let order_name = order.envelope_digest();
         let papers = Papers { order: order_name, release: release_name, roster: fleet.roster().envelope };
         let follows = if signed.contingency.is_some() { Follows::Contingency } else { Follows::Nothing };
-        let mut entries = order_entries(&shared.audit, &order, operator);
+        let mut entries = order_entries(&shared.audit, &root, &order, operator);
         let contingency = match signed.contingency {
             Some(envelope) => {
                 let (back, papers) = contingency(shared, order.document(), envelope, papers.roster).await?;
@@ -100,6 +105,8 @@ impl Flip {
         let reports = fleet.watch();
         tracing::info!(fleet = %name, %k, %to, %operator, "flip proposed");
         fleet.propose(proposal).await?;
+        orders::begun(shared, &name, id).await?;
+        drop(ordering);
         let deadline = Instant::now() + timeout;
         Ok(Self { shared: Arc::clone(shared), fleet, reports, k, to, hosts, deadline, follows })
     }
@@ -225,12 +232,12 @@ impl Flip {
     }
 }
 
-fn invalid(error: muster_trust::TrustError) -> Refusal {
+pub(super) fn invalid(error: muster_trust::TrustError) -> Refusal {
     Refusal::of(Code::SignatureInvalid, chain(&error))
 }
 
 /// The envelope of the release with this manifest.
-fn release_of(shared: &Shared, fleet: &FleetName, manifest: Digest) -> Result<Digest, Refusal> {
+pub(super) fn release_of(shared: &Shared, fleet: &FleetName, manifest: Digest) -> Result<Digest, Refusal> {
     let history = shared.ledger.history(fleet);
     history.release(manifest).map(|release| release.envelope).ok_or_else(|| {
         Refusal::of(Code::ReleaseUnknown, format!("{fleet} has no release {manifest}; push it first"))
@@ -246,13 +253,7 @@ async fn contingency(
 ) -> Result<(Authentic<Order>, Papers), Refusal> {
     let back = shared.root().verify_order(&envelope, shared.machine.unix_time()).map_err(invalid)?;
     let it = back.document();
-    let leads_back = it.fleet == order.fleet
-        && it.counter == order.counter.next()
-        && it.from == Some(order.to)
-        && Some(it.to) == order.from
-        && (it.roster, it.roster_revision, it.hosts) == (order.roster, order.roster_revision, order.hosts)
-        && it.on_failure == OnFailure::Hold;
-    if !leads_back {
+    if !it.leads_back(order) {
         let detail = "the order to roll back does not lead back to where the order starts";
         return Err(Refusal::of(Code::OrderInvalid, detail));
     }

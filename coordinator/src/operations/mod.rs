@@ -5,6 +5,7 @@ mod check;
 mod deploy;
 mod find;
 mod flip;
+mod orders;
 mod release;
 mod roster;
 mod view;
@@ -227,6 +228,57 @@ impl Service for Operations {
         let flip =
             audit::settled(&self.shared, &operator, "flip", None, flip.await).await.map_err(refused)?;
         Ok(stream(|events| flip.run(events)))
+    }
+
+    async fn propose_order(
+        &self,
+        request: Request<v1::ProposeOrderRequest>,
+    ) -> Result<Response<v1::ProposeOrderResponse>, Status> {
+        let operator = caller(&request);
+        let request = request.into_inner();
+        let signed =
+            flip::Signed { order: request.order_envelope, contingency: request.contingency_envelope };
+        let proposed = orders::propose(&self.shared, signed, &operator).await;
+        let proposed = audit::settled(&self.shared, &operator, "propose an order", None, proposed).await;
+        let order = Some(proposed.map_err(refused)?);
+        Ok(Response::new(v1::ProposeOrderResponse { order }))
+    }
+
+    async fn approve_order(
+        &self,
+        request: Request<v1::ApproveOrderRequest>,
+    ) -> Result<Response<v1::ApproveOrderResponse>, Status> {
+        let operator = caller(&request);
+        let request = request.into_inner();
+        let signed =
+            flip::Signed { order: request.order_envelope, contingency: request.contingency_envelope };
+        let approved = orders::approve(&self.shared, signed, &operator).await;
+        let approved = audit::settled(&self.shared, &operator, "approve an order", None, approved).await;
+        let order = Some(approved.map_err(refused)?);
+        Ok(Response::new(v1::ApproveOrderResponse { order }))
+    }
+
+    async fn cancel_order(
+        &self,
+        request: Request<v1::CancelOrderRequest>,
+    ) -> Result<Response<v1::CancelOrderResponse>, Status> {
+        let operator = caller(&request);
+        let request = request.into_inner();
+        let fleet = self.fleet(&request.fleet)?;
+        let id = convert::digest("id", &request.id).map_err(malformed)?;
+        let cancelled = orders::cancel(&self.shared, &fleet.name, id, &operator).await;
+        let cancelled = audit::settled(&self.shared, &operator, "cancel an order", None, cancelled).await;
+        cancelled.map_err(refused)?;
+        Ok(Response::new(v1::CancelOrderResponse {}))
+    }
+
+    async fn list_orders(
+        &self,
+        request: Request<v1::ListOrdersRequest>,
+    ) -> Result<Response<v1::ListOrdersResponse>, Status> {
+        let fleet = self.fleet(&request.into_inner().fleet)?;
+        let orders = orders::list(&self.shared, &fleet.name).await.map_err(refused)?;
+        Ok(Response::new(v1::ListOrdersResponse { orders }))
     }
 
     async fn abort(&self, request: Request<v1::AbortRequest>) -> Result<Response<v1::AbortResponse>, Status> {

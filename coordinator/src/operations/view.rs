@@ -75,10 +75,11 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
         hosts,
         solo: shared.root().root().is_solo(),
         coordinator_version: env!("CARGO_PKG_VERSION").to_owned(),
-        last_end: history.last_end.map(|end| rollout_end(&end, &names)),
+        last_end: history.last_end.as_ref().map(|end| rollout_end(end, &names)),
         halted_k: record.halted.map(|k| k.0),
         root_version: shared.root().root().version,
         open_overrides: super::audit::open_overrides(shared, &fleet.name),
+        waiting_orders: super::orders::waiting(shared, &history, record, &names),
     })
 }
 

@@ -132,6 +132,8 @@ impl RootHistory {
             | Kind::Readmit
             | Kind::Release
             | Kind::Order
+            | Kind::Propose
+            | Kind::Cancel
             | Kind::Refusal
             | Kind::Denied
             | Kind::Abort

@@ -40,8 +40,12 @@ pub enum Kind {
     Release,
     /// An order was given to its fleet.
     Order,
+    /// An order was kept until enough operators have signed it.
+    Propose,
     /// A key signed an order or a root document.
     Approval,
+    /// An operator took an order back that waited for approvals.
+    Cancel,
     /// What was asked for was refused.
     Refusal,
     /// Calls were made that the caller's role may not make.
@@ -71,7 +75,9 @@ impl Kind {
         Self::Readmit,
         Self::Release,
         Self::Order,
+        Self::Propose,
         Self::Approval,
+        Self::Cancel,
         Self::Refusal,
         Self::Denied,
         Self::Abort,
@@ -94,7 +100,9 @@ impl Kind {
             Self::Readmit => "readmit",
             Self::Release => "release",
             Self::Order => "order",
+            Self::Propose => "propose",
             Self::Approval => "approval",
+            Self::Cancel => "cancel",
             Self::Refusal => "refusal",
             Self::Denied => "denied",
             Self::Abort => "abort",
@@ -118,7 +126,9 @@ impl Kind {
             | Self::Roster
             | Self::Release
             | Self::Order
+            | Self::Propose
             | Self::Approval
+            | Self::Cancel
             | Self::Refusal
             | Self::Denied
             | Self::Phase

@@ -120,6 +120,14 @@ codes! {
     OrderExpired = "order-expired",
     /// The order starts from a release that is not the one being served.
     OrderStale = "order-stale",
+    /// Too few operators have signed the order.
+    ApprovalMissing = "approval-missing",
+    /// No such order waits for approvals.
+    OrderUnknown = "order-unknown",
+    /// An operator took the order back.
+    OrderCancelled = "order-cancelled",
+    /// As many orders wait for approvals as may.
+    TooManyOrders = "too-many-orders",
     /// The fleet serves this release already.
     AlreadyServing = "already-serving",
     /// Another rollout is under way.
