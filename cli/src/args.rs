@@ -80,6 +80,9 @@ pub(crate) enum Command {
     Deploy(commands::deploy::Deploy),
     Status(commands::status::Status),
     Check(commands::check::Check),
+    #[command(subcommand)]
+    Order(commands::order::OrderCommand),
+    Approve(commands::approve::Approve),
     Flip(commands::flip::Flip),
     Rollback(commands::rollback::Rollback),
     Abort(commands::abort::Abort),

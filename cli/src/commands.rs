@@ -1,6 +1,7 @@
 //! The commands, one file for each verb.
 
 pub(crate) mod abort;
+pub(crate) mod approve;
 pub(crate) mod audit;
 pub(crate) mod backup;
 pub(crate) mod check;
@@ -14,6 +15,7 @@ pub(crate) mod halt;
 pub(crate) mod host;
 pub(crate) mod init;
 pub(crate) mod man;
+pub(crate) mod order;
 pub(crate) mod receipt;
 pub(crate) mod release;
 pub(crate) mod restore;
@@ -75,6 +77,8 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Result<Exit, CliError> {
         Command::Deploy(deploy) => Box::pin(deploy.run(&env)).await,
         Command::Status(status) => Box::pin(status.run(&env)).await,
         Command::Check(check) => Box::pin(check.run(&env)).await,
+        Command::Order(order) => Box::pin(order.run(&env)).await,
+        Command::Approve(approve) => Box::pin(approve.run(&env)).await,
         Command::Flip(flip) => Box::pin(flip.run(&env)).await,
         Command::Rollback(rollback) => Box::pin(rollback.run(&env)).await,
         Command::Abort(abort) => Box::pin(abort.run(&env)).await,

@@ -17,6 +17,7 @@ mod exit;
 mod explain;
 mod files;
 mod hints;
+mod orders;
 mod output;
 mod provision;
 mod resolve;

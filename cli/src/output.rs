@@ -133,6 +133,13 @@ impl Ui {
         }
     }
 
+    /// Shows a report on stderr, to whoever is about to decide.
+    pub(crate) fn preview<R: Report>(&self, report: &R) {
+        let mut page = Page::new(self.colour.stderr);
+        report.print(&mut page);
+        say(&page.into_text());
+    }
+
     /// Says something on stderr.
     pub(crate) fn say(&self, text: impl Display) {
         let mut page = Page::new(self.colour.stderr);

@@ -1,6 +1,6 @@
 //! What reports share.
 
-use muster_model::Digest;
+use muster_model::{Digest, PublicKey, Root};
 use muster_proto::convert::{self, ConvertError};
 use muster_proto::v1;
 use serde::Serialize;
@@ -46,6 +46,32 @@ impl TryFrom<&v1::ReleaseRef> for ReleaseView {
 impl From<&KnownRelease> for ReleaseView {
     fn from(known: &KnownRelease) -> Self {
         Self { version: known.release.version.to_string(), digest: known.release.manifest }
+    }
+}
+
+/// A key as it is told.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(crate) struct KeyView {
+    /// What people call it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    /// The key.
+    pub(crate) key: PublicKey,
+}
+
+impl KeyView {
+    /// As the root names it.
+    pub(crate) fn of(root: &Root, key: &PublicKey) -> Self {
+        Self { name: root.name_of(key).map(str::to_owned), key: key.clone() }
+    }
+}
+
+impl std::fmt::Display for KeyView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "{name} ({})", self.key),
+            None => write!(f, "{}", self.key),
+        }
     }
 }
 

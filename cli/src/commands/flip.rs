@@ -1,5 +1,6 @@
 //! `muster flip`, and what `muster rollback` and `muster resume` share with it.
 
+mod approvals;
 mod order;
 mod outcome;
 mod rollout;
@@ -16,6 +17,7 @@ use crate::error::CliError;
 use crate::exit::Exit;
 use crate::resolve::ReleaseName;
 
+use approvals::Wait;
 pub(super) use order::Terms;
 pub(super) use rollout::{Verb, carry_out};
 
@@ -29,7 +31,8 @@ pub(super) use rollout::{Verb, carry_out};
   muster flip 1.4.0
   muster flip sha256:… --fleet demo --timeout 5m --output json
   muster flip 1.4.0 --on-failure rollback
-  muster flip 1.4.0 --max-lapsed 0")]
+  muster flip 1.4.0 --max-lapsed 0
+  muster flip 1.4.0 --wait-for-approval")]
 pub(crate) struct Flip {
     /// The release: its digest, at least 8 hex digits of it, or its version
     #[arg(value_name = "RELEASE")]
@@ -59,6 +62,13 @@ pub(super) struct RolloutArgs {
     /// The receipt names them.
     #[arg(long, value_name = "HOSTS")]
     max_lapsed: Option<u32>,
+    /// Where several operators must sign, wait until enough have, and then go on; for so long at most, or while the order
+    /// holds
+    ///
+    /// Without it the order is left for the others, and the command ends with 12. Once they have signed, the same command
+    /// begins it.
+    #[arg(long, value_name = "DURATION", value_parser = duration, num_args = 0..=1, require_equals = true)]
+    wait_for_approval: Option<Option<Duration>>,
 }
 
 /// How a fleet goes to another release.
@@ -105,9 +115,14 @@ impl Flip {
 impl RolloutArgs {
     /// The terms of a rollout to another release.
     pub(super) const fn terms(self, mode: ModeArgs) -> Terms {
-        let Self { timeout, valid_for, max_lapsed } = self;
+        let Self { timeout, valid_for, max_lapsed, wait_for_approval } = self;
         let (mode, on_failure) = (mode.mode.to_model(), mode.on_failure.to_model());
-        Terms { timeout, valid_for, max_lapsed, mode, on_failure }
+        let wait = match wait_for_approval {
+            None => Wait::No,
+            Some(None) => Wait::UntilExpiry,
+            Some(Some(at_most)) => Wait::AtMost(at_most),
+        };
+        Terms { timeout, valid_for, max_lapsed, mode, on_failure, wait }
     }
 
     /// The terms of a rollout that leads nowhere else: there is no skew to accept, and nothing to go back to.

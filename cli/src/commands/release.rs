@@ -40,7 +40,7 @@ impl ReleaseCommand {
 }
 
 /// Fetches the manifest of a release; it is believed because its digest is the one that was signed.
-async fn fetch_manifest(session: &Session, release: &KnownRelease) -> Result<Manifest, CliError> {
+pub(super) async fn fetch_manifest(session: &Session, release: &KnownRelease) -> Result<Manifest, CliError> {
     let digest = release.release.manifest;
     let doing = format!("fetch the manifest {digest}");
     let wrong = |what: String| CliError::Contradiction { doing: doing.clone(), what };

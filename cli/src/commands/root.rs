@@ -10,9 +10,8 @@ mod sign;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use muster_model::{PublicKey, Root, SigningRole};
+use muster_model::SigningRole;
 use muster_trust::TrustRoot;
-use serde::Serialize;
 
 use super::Env;
 use crate::context::read_root;
@@ -68,29 +67,6 @@ const fn role_name(role: SigningRole) -> &'static str {
         SigningRole::Root => "root",
         SigningRole::Release => "release",
         SigningRole::Operator => "operator",
-    }
-}
-
-/// A key as it is told.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-struct KeyView {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-    key: PublicKey,
-}
-
-impl KeyView {
-    fn of(root: &Root, key: &PublicKey) -> Self {
-        Self { name: root.name_of(key).map(str::to_owned), key: key.clone() }
-    }
-}
-
-impl std::fmt::Display for KeyView {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.name {
-            Some(name) => write!(f, "{name} ({})", self.key),
-            None => write!(f, "{}", self.key),
-        }
     }
 }
 

@@ -4,6 +4,7 @@ mod apply;
 mod draft;
 mod file;
 mod show;
+mod sign;
 
 use clap::Subcommand;
 
@@ -15,6 +16,7 @@ use crate::exit::Exit;
 #[derive(Debug, Subcommand)]
 pub(crate) enum RosterCommand {
     Draft(draft::Draft),
+    Sign(sign::Sign),
     Apply(apply::Apply),
     Show(show::Show),
 }
@@ -23,6 +25,7 @@ impl RosterCommand {
     pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
         match self {
             Self::Draft(draft) => Box::pin(draft.run(env)).await,
+            Self::Sign(sign) => Box::pin(sign.run(env)).await,
             Self::Apply(apply) => Box::pin(apply.run(env)).await,
             Self::Show(show) => Box::pin(show.run(env)).await,
         }

@@ -1,5 +1,6 @@
 mod host;
 mod overrides;
+mod waiting;
 
 use clap::Args;
 use muster_model::{Blocker, Code, Digest, FleetName};
@@ -9,6 +10,7 @@ use serde::Serialize;
 
 use self::host::{HostView, Served, Width};
 use self::overrides::OpenOverride;
+use self::waiting::WaitingOrder;
 use crate::args::FleetArg;
 use crate::clock::span_text;
 use crate::commands::Env;
@@ -75,6 +77,7 @@ struct View {
     hosts: Vec<HostView>,
     /// What operators did where evidence would have decided, and nobody has looked at since.
     open_overrides: Vec<OpenOverride>,
+    waiting_orders: Vec<WaitingOrder>,
     blockers: Vec<Blocker>,
     #[serde(skip)]
     detail: Detail,
@@ -146,6 +149,7 @@ impl View {
             coordinator_version: status.coordinator_version,
             hosts,
             open_overrides: status.open_overrides.into_iter().map(OpenOverride::new).collect(),
+            waiting_orders: status.waiting_orders.iter().map(WaitingOrder::new).collect::<Result<_, _>>()?,
             blockers,
             detail,
         })
@@ -225,6 +229,7 @@ impl Report for View {
         page.gap();
         self.print_hosts(page);
         page.gap();
+        waiting::print(&self.waiting_orders, page);
         overrides::print(&self.open_overrides, page);
         if self.blockers.is_empty() {
             page.toned(Tone::Good, "no blockers");

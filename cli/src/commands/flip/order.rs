@@ -9,6 +9,7 @@ use muster_model::{
 use muster_trust::{Signer, sign};
 
 use super::Verb;
+use super::approvals::Wait;
 use crate::clock::{millis, unix_time};
 use crate::error::CliError;
 use crate::output::counted;
@@ -31,6 +32,8 @@ pub(in crate::commands) struct Terms {
     pub(in crate::commands) mode: FlipMode,
     /// What to do when hosts fail to start.
     pub(in crate::commands) on_failure: OnFailure,
+    /// Whether other operators' signatures are waited for.
+    pub(in crate::commands) wait: Wait,
 }
 
 /// What is known of the fleet when the order is written.
@@ -178,6 +181,7 @@ mod tests {
             max_lapsed: None,
             mode: FlipMode::Strict,
             on_failure: OnFailure::Hold,
+            wait: Wait::No,
         }
     }
 

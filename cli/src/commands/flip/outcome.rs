@@ -134,16 +134,21 @@ impl Ended {
             Outcome::Unchanged if self.halted == Halted::Yes => {
                 format!("nothing has changed: what was halted of {fleet} stays halted")
             }
-            Outcome::Unchanged => match &self.from {
-                Some(from) => format!("nothing has changed: {fleet} goes on serving {from}"),
-                None => format!("nothing has changed: {fleet} still serves nothing"),
-            },
+            Outcome::Unchanged => goes_on_serving(fleet, self.from.as_ref()),
             Outcome::Pending => format!(
                 "rollout {rollout} to {release} is decided and goes on, but not all hosts are through; \
                  `muster status` shows them"
             ),
             Outcome::Dark => format!("some hosts of {fleet} serve nothing; the others serve {release}"),
         }
+    }
+}
+
+/// What is said where nothing came about.
+pub(super) fn goes_on_serving(fleet: &FleetName, from: Option<&ReleaseView>) -> String {
+    match from {
+        Some(from) => format!("nothing has changed: {fleet} goes on serving {from}"),
+        None => format!("nothing has changed: {fleet} still serves nothing"),
     }
 }
 

@@ -1,13 +1,15 @@
 //! One rollout from the side of who ordered it: sign the order, hand it over, watch, and say how it ended.
 
-use muster_model::{FleetName, FlipMode, Refusal, RolloutId};
+use muster_model::{Blocker, FleetName, FlipMode, Refusal, RolloutId, Roster};
 use muster_proto::v1;
 
+use super::approvals::{Asked, Waits, ask};
 use super::order::{Circumstances, Halted, Terms};
 use super::outcome::{Ended, Outcome, Start};
 use super::watch::{Barrier, Watched, watch};
 use crate::clock::millis;
 use crate::commands::Env;
+use crate::commands::order::OrderView;
 use crate::connect::{Session, roster_ref};
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -79,39 +81,64 @@ pub(crate) async fn carry_out(
         to: &release,
         halted: Halted::of(&status),
     };
-    let watched = match terms.order(&circumstances, || session.context().operator_key()) {
-        Ok(orders) => {
-            if terms.mode == FlipMode::Fast {
-                env.ui.warn(FAST_MODE);
-            }
-            let barrier = Barrier::new(roster.document(), terms.mode, orders.max_lapsed);
-            let request = v1::FlipRequest {
-                order_envelope: orders.order,
-                timeout_ms: millis(terms.timeout),
-                contingency_envelope: orders.contingency,
-            };
-            let watched = Watched { fleet, k: counter, doing: &doing };
-            Box::pin(watch(env, session, watched, barrier, request)).await
-        }
-        Err(error) => Err(error),
-    };
-    let end = match watched {
-        Err(CliError::Refused { refusal, .. }) => never_begun(counter, status.epoch, refusal),
-        watched => watched?,
-    };
     let start = Start {
         fleet: fleet.clone(),
         halted: circumstances.halted,
         k: counter,
         mode: terms.mode,
-        release,
-        from,
+        release: release.clone(),
+        from: from.clone(),
         hosts: roster.document().hosts().len(),
-        solo: session.root().root().is_solo(),
+        solo: session.operators_needed() < 2,
+    };
+    let begun = Box::pin(begin(env, session, &circumstances, terms, (&doing, roster.document()))).await;
+    let end = match begun {
+        Err(CliError::Refused { refusal, .. }) => never_begun(counter, status.epoch, refusal),
+        Ok(Begun::Waits(order, blockers)) => {
+            let report = Waits::new(start, status.epoch, *order, blockers);
+            env.ui.report(&report)?;
+            return Ok(report.exit_code);
+        }
+        Ok(Begun::Ended(end)) => end,
+        Err(error) => return Err(error),
     };
     let report = Ended::new(start, verb, end).map_err(CliError::answer(doing))?;
     env.ui.report(&report)?;
     Ok(report.exit_code)
+}
+
+/// How far the command came.
+enum Begun {
+    /// The rollout is over, or no longer waited for.
+    Ended(v1::RolloutEnd),
+    /// Others have yet to sign.
+    Waits(Box<OrderView>, Vec<Blocker>),
+}
+
+/// Signs the orders, has them approved, hands them over and watches.
+async fn begin(
+    env: &Env,
+    session: &Session,
+    it: &Circumstances<'_>,
+    terms: Terms,
+    (doing, roster): (&str, &Roster),
+) -> Result<Begun, CliError> {
+    let orders = terms.order(it, || session.context().operator_key())?;
+    if terms.mode == FlipMode::Fast {
+        env.ui.warn(FAST_MODE);
+    }
+    let orders = match Box::pin(ask(env, session, (it.fleet, doing), orders, terms.wait)).await? {
+        Asked::Approved(orders) => orders,
+        Asked::Waits(order, blockers) => return Ok(Begun::Waits(order, blockers)),
+    };
+    let barrier = Barrier::new(roster, terms.mode, orders.max_lapsed);
+    let request = v1::FlipRequest {
+        order_envelope: orders.order,
+        timeout_ms: millis(terms.timeout),
+        contingency_envelope: orders.contingency,
+    };
+    let watched = Watched { fleet: it.fleet, k: it.counter, doing };
+    Box::pin(watch(env, session, watched, barrier, request)).await.map(Begun::Ended)
 }
 
 /// A rollout that was refused: the coordinator refuses before it changes anything, and tells of what it has begun by an

@@ -3,9 +3,10 @@
 use muster_model::{Root, SigningRole};
 use serde::Serialize;
 
-use super::{KeyView, ROLES, role_name};
+use super::{ROLES, role_name};
 use crate::clock::date_text;
 use crate::output::{Page, Tone};
+use crate::view::KeyView;
 
 /// The changes between two roots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

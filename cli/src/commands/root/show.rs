@@ -5,13 +5,14 @@ use muster_model::{Root, SigningRole};
 use muster_trust::TrustRoot;
 use serde::Serialize;
 
-use super::{KeyView, ROLES, role_name};
+use super::{ROLES, role_name};
 use crate::clock::{date_text, span_text, unix_time};
 use crate::commands::Env;
 use crate::context::read_root;
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::output::{Page, Report, Tone};
+use crate::view::KeyView;
 
 /// A root that ends within this is said to, in milliseconds.
 const SOON_MS: u64 = 90 * 24 * 3600 * 1000;

@@ -7,12 +7,13 @@ use serde::Serialize;
 
 use super::difference::RootDifference;
 use super::file::RootFile;
-use super::{FILE_BYTES_MAX, KeyView, RootArg, is_envelope};
+use super::{FILE_BYTES_MAX, RootArg, is_envelope};
 use crate::commands::Env;
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::files::{Existing, read_bounded, write};
 use crate::output::{Page, Report, Tone};
+use crate::view::KeyView;
 
 /// Sign the next root document, after showing what it changes, and say who still must sign it.
 ///

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use muster_model::{Code, FleetName, HostName, Refusal, Roster, RosterRevision};
+use muster_model::{Code, FleetName, HostName, Member, Refusal, Roster, RosterRevision};
 use muster_proto::v1;
 use muster_trust::{Authentic, Signer, sign};
 use serde::Serialize;
@@ -16,7 +16,7 @@ use crate::files::read_bounded;
 use crate::output::{Format, Page, Report, Tone, counted};
 
 /// The largest file that is read, in bytes.
-const ROSTER_BYTES_MAX: u64 = muster_trust::ENVELOPE_BYTES_MAX as u64;
+pub(super) const ROSTER_BYTES_MAX: u64 = muster_trust::ENVELOPE_BYTES_MAX as u64;
 
 /// Sign a roster and make it the fleet's next one. The first roster makes the fleet.
 #[derive(Debug, Args)]
@@ -42,7 +42,7 @@ impl Apply {
             let next = session.root().verify_roster(&bytes, unix_time()).map_err(CliError::trust(doing))?;
             (present(&session, next.document().fleet()).await?, next)
         } else {
-            self.sign(&session, &bytes).await?
+            sign_alone(&session, &self.file, &bytes).await?
         };
         let roster = next.document();
         let change = Change::of(current.as_ref().map(|roster| &**roster.document()), roster);
@@ -62,42 +62,60 @@ impl Apply {
             hosts: applied.hosts,
             added: change.added,
             removed: change.removed,
-            solo: session.root().root().is_solo(),
+            solo: session.operators_needed() < 2,
         })?;
         Ok(Exit::Proven)
     }
+}
 
-    async fn sign(
-        &self,
-        session: &Session,
-        bytes: &[u8],
-    ) -> Result<(Option<Authentic<Roster>>, Authentic<Roster>), CliError> {
-        let file = parse(&self.file, bytes)?;
-        let current = present(session, &file.fleet).await?;
-        let expected =
-            current.as_ref().map_or(RosterRevision(1), |roster| roster.document().revision().next());
-        if let Some(stated) = file.revision
-            && stated != expected.0
-        {
-            return Err(CliError::Usage {
-                what: format!("{} is revision {stated}, but the next one is {expected}", self.file.display()),
-                next: "look at `muster roster show`, then correct or remove `revision`".to_owned(),
-            });
-        }
-        let doing = format!("sign the roster of {}", file.fleet);
-        if file.hosts.is_empty() {
-            let refusal = Refusal::of(Code::RosterEmpty, format!("{} lists no hosts", self.file.display()));
-            return Err(CliError::refused(doing, refusal));
-        }
-        let roster =
-            file.to_roster(expected).map_err(|source| CliError::Document { doing: doing.clone(), source })?;
-        let key = session.context().operator_key()?;
-        let signers: [&dyn Signer; 1] = [&*key];
-        let envelope = sign(&roster, &signers).map_err(CliError::trust(doing.as_str()))?;
-        let next =
-            session.root().verify_roster(envelope.raw(), unix_time()).map_err(CliError::trust(doing))?;
-        Ok((current, next))
+/// Signs a roster that is written as TOML, where one operator is enough.
+async fn sign_alone(
+    session: &Session,
+    path: &Path,
+    bytes: &[u8],
+) -> Result<(Option<Authentic<Roster>>, Authentic<Roster>), CliError> {
+    let (current, roster) = draft(session, path, bytes).await?;
+    if session.operators_needed() > 1 {
+        let path = path.display();
+        return Err(CliError::Usage {
+            what: format!("{path} needs the signatures of {} operators", session.operators_needed()),
+            next: format!(
+                "sign it with `muster roster sign {path}`, have others sign what that makes, and apply it then"
+            ),
+        });
     }
+    let doing = format!("sign the roster of {}", roster.fleet());
+    let key = session.context().operator_key()?;
+    let signers: [&dyn Signer; 1] = [&*key];
+    let envelope = sign(&roster, &signers).map_err(CliError::trust(doing.as_str()))?;
+    let next = session.root().verify_roster(envelope.raw(), unix_time()).map_err(CliError::trust(doing))?;
+    Ok((current, next))
+}
+
+/// The roster in force, and the next one as it is written in TOML.
+pub(super) async fn draft(
+    session: &Session,
+    path: &Path,
+    bytes: &[u8],
+) -> Result<(Option<Authentic<Roster>>, Roster), CliError> {
+    let file = parse(path, bytes)?;
+    let current = present(session, &file.fleet).await?;
+    let expected = current.as_ref().map_or(RosterRevision(1), |roster| roster.document().revision().next());
+    if let Some(stated) = file.revision
+        && stated != expected.0
+    {
+        return Err(CliError::Usage {
+            what: format!("{} is revision {stated}, but the next one is {expected}", path.display()),
+            next: "look at `muster roster show`, then correct or remove `revision`".to_owned(),
+        });
+    }
+    let doing = format!("sign the roster of {}", file.fleet);
+    if file.hosts.is_empty() {
+        let refusal = Refusal::of(Code::RosterEmpty, format!("{} lists no hosts", path.display()));
+        return Err(CliError::refused(doing, refusal));
+    }
+    let roster = file.to_roster(expected).map_err(|source| CliError::Document { doing, source })?;
+    Ok((current, roster))
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<RosterFile, CliError> {
@@ -107,7 +125,10 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<RosterFile, CliError> {
 }
 
 /// The fleet's roster; none if the fleet is still to be made.
-async fn present(session: &Session, fleet: &FleetName) -> Result<Option<Authentic<Roster>>, CliError> {
+pub(super) async fn present(
+    session: &Session,
+    fleet: &FleetName,
+) -> Result<Option<Authentic<Roster>>, CliError> {
     match Box::pin(session.last_roster(fleet)).await {
         Ok(roster) => Ok(Some(roster)),
         Err(CliError::Refused { refusal, .. })
@@ -120,27 +141,43 @@ async fn present(session: &Session, fleet: &FleetName) -> Result<Option<Authenti
 }
 
 /// Who comes and who goes.
-struct Change {
-    added: Vec<HostName>,
-    removed: Vec<HostName>,
+#[derive(Debug, Serialize)]
+pub(super) struct Change {
+    pub(super) added: Vec<HostName>,
+    pub(super) removed: Vec<HostName>,
+    /// Those that get another key to attest with.
+    pub(super) rekeyed: Vec<HostName>,
 }
 
 impl Change {
-    fn of(current: Option<&Roster>, next: &Roster) -> Self {
+    pub(super) fn of(current: Option<&Roster>, next: &Roster) -> Self {
         let hosts = |roster: &Roster| roster.hosts().iter().map(|host| host.name.clone()).collect::<Vec<_>>();
+        let is_rekeyed = |host: &&Member| {
+            let before = current.and_then(|current| current.member(&host.name));
+            before.is_some_and(|before| before.attestation_key != host.attestation_key)
+        };
         let (old, new) = (current.map(hosts).unwrap_or_default(), hosts(next));
         Self {
             added: new.iter().filter(|host| !old.contains(host)).cloned().collect(),
             removed: old.iter().filter(|host| !new.contains(host)).cloned().collect(),
+            rekeyed: next
+                .hosts()
+                .iter()
+                .filter(|host| is_rekeyed(host))
+                .map(|host| host.name.clone())
+                .collect(),
         }
     }
 
-    fn say(&self, env: &Env) {
+    pub(super) fn say(&self, env: &Env) {
         for host in &self.added {
             env.ui.say(format_args!("+ {host}"));
         }
         for host in &self.removed {
             env.ui.say(format_args!("- {host}"));
+        }
+        for host in &self.rekeyed {
+            env.ui.say(format_args!("~ {host} (another key)"));
         }
     }
 }
@@ -172,7 +209,7 @@ impl Report for Applied {
 
 #[cfg(test)]
 mod tests {
-    use muster_model::{Member, Policy, PublicKey};
+    use muster_model::{Policy, PublicKey};
 
     use super::*;
 

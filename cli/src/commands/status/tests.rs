@@ -201,6 +201,7 @@ fn the_json_has_a_schema_and_stable_names() {
         }
       ],
       "open_overrides": [],
+      "waiting_orders": [],
       "blockers": [
         {
           "code": "host-missing",
