@@ -7,11 +7,11 @@ use muster_model::{Code, Digest, MerkleTree, Order, Roster, RosterRef};
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body as FromAgent;
 use muster_proto::v1::coordinator_frame::Body as ToAgent;
-use muster_trust::{Authentic, assemble_evidence};
+use muster_trust::{Authentic, Signer, assemble_evidence, sign};
 
 use crate::harness::forgery::{self, order, release, strangers_key, unsigned};
 use crate::harness::impostor::Impostor;
-use crate::harness::{Caller, Fleet, PATIENCE, artifact, now, signed, wait_until};
+use crate::harness::{Caller, Fleet, Operators, PATIENCE, artifact, now, signed, wait_until};
 
 /// What the agent says of a deployment that it did not carry out.
 #[track_caller]
@@ -116,12 +116,18 @@ struct Papers {
 
 impl Siege {
     fn begin() -> Self {
+        Self::begin_with(|_| ())
+    }
+
+    /// The same, with what its operators do before.
+    fn begin_with(before: impl FnOnce(&Fleet)) -> Self {
         let fleet = Fleet::up(1);
         let tree = artifact(&[("lib/a", "a")]);
         let one = fleet.release(&tree, "1.0").parse().unwrap();
         tree.write("lib/a", "b");
         let two = fleet.push(&tree, "2.0").parse().unwrap();
         fleet.json(&["deploy", "2.0"]).expect_code(0);
+        before(&fleet);
         let roster = fleet.trust_root().verify_roster(&Caller::operator(&fleet).roster(), now()).unwrap();
         let impostor = Impostor::replace(&fleet);
         impostor.hear("that it joins", |body| matches!(body, FromAgent::Join(_)).then_some(()));
@@ -130,7 +136,11 @@ impl Siege {
 
     /// Begins a session, which the host takes from whoever has a coordinator's certificate.
     fn joined() -> Self {
-        let siege = Self::begin();
+        Self::begin().join()
+    }
+
+    fn join(self) -> Self {
+        let siege = self;
         siege.impostor.say(ToAgent::Joined(v1::Joined { next_token: vec![9; 32] }));
         let confirmed = |body| matches!(body, FromAgent::Confirmed(_)).then_some(());
         siege.impostor.hear("that it has joined", confirmed);
@@ -294,6 +304,37 @@ fn a_host_believes_no_papers_that_the_right_keys_did_not_sign_or_that_do_not_fit
         siege.refused();
         assert_eq!(siege.serving(), Some(one), "{code}");
     }
+}
+
+#[test]
+fn a_host_counts_operators_and_not_signatures() {
+    let mut bobs_key = None;
+    let siege = Siege::begin_with(|fleet| bobs_key = Some(Operators::demand_two(fleet).bobs_key)).join();
+    let (alice, bob) = (siege.fleet.operator_key(), bobs_key.unwrap());
+    let (root_key, releaser) = (strangers_key(), siege.fleet.release_key());
+    let ordered = |k: u64| order(k, siege.roster_ref(), Some(siege.one), siege.two);
+    let by = |k: u64, keys: &[&dyn Signer]| sign(&ordered(k), keys).unwrap().raw().to_vec();
+    type Forgery<'a> = &'a dyn Fn(u64) -> Vec<u8>;
+    let forgeries: [Forgery<'_>; 4] = [
+        &|k| by(k, &[&alice]),
+        &|k| forgery::signed_twice(&by(k, &[&alice])),
+        &|k| by(k, &[&bob, &bob]),
+        &|k| by(k, &[&alice, &root_key, &releaser]),
+    ];
+    let mut k = 2;
+    for forge in forgeries {
+        siege.prepare(k, &Papers { order: forge(k), ..siege.papers(k) });
+        let refusal = siege.refused();
+        let (code, detail) = (&refusal.blockers[0].code, &refusal.blockers[0].detail);
+        assert_eq!(code, Code::SignatureInvalid.as_str(), "{refusal:?}");
+        assert!(detail.contains("order is signed by 1 of 3 operator keys and needs 2"), "{detail}");
+        siege.arm(k);
+        siege.refused();
+        assert_eq!(siege.serving(), Some(siege.one));
+        k += 1;
+    }
+    siege.prepare(k, &Papers { order: by(k, &[&bob, &alice]), ..siege.papers(k) });
+    siege.impostor.hear("that it is prepared", |body| matches!(body, FromAgent::Prepared(_)).then_some(()));
 }
 
 #[test]

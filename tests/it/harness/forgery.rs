@@ -47,6 +47,16 @@ pub(crate) fn passed_off_as(envelope: &[u8], payload_type: &str) -> Vec<u8> {
     edited(envelope, |envelope| envelope["payloadType"] = payload_type.into())
 }
 
+/// The envelope with its first signature once more, under another key id.
+pub(crate) fn signed_twice(envelope: &[u8]) -> Vec<u8> {
+    edited(envelope, |envelope| {
+        let signatures = envelope["signatures"].as_array_mut().unwrap();
+        let mut again = signatures[0].clone();
+        again["keyid"] = "somebody else".into();
+        signatures.push(again);
+    })
+}
+
 fn edited(envelope: &[u8], edit: impl FnOnce(&mut Value)) -> Vec<u8> {
     let mut value = serde_json::from_slice(envelope).unwrap();
     edit(&mut value);
