@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use muster_model::{
-    Blocker, Code, Digest, FleetName, OnFailure, Order, OrderKind, Refusal, RosterRef, SigningRole, UnixTime,
+    Blocker, Code, Digest, FleetName, FlipMode, OnFailure, Order, OrderKind, Refusal, RosterRef, SigningRole,
+    UnixTime,
 };
 use muster_proto::v1;
 use muster_trust::{OrderProposal, TrustError};
@@ -141,9 +142,19 @@ impl PendingOrder {
     fn contingency_fits(&self) -> Result<(), &'static str> {
         match (self.says().on_failure, &self.contingency) {
             (OnFailure::Hold, None) => Ok(()),
-            (OnFailure::Rollback, Some(back)) if back.document.leads_back(self.says()) => Ok(()),
-            (OnFailure::Rollback, Some(_)) => {
-                Err("the order to roll back does not lead back to where it starts")
+            (OnFailure::Rollback, Some(back)) => {
+                let (back, order) = (&back.document, self.says());
+                if !back.leads_back(order) {
+                    return Err("the order to roll back does not lead back to where it starts");
+                }
+                // What is shown of the one has to hold for the other.
+                if back.max_lapsed > order.max_lapsed
+                    || back.mode != FlipMode::Strict
+                    || back.expires_unix_ms > order.expires_unix_ms
+                {
+                    return Err("the order to roll back allows more than the order itself");
+                }
+                Ok(())
             }
             (OnFailure::Rollback, None) => Err("the order to roll back by itself is missing"),
             (OnFailure::Hold, Some(_)) => Err("an order to roll back came with it that it does not ask for"),
@@ -247,7 +258,90 @@ fn bound_to(order: &Order) -> RosterRef {
 
 #[cfg(test)]
 mod tests {
+    use muster_model::{Flip, RolloutId, RosterRevision};
+    use muster_trust::{KeyAlgorithm, SigningKey, sign};
+
     use super::*;
+
+    const ROSTER: RosterRef =
+        RosterRef { digest: Digest::from_bytes([9; 32]), revision: RosterRevision(2), hosts: 3 };
+
+    fn digest(byte: u8) -> Digest {
+        Digest::from_bytes([byte; 32])
+    }
+
+    fn order(counter: u64, from: u8, to: u8, on_failure: OnFailure, max_lapsed: u32) -> Order {
+        let mode = FlipMode::Strict;
+        let flip = Flip { from: Some(digest(from)), to: digest(to), mode, on_failure, max_lapsed };
+        let fleet = FleetName::new("demo").unwrap();
+        Order::new(fleet, RolloutId(counter), ROSTER, flip, UnixTime(1000)..UnixTime(2000)).unwrap()
+    }
+
+    fn proposal(document: Order) -> OrderProposal {
+        let key = SigningKey::generate(KeyAlgorithm::Ed25519).unwrap();
+        let envelope = sign(&document, &[&key]).unwrap();
+        let payload_digest = Digest::of(envelope.payload());
+        OrderProposal { document, payload_digest, signers: vec![key.public().clone()], envelope }
+    }
+
+    fn pending(order: Order, back: Option<Order>) -> PendingOrder {
+        PendingOrder {
+            order: proposal(order),
+            contingency: back.map(proposal),
+            proposed_by: "alice".to_owned(),
+            cancelled_by: None,
+        }
+    }
+
+    fn codes(pending: &PendingOrder, change: impl FnOnce(&mut Surroundings)) -> Vec<Code> {
+        let mut it = Surroundings {
+            status: v1::FleetStatus { last_k: 6, ..v1::FleetStatus::default() },
+            serving: Some(ReleaseView { version: "1".to_owned(), digest: digest(1) }),
+            roster: Some(ROSTER),
+            releases: Vec::new(),
+            now: UnixTime(1500),
+        };
+        change(&mut it);
+        let blockers = pending.blockers(&it).into_iter().map(|blocker| blocker.code);
+        // No release can be made up here: that it is unknown is always among the reasons.
+        blockers.filter(|code| *code != Code::ReleaseUnknown).collect()
+    }
+
+    #[test]
+    fn what_does_not_fit_the_fleet_is_named() {
+        let good = pending(order(7, 1, 2, OnFailure::Hold, 1), None);
+        assert_eq!(codes(&good, |_| ()), []);
+        assert_eq!(codes(&good, |it| it.now = UnixTime(2000)), [Code::OrderExpired]);
+        assert_eq!(codes(&good, |it| it.now = UnixTime(999)), [Code::OrderExpired]);
+        assert_eq!(codes(&good, |it| it.status.last_k = 7), [Code::Superseded]);
+        assert_eq!(codes(&good, |it| it.serving = None), [Code::OrderStale]);
+        assert_eq!(codes(&good, |it| it.roster = None), [Code::SignatureInvalid]);
+        for changed in [
+            RosterRef { hosts: 2, ..ROSTER },
+            RosterRef { revision: RosterRevision(3), ..ROSTER },
+            RosterRef { digest: digest(8), ..ROSTER },
+        ] {
+            assert_eq!(codes(&good, |it| it.roster = Some(changed)), [Code::RosterChanged]);
+        }
+        let cancelled = PendingOrder { cancelled_by: Some("bob".to_owned()), ..good };
+        assert_eq!(codes(&cancelled, |_| ()), [Code::OrderCancelled]);
+    }
+
+    #[test]
+    fn nobody_signs_a_way_back_that_leads_elsewhere_or_allows_more() {
+        let there = || order(7, 1, 2, OnFailure::Rollback, 1);
+        let back = |counter, from, to, max_lapsed| order(counter, from, to, OnFailure::Hold, max_lapsed);
+        assert_eq!(codes(&pending(there(), Some(back(8, 2, 1, 1))), |_| ()), []);
+        let mut later = back(8, 2, 1, 1);
+        later.expires_unix_ms = UnixTime(3000);
+        let wrong =
+            [None, Some(back(9, 2, 1, 1)), Some(back(8, 2, 3, 1)), Some(back(8, 2, 1, 2)), Some(later)];
+        for back in wrong {
+            assert_eq!(codes(&pending(there(), back), |_| ()), [Code::OrderInvalid]);
+        }
+        let unasked = pending(order(7, 1, 2, OnFailure::Hold, 1), Some(back(8, 2, 1, 1)));
+        assert_eq!(codes(&unasked, |_| ()), [Code::OrderInvalid]);
+    }
 
     #[test]
     fn an_order_goes_by_the_beginning_of_its_digest() {

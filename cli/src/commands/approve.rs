@@ -85,7 +85,7 @@ fn refuse_needless(
             "you have signed it already, and enough others have as well".to_owned()
         } else {
             let others = view.approvals.unsigned_names();
-            format!("you have signed it already, and nobody counts twice; it needs one of {others}")
+            format!("you have signed it already, and nobody counts twice; it needs {others}")
         };
         return Err(Refusal::of(Code::ApprovalMissing, detail));
     }
@@ -138,7 +138,7 @@ impl Report for Approved {
         );
         if approvals.missing > 0 {
             let others = approvals.unsigned_names();
-            page.line(format_args!("{} more of {others} must sign", approvals.missing));
+            page.line(format_args!("{} more must sign: {others}", approvals.missing));
         } else {
             page.line(
                 "Whoever waits for it goes on now; if nobody does, run the command that proposed it again.",

@@ -69,7 +69,7 @@ pub(super) async fn ask(
             let it = Surroundings::of(session, fleet).await?;
             let view = OrderView::of(session, &pending, &it).with_changes(session, &pending, &it).await?;
             let detail = format!(
-                "{} of {} operators have signed the order {}; one of {} has to, before {}",
+                "{} of {} operators have signed the order {}; {} may give what is missing, until {}",
                 view.approvals.signed.len(),
                 view.approvals.threshold,
                 pending.id(),

@@ -99,7 +99,7 @@ impl Approvals {
     /// Who may give what is missing.
     pub(in crate::commands) fn unsigned_names(&self) -> String {
         let name = |key: &KeyView| key.name.clone().unwrap_or_else(|| key.key.to_string());
-        self.unsigned.iter().map(name).collect::<Vec<_>>().join(", ")
+        self.unsigned.iter().map(name).collect::<Vec<_>>().join(" or ")
     }
 
     /// The count, and the names.
@@ -213,11 +213,15 @@ impl OrderView {
     }
 
     fn print_failure(&self, page: &mut Page) {
+        let back_to = self.from.as_ref().map_or_else(|| "nothing".to_owned(), ToString::to_string);
         match (&self.on_failure, &self.contingency) {
-            (OnFailure::Rollback, Some(back)) => page.line(format_args!(
-                "failure  goes back by itself to {} in rollout {}, by the order {} that is signed with this one",
-                back.to, back.rollout, back.id
-            )),
+            (OnFailure::Rollback, Some(back)) => {
+                page.line(format_args!(
+                    "failure  goes back by itself to {back_to}, as rollout {}",
+                    back.rollout
+                ));
+                page.line(format_args!("         by the order {}, which is signed with this one", back.id));
+            }
             (OnFailure::Rollback, None) | (OnFailure::Hold, _) => {
                 page.line("failure  hosts that do not start stay dark, the others serve");
             }
