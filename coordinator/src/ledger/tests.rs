@@ -162,3 +162,48 @@ fn a_full_disk_keeps_its_name_on_the_way_to_the_operator() {
     let broken = document_failed("write a document to", broken);
     assert_eq!(crate::status::not_stored(&broken).code(), Some(Code::StoreFailed));
 }
+
+#[test]
+fn orders_that_wait_outlive_a_cut_and_a_backup() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let mut ledger = open(&state);
+    let order = |ledger: &Ledger, name: &str| {
+        let envelope = Digest::of(name.as_bytes());
+        ledger.documents().put(envelope, name.as_bytes()).unwrap();
+        OrderEntry {
+            fleet: fleet(),
+            id: Digest::of(format!("signed {name}").as_bytes()),
+            envelope,
+            contingency: Some(envelope),
+            counter: RolloutId(3),
+            to: Digest::of(b"release"),
+            expires_unix_ms: UnixTime(9),
+            signers: vec![PublicKey::Ed25519([1; 32])],
+            proposed_by: "alice".to_owned(),
+            proposed_unix_ms: UnixTime(1),
+            cancelled_by: None,
+        }
+    };
+    let (one, two) = (order(&ledger, "one"), order(&ledger, "two"));
+    let keep = |it: &OrderEntry| vec![Entry::Order(Box::new(it.clone()))];
+    ledger.append(keep(&one)).unwrap();
+    ledger.append(keep(&two)).unwrap();
+    let approved = OrderEntry { signers: vec![PublicKey::Ed25519([2; 32]); 2], ..one.clone() };
+    ledger.append(keep(&approved)).unwrap();
+    let orders = |ledger: &Ledger| ledger.state().fleets[&fleet()].history().orders.to_vec();
+    assert_eq!(orders(&ledger), [approved.clone(), two.clone()]);
+    ledger.append(vec![Entry::OrdersDropped { fleet: fleet(), orders: BTreeSet::from([two.id]) }]).unwrap();
+    add(&mut ledger, 0..5);
+    assert!(ledger.snapshot.is_some(), "it was not cut back");
+    assert!(ledger.named_documents().contains(&one.envelope), "a backup holds its envelope");
+    drop(ledger);
+    assert_eq!(orders(&open(&state)), [approved.clone()]);
+    let backup = folder.path().join("backup.tar");
+    backed_up(&open(&state), &backup);
+    let restored = folder.path().join("restored");
+    crate::restore(&backup, &restored).unwrap();
+    let again = open(&restored);
+    assert_eq!(orders(&again), [approved]);
+    assert_eq!(again.documents().read(one.envelope).unwrap(), b"one");
+}

@@ -317,3 +317,41 @@ fn pending(entry: &OrderEntry, order: Vec<u8>, contingency: Option<Vec<u8>>) -> 
         cancelled_by: entry.cancelled_by.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use muster_model::RolloutId;
+
+    use super::*;
+
+    fn order(number: u64, expires: u64) -> OrderEntry {
+        OrderEntry {
+            fleet: FleetName::new("demo").unwrap(),
+            id: Digest::of(&number.to_be_bytes()),
+            envelope: Digest::of(b"envelope"),
+            contingency: None,
+            counter: RolloutId(1),
+            to: Digest::of(b"release"),
+            expires_unix_ms: UnixTime(expires),
+            signers: Vec::new(),
+            proposed_by: "alice".to_owned(),
+            proposed_unix_ms: UnixTime(0),
+            cancelled_by: None,
+        }
+    }
+
+    #[test]
+    fn an_order_that_expired_makes_room_when_it_is_needed_and_goes_after_a_day() {
+        let day_ms = 24 * 3600 * 1000;
+        let few = [order(1, 1000), order(2, 2000)];
+        assert!(to_drop(&few, UnixTime(1999)).is_empty(), "whoever comes too late is told why");
+        assert_eq!(to_drop(&few, UnixTime(1000 + day_ms)), BTreeSet::from([few[0].id]));
+        let full: Vec<OrderEntry> =
+            (0..ORDERS_MAX as u64).map(|number| order(number, 1000 + number)).collect();
+        assert_eq!(to_drop(&full, UnixTime(1001)).len(), 2);
+        // One that was taken back is kept for as long as it could be used.
+        let cancelled = |it: &OrderEntry| OrderEntry { cancelled_by: Some("bob".to_owned()), ..it.clone() };
+        let cancelled: Vec<OrderEntry> = full.iter().map(cancelled).collect();
+        assert!(to_drop(&cancelled, UnixTime(999)).is_empty());
+    }
+}
