@@ -1,9 +1,13 @@
 //! Two persons: what one operator has signed waits for another, and nothing else moves the fleet.
 
-use muster_model::{Code, Digest};
+use muster_model::{Code, Digest, RosterRef, UnixTime};
 use muster_proto::v1;
+use muster_trust::SigningKey;
 
-use crate::harness::{Caller, FLEET, Fleet, Operators, Output, PATIENCE, refusal_of, wait_until};
+use crate::harness::forgery::{order, strangers_key};
+use crate::harness::{
+    Caller, FLEET, Fleet, Operators, Output, PATIENCE, now, refusal_of, signed, wait_until,
+};
 
 /// What is said where somebody has yet to sign: nothing has changed, and how to go on.
 #[track_caller]
@@ -188,4 +192,33 @@ fn an_order_that_expired_or_was_taken_back_is_of_no_use_whoever_has_signed_it() 
     fleet.assert_all_serve(&one);
     let logged = fleet.json(&["audit", "log"]).expect_code(0).stdout;
     assert!(logged.contains("\"kind\": \"cancel\""), "{logged}");
+}
+
+#[test]
+fn no_one_person_can_fill_the_coordinator_with_orders() {
+    const ORDERS_MAX: u64 = 32;
+    let (fleet, [one, two]) = Fleet::serving(1);
+    let operators = Operators::demand_two(&fleet);
+    let caller = Caller::operator(&fleet);
+    let roster = fleet.trust_root().verify_roster(&caller.roster(), now()).unwrap();
+    let revision = roster.document().revision();
+    let roster = RosterRef { digest: roster.payload_digest(), revision, hosts: 1 };
+    let (one, two): (Digest, Digest) = (one.parse().unwrap(), two.parse().unwrap());
+    let propose = |number: u64, key: &SigningKey| {
+        let mut order = order(2, roster, Some(one), two);
+        order.not_before_unix_ms = UnixTime(order.not_before_unix_ms.0 - number);
+        let (order_envelope, contingency_envelope) = (signed(&order, key), None);
+        let mut client = caller.operations();
+        let request = v1::ProposeOrderRequest { order_envelope, contingency_envelope };
+        caller.wait(client.propose_order(request)).map(drop).map_err(|status| refusal_of(&status))
+    };
+    let stranger = propose(0, &strangers_key()).unwrap_err();
+    assert_eq!(stranger.code(), Some(Code::SignatureInvalid), "{stranger}");
+    for number in 0..ORDERS_MAX {
+        propose(number, &fleet.operator_key()).unwrap();
+    }
+    let refused = propose(ORDERS_MAX, &fleet.operator_key()).unwrap_err();
+    assert_eq!(refused.code(), Some(Code::TooManyOrders), "{refused}");
+    let listed = operators.bob(&["order", "list"]).expect_code(0).json();
+    assert_eq!(listed["orders"].as_array().map(Vec::len), usize::try_from(ORDERS_MAX).ok());
 }
