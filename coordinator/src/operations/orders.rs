@@ -47,8 +47,9 @@ pub(super) async fn propose(
     let (fleet, id) = (reviewed.order.document.fleet.clone(), reviewed.order.payload_digest);
     let _ordering = shared.ordering.lock().await;
     let history = shared.ledger.history(&fleet);
-    if let Some(known) = history.orders.iter().find(|known| known.id == id) {
-        return add(shared, known.clone(), signed, operator).await;
+    if history.orders.iter().any(|known| known.id == id) {
+        let known = find(shared, &fleet, id)?;
+        return add(shared, known, signed, operator).await;
     }
     let dropped = to_drop(&history.orders, now);
     if history.orders.len() - dropped.len() >= ORDERS_MAX {

@@ -32,9 +32,11 @@ pub(super) async fn apply(
     let documents = shared.documents.clone();
     blocking(&shared.machine, move || documents.put(name, &envelope).map_err(|error| blob_refusal(&error)))
         .await?;
+    let is_solo = shared.root().root().role(muster_model::SigningRole::Operator).threshold < 2;
+    let solo = if is_solo { "; solo mode: one operator alone could sign it" } else { "" };
     let applied = shared.audit.entry(Kind::Roster, operator).of_fleet(roster.fleet()).with("roster", name);
     shared
-        .audit(vec![applied.saying(format!("revision {}, {} hosts", answer.revision, answer.hosts))])
+        .audit(vec![applied.saying(format!("revision {}, {} hosts{solo}", answer.revision, answer.hosts))])
         .await?;
     match shared.fleet(roster.fleet()) {
         Some(fleet) => fleet.apply_roster(NextRoster { roster, digest, envelope: name, fenced }).await?,
