@@ -161,6 +161,10 @@ impl Fleet {
         now: BootTime,
         out: &mut Out,
     ) {
+        if refusal.code() == Some(Code::WrongState) && self.is_past(index) {
+            // What it was told had crossed with what it said itself: it has done more than that.
+            return;
+        }
         let host = self.hosts[index].name.clone();
         let blockers: Vec<Blocker> =
             refusal.blockers.iter().map(|blocker| gate::at_host(blocker, &host)).collect();
@@ -182,6 +186,21 @@ impl Fleet {
                 self.trouble_while_opening(index, out);
             }
         }
+    }
+
+    /// Whether a host has measured what the rollout leads to that is completed, or was last, and nothing is asked of it since.
+    fn is_past(&self, index: usize) -> bool {
+        let epoch = match &self.progress {
+            Progress::None | Progress::Opening(_) => self.record.epoch,
+            Progress::Switching(_) => self.epoch_to_come(),
+            Progress::Gathering(_)
+            | Progress::Attesting(_)
+            | Progress::Preparing(_)
+            | Progress::Probing(_)
+            | Progress::Arming(_)
+            | Progress::Closing(_) => return false,
+        };
+        self.hosts[index].measured == Some(epoch)
     }
 
     /// A session has ended: before the decision that gives the rollout up.

@@ -322,6 +322,27 @@ fn a_host_that_flipped_at_the_instant_and_refuses_to_close_has_no_blocker_once_i
     assert!(views.iter().all(|view| view.blockers.is_empty()), "{views:?}");
 }
 
+#[test]
+fn a_host_that_refuses_to_close_after_it_has_measured_what_it_flipped_to_has_no_blocker() {
+    let mut world = World::settled();
+    world.mode = FlipMode::Fast;
+    world.flip_until(1, is_decided);
+    world.rest();
+    world.pass(2050);
+    world.rest();
+    world.expect_all_serve(1, 2);
+    let k = world.coordinator.record.last_k;
+    // It was said before the host was heard, and arrives after it has measured.
+    world.say(0, ToHost::Close { k });
+    assert_eq!(world.refusal_of(0), Some(Code::WrongState));
+    world.rest();
+    let views = world.coordinator.fleet.as_ref().expect("it leads").hosts();
+    assert!(views.iter().all(|view| view.blockers.is_empty()), "{views:?}");
+    world.mode = FlipMode::Strict;
+    world.flip(0);
+    world.expect_all_serve(0, 3);
+}
+
 /// Decided in fast mode; the second host has flipped and is not heard, the others are and have measured.
 fn flipped_at_the_instant_with_one_host_unheard() -> World {
     let mut world = World::settled();
