@@ -155,6 +155,11 @@ impl Witness {
 }
 
 impl Kept {
+    /// Whether it says that the log is not believed.
+    pub(crate) const fn tells_distrust(&self) -> bool {
+        self.content.distrust.is_some()
+    }
+
     /// Makes it durable. The folder is not synced: after a power cut the host may remember an earlier checkpoint, from which
     /// the log must be continued as well.
     pub(crate) fn write(self) -> Result<(), AgentError> {

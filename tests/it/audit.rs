@@ -8,7 +8,7 @@ use muster_mtls::Role;
 
 use crate::harness::audit::Log;
 use crate::harness::{
-    Artifact, Caller, Fleet, Host, Output, PATIENCE, artifact, run, run_program, wait_until,
+    Artifact, Caller, Fleet, Host, Output, PATIENCE, artifact, run, run_program, until, wait_until,
 };
 
 fn tree(version: &str) -> Artifact {
@@ -173,6 +173,23 @@ fn a_log_that_was_cut_rewritten_or_reordered_is_noticed_by_the_next_host_that_jo
         fleet.hosts().iter().for_each(|host| accept(&fleet, host, deed));
     }
     fleet.json(&["flip", "2"]).expect_code(0);
+}
+
+#[test]
+fn a_host_that_cannot_keep_a_checkpoint_stays_in_the_fleet_and_remembers_the_one_before() {
+    let (fleet, _) = serving();
+    let host = fleet.host(2);
+    let folder = host.folder().join("fleets/demo");
+    let seen = || fs::read_to_string(folder.join("witness.json")).unwrap();
+    fs::create_dir(folder.join("witness.new")).unwrap();
+    let before = seen();
+    fleet.json(&["flip", "2"]).expect_code(0);
+    until("the agent says so", || host.agent.log().contains("the checkpoint of the audit log is not kept"));
+    assert!(host.agent.is_running(), "{}", host.agent.log());
+    assert_eq!(seen(), before);
+    fs::remove_dir(folder.join("witness.new")).unwrap();
+    fleet.json(&["rollback"]).expect_code(0);
+    until("the next checkpoint is kept", || seen() != before);
 }
 
 fn accept(fleet: &Fleet, host: &Host, why: &str) {

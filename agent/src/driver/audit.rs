@@ -5,8 +5,8 @@ use muster_model::{FromHost, Leadership, ToHost};
 use muster_rollout::host::Event;
 
 use super::FleetDriver;
-use crate::AgentError;
 use crate::witness::Kept;
+use crate::{AgentError, refusal};
 
 impl FleetDriver {
     /// The coordinator said something. Whoever it is that rewrites an audit log, this host takes part in nothing of theirs.
@@ -34,9 +34,19 @@ impl FleetDriver {
         Ok(())
     }
 
+    /// A checkpoint that cannot be kept leaves the one before, which the log must continue as well. That the log is not believed
+    /// any more has to be kept: whoever forgets it would go on.
     async fn keep(&mut self, kept: Option<Kept>) -> Result<(), AgentError> {
         let Some(kept) = kept else { return Ok(()) };
+        let must_be_kept = kept.tells_distrust();
         let written = self.tools.machine.run_blocking(move || kept.write()).await;
-        written.map_err(|source| AgentError::Task { source })?
+        match written.map_err(|source| AgentError::Task { source })? {
+            Err(error) if !must_be_kept => {
+                let error = refusal::chain(&error);
+                tracing::warn!(fleet = %self.tools.fleet, error, "the checkpoint of the audit log is not kept");
+                Ok(())
+            }
+            written => written,
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::lab::{FAST_VERSIONS, Lab, VERSIONS};
+use super::operator;
 use super::plan::{Act, Daemon, Fault, Order, Rollout, When};
 use super::tally::Tally;
 use super::watch::Watch;
@@ -32,6 +33,7 @@ pub(super) fn go(
     let (points, before): (Vec<&Act>, Vec<&Act>) =
         before.into_iter().partition(|act| matches!(act.fault, Fault::DieAt(..)));
     for act in &points {
+        operator::wait_connected(lab);
         inflict(lab, &act.fault, served);
     }
     watch.order(last_k);

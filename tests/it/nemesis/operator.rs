@@ -39,6 +39,17 @@ pub(super) fn mend(lab: &Lab) {
     start_what_has_died(lab);
 }
 
+/// Waits until all hosts are connected. Meanwhile whatever dies is started, as systemd does.
+#[track_caller]
+pub(super) fn wait_connected(lab: &Lab) {
+    let hosts = lab.fleet.hosts().len();
+    wait_until(&format!("{hosts} hosts are connected"), PATIENCE, || {
+        start_what_has_died(lab);
+        let status = lab.fleet.json(&["status"]);
+        (status.code == 0 && status.json()["hosts_connected"] == hosts).then_some(())
+    });
+}
+
 fn start_what_has_died(lab: &Lab) {
     for (_, daemon) in lab.daemons() {
         if !daemon.is_running() {
