@@ -1,8 +1,11 @@
 //! The accept loop: TCP connections in, verified peers out, bounded in number and in time.
+//!
+//! There are two of them: one for peers, who show a certificate, and one for strangers, who want one and show none.
 
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,8 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use muster_model::UnixTime;
-use rustls::HandshakeKind;
+use rustls::{HandshakeKind, ServerConfig, ServerConnection};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,9 +25,10 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
-use crate::certificate::{self, Serial};
+use crate::certificate::{self, Serial, Validity};
 use crate::identity::{Identity, IdentityError, identity_of};
 use crate::net::Listener;
+use crate::open::Membership;
 use crate::server::{ServerTls, legible};
 
 /// The first pause after an error of `accept` that waiting can cure, such as too many open files; it doubles.
@@ -120,9 +123,71 @@ pub struct Peer {
     pub address: SocketAddr,
     /// The certificate's serial number.
     pub serial: Serial,
-    /// The end of the certificate's validity.
-    pub not_after: UnixTime,
+    /// The certificate's validity.
+    pub validity: Validity,
     pub(crate) chain: Arc<[CertificateDer<'static>]>,
+}
+
+/// Somebody who showed no certificate. tonic puts it into the extensions of every request.
+#[derive(Debug, Clone)]
+pub struct Stranger {
+    /// Where the connection comes from.
+    pub address: SocketAddr,
+}
+
+/// Who may be at the other end of a connection: a [`Peer`] or a [`Stranger`].
+pub trait Caller: Clone + Send + Sync + Unpin + 'static + sealed::Sealed {
+    #[doc(hidden)]
+    fn config(tls: &ServerTls) -> Arc<ServerConfig>;
+
+    #[doc(hidden)]
+    fn of(session: &ServerConnection, address: SocketAddr) -> Result<Self, Refused>;
+
+    #[doc(hidden)]
+    fn enter(&self, tls: &ServerTls) -> Option<Membership>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+
+    impl Sealed for super::Peer {}
+    impl Sealed for super::Stranger {}
+}
+
+impl Caller for Peer {
+    fn config(tls: &ServerTls) -> Arc<ServerConfig> {
+        tls.config()
+    }
+
+    fn of(session: &ServerConnection, address: SocketAddr) -> Result<Self, Refused> {
+        let chain: Arc<[CertificateDer<'static>]> =
+            session.peer_certificates().ok_or(Refused::NoCertificate)?.into();
+        let leaf = chain.first().ok_or(Refused::NoCertificate)?;
+        let identity = identity_of(leaf).map_err(Refused::Identity)?;
+        let (serial, validity) = {
+            let cert = certificate::parse(leaf).map_err(Refused::Identity)?;
+            (certificate::serial_of(&cert), certificate::validity_of(&cert))
+        };
+        Ok(Self { identity, address, serial, validity, chain })
+    }
+
+    fn enter(&self, tls: &ServerTls) -> Option<Membership> {
+        Some(tls.open().enter(self.clone()))
+    }
+}
+
+impl Caller for Stranger {
+    fn config(tls: &ServerTls) -> Arc<ServerConfig> {
+        tls.config_for_strangers()
+    }
+
+    fn of(_: &ServerConnection, address: SocketAddr) -> Result<Self, Refused> {
+        Ok(Self { address })
+    }
+
+    fn enter(&self, _: &ServerTls) -> Option<Membership> {
+        None
+    }
 }
 
 /// A stream of connections whose handshake has succeeded, for tonic's `serve_with_incoming_shutdown`.
@@ -132,15 +197,16 @@ pub struct Peer {
 /// reaches the stream: it yields no errors, and ends only when it is dropped, which ends handshakes under way.
 ///
 /// The server must be HTTP/2 only (tonic's default): clients wait for its first frame to know that they were let in.
-pub struct Acceptor<L: Listener = TcpListener> {
+pub struct Acceptor<L: Listener = TcpListener, C: Caller = Peer> {
     listener: L,
     tls: ServerTls,
     limits: Limits,
     activity: Arc<Activity>,
     slots: Arc<Semaphore>,
     slot: Slot,
-    handshakes: JoinSet<Option<TlsConn<L::Stream>>>,
+    handshakes: JoinSet<Option<TlsConn<L::Stream, C>>>,
     pause: Pause,
+    callers: PhantomData<C>,
 }
 
 type AcquireSlot = Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>;
@@ -153,9 +219,23 @@ enum Slot {
 }
 
 impl<L: Listener> Acceptor<L> {
-    /// Accepts from `listener`, which must be bound already.
+    /// Accepts peers from `listener`, which must be bound already.
     #[must_use]
     pub fn new(listener: L, tls: ServerTls, limits: Limits) -> Self {
+        Self::of(listener, tls, limits)
+    }
+}
+
+impl<L: Listener> Acceptor<L, Stranger> {
+    /// Accepts strangers: the server proves who it is, with the authorities up to the anchor, and asks for no certificate.
+    #[must_use]
+    pub fn for_strangers(listener: L, tls: ServerTls, limits: Limits) -> Self {
+        Self::of(listener, tls, limits)
+    }
+}
+
+impl<L: Listener, C: Caller> Acceptor<L, C> {
+    fn of(listener: L, tls: ServerTls, limits: Limits) -> Self {
         let slots = limits.connections_max.clamp(1, Semaphore::MAX_PERMITS);
         Self {
             listener,
@@ -166,6 +246,7 @@ impl<L: Listener> Acceptor<L> {
             slot: Slot::Wanted,
             handshakes: JoinSet::new(),
             pause: Pause::default(),
+            callers: PhantomData,
         }
     }
 
@@ -229,11 +310,12 @@ impl<L: Listener> Acceptor<L> {
         let under_way = Counted::new(&activity, |activity| &activity.handshakes);
         self.handshakes.spawn(async move {
             let _under_way = under_way;
-            match tokio::time::timeout(limit, handshake::<L>(stream, address, &tls)).await {
-                Ok(Ok((stream, peer))) => {
+            match tokio::time::timeout(limit, handshake::<L, C>(stream, address, &tls)).await {
+                Ok(Ok((stream, caller))) => {
                     activity.accepted.fetch_add(1, Ordering::Relaxed);
                     let open = Counted::new(&activity, |activity| &activity.connections);
-                    Some(TlsConn { stream, peer, _open: open, _slot: slot })
+                    let membership = caller.enter(&tls);
+                    Some(TlsConn { stream, caller, membership, _open: open, _slot: slot })
                 }
                 Ok(Err(error)) => {
                     activity.refused.fetch_add(1, Ordering::Relaxed);
@@ -251,8 +333,8 @@ impl<L: Listener> Acceptor<L> {
     }
 }
 
-impl<L: Listener> Stream for Acceptor<L> {
-    type Item = io::Result<TlsConn<L::Stream>>;
+impl<L: Listener, C: Caller> Stream for Acceptor<L, C> {
+    type Item = io::Result<TlsConn<L::Stream, C>>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
@@ -273,7 +355,7 @@ impl<L: Listener> Stream for Acceptor<L> {
     }
 }
 
-impl<L: Listener> fmt::Debug for Acceptor<L> {
+impl<L: Listener, C: Caller> fmt::Debug for Acceptor<L, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Acceptor")
             .field("limits", &self.limits)
@@ -282,10 +364,11 @@ impl<L: Listener> fmt::Debug for Acceptor<L> {
     }
 }
 
-/// A connection with a verified peer.
-pub struct TlsConn<S = TcpStream> {
+/// A connection with a verified peer, or with a stranger.
+pub struct TlsConn<S = TcpStream, C = Peer> {
     stream: TlsStream<S>,
-    peer: Peer,
+    caller: C,
+    membership: Option<Membership>,
     _open: Counted,
     _slot: OwnedSemaphorePermit,
 }
@@ -294,35 +377,39 @@ impl<S> TlsConn<S> {
     /// Who is at the other end.
     #[must_use]
     pub const fn peer(&self) -> &Peer {
-        &self.peer
+        &self.caller
     }
 }
 
-impl<S> fmt::Debug for TlsConn<S> {
+impl<S, C: fmt::Debug> fmt::Debug for TlsConn<S, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsConn").field("peer", &self.peer).finish_non_exhaustive()
+        f.debug_struct("TlsConn").field("caller", &self.caller).finish_non_exhaustive()
     }
 }
 
-impl<S> Connected for TlsConn<S> {
-    type ConnectInfo = Peer;
+impl<S, C: Caller> Connected for TlsConn<S, C> {
+    type ConnectInfo = C;
 
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
+    fn connect_info(&self) -> C {
+        self.caller.clone()
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsConn<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin, C: Caller> AsyncRead for TlsConn<S, C> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // HTTP/2 reads for as long as the connection is open, so that an end is noticed here at once.
+        if self.membership.as_mut().is_some_and(|membership| membership.has_ended(cx)) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsConn<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin, C: Caller> AsyncWrite for TlsConn<S, C> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
@@ -350,27 +437,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsConn<S> {
 
 /// Why a handshake was refused.
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+#[doc(hidden)]
+pub enum Refused {
+    /// TLS itself.
     #[error("the TLS handshake failed")]
     Tls(#[source] io::Error),
+    /// An earlier session would stand in for a check.
     #[error("the session was resumed, and resumption is off")]
     Resumed,
+    /// Another protocol.
     #[error("the peer does not speak HTTP/2")]
     NoHttp2,
+    /// No certificate where one is needed.
     #[error("the peer showed no certificate")]
     NoCertificate,
+    /// A certificate without an identity.
     #[error("the peer's certificate names nobody")]
     Identity(#[source] IdentityError),
 }
 
-async fn handshake<L: Listener>(
+async fn handshake<L: Listener, C: Caller>(
     stream: L::Stream,
     address: SocketAddr,
     tls: &ServerTls,
-) -> Result<(TlsStream<L::Stream>, Peer), Refused> {
+) -> Result<(TlsStream<L::Stream>, C), Refused> {
     L::prepare(&stream).map_err(Refused::Tls)?;
     let stream =
-        TlsAcceptor::from(tls.config()).accept(stream).await.map_err(legible).map_err(Refused::Tls)?;
+        TlsAcceptor::from(C::config(tls)).accept(stream).await.map_err(legible).map_err(Refused::Tls)?;
     let (_, session) = stream.get_ref();
     if session.handshake_kind() == Some(HandshakeKind::Resumed) {
         return Err(Refused::Resumed);
@@ -378,16 +471,8 @@ async fn handshake<L: Listener>(
     if session.alpn_protocol() != Some(crate::ALPN_H2) {
         return Err(Refused::NoHttp2);
     }
-    let chain: Arc<[CertificateDer<'static>]> =
-        session.peer_certificates().ok_or(Refused::NoCertificate)?.into();
-    let leaf = chain.first().ok_or(Refused::NoCertificate)?;
-    let identity = identity_of(leaf).map_err(Refused::Identity)?;
-    let (serial, not_after) = {
-        let cert = certificate::parse(leaf).map_err(Refused::Identity)?;
-        (certificate::serial_of(&cert), certificate::validity_of(&cert).not_after)
-    };
-    let peer = Peer { identity, address, serial, not_after, chain };
-    Ok((stream, peer))
+    let caller = C::of(session, address)?;
+    Ok((stream, caller))
 }
 
 /// Waits between attempts to accept, so that a lack of file descriptors does not spin.

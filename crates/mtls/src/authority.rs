@@ -31,6 +31,12 @@ const KEY_FILE: &str = "ca.key";
 /// Ten years: the authority is replaced by people, not by a timer.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
+/// An issuing authority is on a machine that can be reached, and is replaced more often.
+const ISSUING_LIFETIME: Duration = Duration::from_secs(3 * 365 * 24 * 3600);
+
+/// The authorities in one file: an issuing one, those above it, and an anchor.
+const CHAIN_MAX: usize = 4;
+
 /// A request with a P-256 key has about 400 bytes.
 const MAX_REQUEST_BYTES: usize = 16 << 10;
 
@@ -64,7 +70,9 @@ pub struct IssuedCertificate {
     pub serial: Serial,
     /// As it was signed: never beyond the authority's own.
     pub validity: Validity,
-    /// The certificate as PEM.
+    /// The digest of the public key.
+    pub spki_pin: Digest,
+    /// The certificate as PEM, followed by the issuing authorities between it and the anchor.
     pub cert_pem: String,
 }
 
@@ -77,11 +85,11 @@ pub struct IssuedIdentity {
 }
 
 impl IssuedIdentity {
-    /// Writes key, certificate and the authority's certificate to new files; the key with mode 0600.
+    /// Writes key, certificate and the anchor of the authority to new files; the key with mode 0600.
     pub fn save(&self, paths: &CredentialPaths, authority: &Authority) -> Result<(), Error> {
         write_private(&paths.key, self.key_pem.as_bytes())?;
         write_public(&paths.certificate, self.certificate.cert_pem.as_bytes())?;
-        write_public(&paths.ca, authority.cert_pem().as_bytes())
+        write_public(&paths.ca, authority.anchor_pem().as_bytes())
     }
 }
 
@@ -91,32 +99,52 @@ impl fmt::Debug for IssuedIdentity {
     }
 }
 
-/// A certificate authority: an ECDSA P-256 key and a self-signed certificate that allows no CA below it.
+/// A certificate authority with an ECDSA P-256 key.
+///
+/// It is either an anchor, which everybody trusts and whose key stays offline, or an issuing authority below one, whose
+/// certificate goes along with each one that it signs. Below an issuing authority there is none.
 pub struct Authority {
     trust_domain: TrustDomain,
     cert: CertificateDer<'static>,
     cert_pem: String,
+    /// The issuing certificates that go along with each leaf; none for an anchor.
+    chain_pem: String,
+    /// What all peers trust.
+    anchor_pem: String,
     validity: Validity,
     key: Zeroizing<KeyPair>,
 }
 
 impl Authority {
-    /// Makes a new authority that is valid for ten years from `now`.
+    /// Makes a new anchor that is valid for ten years from `now`.
     pub fn create(trust_domain: TrustDomain, now: UnixTime) -> Result<Self, Error> {
         const WHAT: &str = "the certificate of the authority";
         let failed = |source| Error::Signing { what: WHAT, source };
         let key = Zeroizing::new(KeyPair::generate().map_err(failed)?);
-        let mut params = params(Validity::starting(now, AUTHORITY_LIFETIME))?;
-        // A revocation list is found by its issuer's name: two authorities of one trust domain need two names.
-        let key_digest = Digest::of(&key.subject_public_key_info()).short();
-        params.distinguished_name = distinguished_name(&format!("Muster CA {key_digest}"), None);
-        params.subject_alt_names = vec![uri(WHAT, &trust_domain.uri())?];
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let validity = Validity::starting(now, AUTHORITY_LIFETIME);
+        let params = authority_params(WHAT, &trust_domain, ("CA", &key), validity, 1)?;
         let cert = params.self_signed(&*key).map_err(failed)?;
         let (cert_pem, cert) = (cert.pem(), CertificateDer::from(cert));
         let validity = validity_of_issued(WHAT, &cert)?.1;
-        Ok(Self { trust_domain, cert, cert_pem, validity, key })
+        let (chain_pem, anchor_pem) = (String::new(), cert_pem.clone());
+        Ok(Self { trust_domain, cert, cert_pem, chain_pem, anchor_pem, validity, key })
+    }
+
+    /// Makes an issuing authority below this anchor, of the same trust domain, with a key of its own.
+    pub fn create_issuing(&self, now: UnixTime) -> Result<Self, Error> {
+        const WHAT: &str = "the certificate of the issuing authority";
+        let failed = |source| Error::Signing { what: WHAT, source };
+        let key = Zeroizing::new(KeyPair::generate().map_err(failed)?);
+        let mut validity = Validity::starting(now, ISSUING_LIFETIME);
+        validity.not_after = validity.not_after.min(self.validity.not_after);
+        let mut params = authority_params(WHAT, &self.trust_domain, ("issuing CA", &key), validity, 0)?;
+        params.use_authority_key_identifier_extension = true;
+        let cert = params.signed_by(&*key, &self.issuer()?).map_err(failed)?;
+        let (cert_pem, cert) = (cert.pem(), CertificateDer::from(cert));
+        let validity = validity_of_issued(WHAT, &cert)?.1;
+        let (chain_pem, anchor_pem) = (format!("{cert_pem}{}", self.chain_pem), self.anchor_pem.clone());
+        let trust_domain = self.trust_domain.clone();
+        Ok(Self { trust_domain, cert, cert_pem, chain_pem, anchor_pem, validity, key })
     }
 
     /// Writes the authority to a folder of its own, which is created with mode 0700; nothing is overwritten.
@@ -124,40 +152,58 @@ impl Authority {
         create_private_directory(dir)?;
         let key_pem = Zeroizing::new(self.key.serialize_pem());
         write_private(&dir.join(KEY_FILE), key_pem.as_bytes())?;
-        write_public(&dir.join(CERTIFICATE_FILE), self.cert_pem.as_bytes())
+        let certificates = match self.chain_pem.as_str() {
+            "" => self.cert_pem.clone(),
+            chain => format!("{chain}{}", self.anchor_pem),
+        };
+        write_public(&dir.join(CERTIFICATE_FILE), certificates.as_bytes())
     }
 
     /// Reads what [`Self::save`] has written, and checks that it is an authority and that the key is its own.
+    ///
+    /// The file may also be one of another maker: the issuing certificate first, then those above it.
     pub fn load(dir: &Path) -> Result<Self, Error> {
         let (cert_path, key_path) = (dir.join(CERTIFICATE_FILE), dir.join(KEY_FILE));
         let unreadable =
             |path: &Path, what, reason: String| Error::Pem { path: path.to_owned(), what, reason };
 
-        let cert_pem = String::from_utf8(read_public(&cert_path)?)
+        let pem = read_public(&cert_path)?;
+        let certs = CertificateDer::pem_slice_iter(&pem)
+            .take(CHAIN_MAX + 1)
+            .collect::<Result<Vec<CertificateDer<'static>>, _>>()
             .map_err(|error| unreadable(&cert_path, "certificate", error.to_string()))?;
-        let cert = CertificateDer::from_pem_slice(cert_pem.as_bytes())
-            .map_err(|error| unreadable(&cert_path, "certificate", error.to_string()))?;
+        if certs.is_empty() || certs.len() > CHAIN_MAX {
+            let reason = format!("there are {} of them; 1 to {CHAIN_MAX} are read", certs.len());
+            return Err(unreadable(&cert_path, "certificate", reason));
+        }
+        let cert = certs[0].clone();
         let bad_cert = |source| Error::Certificate { path: cert_path.clone(), source };
         let trust_domain = only_uri(&cert).and_then(|uri| TrustDomain::from_uri(&uri)).map_err(bad_cert)?;
         let (validity, cert_spki) = {
             let parsed = certificate::parse(&cert).map_err(bad_cert)?;
+            (certificate::validity_of(&parsed), parsed.public_key().raw.to_vec())
+        };
+        let (mut chain_pem, mut anchor_pem) = (String::new(), None);
+        for cert in &certs {
+            let parsed = certificate::parse(cert).map_err(bad_cert)?;
             if !parsed.is_ca() {
                 return Err(Error::NotAnAuthority { path: cert_path });
             }
-            (certificate::validity_of(&parsed), parsed.public_key().raw.to_vec())
-        };
-
-        let bytes = read_private(&key_path)?;
-        let mut der = PrivateKeyDer::from_pem_slice(&bytes)
-            .map_err(|error| unreadable(&key_path, "private key", error.to_string()))?;
-        let key = KeyPair::try_from(&der).map(Zeroizing::new);
-        der.zeroize();
-        let key = key.map_err(|error| unreadable(&key_path, "private key", error.to_string()))?;
+            let as_pem = certificate::to_pem(cert);
+            if parsed.subject() == parsed.issuer() {
+                anchor_pem = Some(as_pem);
+            } else {
+                chain_pem.push_str(&as_pem);
+            }
+        }
+        let cert_pem = certificate::to_pem(&cert);
+        let anchor_pem = anchor_pem.unwrap_or_else(|| cert_pem.clone());
+        let key = read_key(&key_path)?;
         if key.subject_public_key_info() != cert_spki {
             let source = rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch);
             return Err(Error::KeyMismatch { certificate: cert_path, key: key_path, source });
         }
-        Ok(Self { trust_domain, cert, cert_pem, validity, key })
+        Ok(Self { trust_domain, cert, cert_pem, chain_pem, anchor_pem, validity, key })
     }
 
     /// Whose identities it issues.
@@ -166,10 +212,16 @@ impl Authority {
         &self.trust_domain
     }
 
-    /// The authority's certificate as PEM: what all peers trust.
+    /// The authority's own certificate as PEM.
     #[must_use]
     pub fn cert_pem(&self) -> &str {
         &self.cert_pem
+    }
+
+    /// The certificate that all peers trust, as PEM: of an anchor its own, of an issuing authority the one above it.
+    #[must_use]
+    pub fn anchor_pem(&self) -> &str {
+        &self.anchor_pem
     }
 
     /// Until when it can sign.
@@ -238,6 +290,12 @@ impl Authority {
         params.signed_by(&self.issuer()?).and_then(|list| list.pem()).map_err(failed)
     }
 
+    /// Whether one of these anchors is this authority, or the one above it.
+    pub(crate) fn is_below(&self, anchors: &[CertificateDer<'_>]) -> bool {
+        let anchor = CertificateDer::from_pem_slice(self.anchor_pem.as_bytes());
+        anchor.is_ok_and(|anchor| anchors.contains(&anchor)) || anchors.contains(&self.cert)
+    }
+
     pub(crate) fn issuer(&self) -> Result<Issuer<'static, &KeyPair>, Error> {
         Issuer::from_ca_cert_der(&self.cert, &*self.key)
             .map_err(|source| Error::Signing { what: "a signature of the authority", source })
@@ -270,7 +328,9 @@ impl Authority {
         let cert =
             params.signed_by(key, &self.issuer()?).map_err(|source| Error::Signing { what: WHAT, source })?;
         let (serial, validity) = validity_of_issued(WHAT, cert.der())?;
-        Ok(IssuedCertificate { identity: identity.clone(), serial, validity, cert_pem: cert.pem() })
+        let cert_pem = format!("{}{}", cert.pem(), self.chain_pem);
+        let spki_pin = Digest::of(&key.subject_public_key_info());
+        Ok(IssuedCertificate { identity: identity.clone(), serial, validity, spki_pin, cert_pem })
     }
 }
 
@@ -377,6 +437,33 @@ fn requested_key(csr_der: &[u8]) -> Result<SubjectPublicKeyInfo, Error> {
         return Err(refused("its key is not ECDSA P-256".to_owned()));
     }
     Ok(key)
+}
+
+/// What certificates of authorities share. `ca_below_max` authorities may follow.
+fn authority_params(
+    what: &'static str,
+    trust_domain: &TrustDomain,
+    (kind, key): (&str, &KeyPair),
+    validity: Validity,
+    ca_below_max: u8,
+) -> Result<CertificateParams, Error> {
+    let mut params = params(validity)?;
+    // A revocation list is found by its issuer's name: two authorities of one trust domain need two names.
+    let key_digest = Digest::of(&key.subject_public_key_info()).short();
+    params.distinguished_name = distinguished_name(&format!("Muster {kind} {key_digest}"), None);
+    params.subject_alt_names = vec![uri(what, &trust_domain.uri())?];
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(ca_below_max));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+fn read_key(path: &Path) -> Result<Zeroizing<KeyPair>, Error> {
+    let unreadable = |reason: String| Error::Pem { path: path.to_owned(), what: "private key", reason };
+    let bytes = read_private(path)?;
+    let mut der = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| unreadable(error.to_string()))?;
+    let key = KeyPair::try_from(&der).map(Zeroizing::new);
+    der.zeroize();
+    key.map_err(|error| unreadable(error.to_string()))
 }
 
 /// What was signed in the end, read back from the certificate itself.

@@ -5,6 +5,8 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use muster_model::UnixTime;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
@@ -85,6 +87,20 @@ impl Validity {
         Self { not_before: UnixTime(now.0.saturating_sub(backdated_ms)), not_after: now.after(lifetime) }
     }
 
+    /// When a life of use began: the start without what was back-dated.
+    #[must_use]
+    pub fn began(&self) -> UnixTime {
+        let began = self.not_before.after(BACKDATED);
+        if began < self.not_after { began } else { self.not_before }
+    }
+
+    /// Whether less than a third of the life is left at `now`: by then it should long have been renewed.
+    #[must_use]
+    pub fn is_ending(&self, now: UnixTime) -> bool {
+        let life = self.not_after.0.saturating_sub(self.began().0);
+        self.not_after.0.saturating_sub(now.0) < life / 3
+    }
+
     /// Whether `now` lies inside.
     #[must_use]
     pub fn contains(&self, now: UnixTime) -> bool {
@@ -99,6 +115,13 @@ pub(crate) fn parse(cert_der: &[u8]) -> Result<X509Certificate<'_>, IdentityErro
         Ok(_) => Err(IdentityError::Certificate { reason: "there are bytes behind it".to_owned() }),
         Err(error) => Err(IdentityError::Certificate { reason: error.to_string() }),
     }
+}
+
+/// Writes a certificate in DER as PEM.
+pub(crate) fn to_pem(cert_der: &[u8]) -> String {
+    const LINE: usize = 48;
+    let lines = cert_der.chunks(LINE).map(|line| STANDARD.encode(line) + "\n");
+    format!("-----BEGIN CERTIFICATE-----\n{}-----END CERTIFICATE-----\n", lines.collect::<String>())
 }
 
 pub(crate) fn serial_of(cert: &X509Certificate<'_>) -> Serial {

@@ -259,22 +259,34 @@ pub async fn connect_through(
     tls: &ClientTls,
     options: ConnectOptions,
 ) -> Result<Channel, Error> {
+    let tls = tls.clone();
+    connect_with(dialer, address, move || tls.config(), options).await
+}
+
+/// The same with any settings; each attempt asks for the current ones.
+pub(crate) async fn connect_with(
+    dialer: &Dialer,
+    address: &Address,
+    config: impl Fn() -> Arc<ClientConfig> + Clone + Send + Sync + 'static,
+    options: ConnectOptions,
+) -> Result<Channel, Error> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|_| Error::Address { text: address.to_string() })?
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
     let mut first = match options.start {
-        Start::Eager => Some(dial(dialer, address, tls, options.timeout).await?),
+        Start::Eager => Some(dial(dialer, address, config(), options.timeout).await?),
         Start::Lazy => None,
     };
-    let (dialer, target, tls) = (dialer.clone(), address.clone(), tls.clone());
+    let (dialer, target) = (dialer.clone(), address.clone());
     let connector = tower::service_fn(move |_: Uri| {
-        let (first, dialer, target, tls) = (first.take(), dialer.clone(), target.clone(), tls.clone());
+        let (first, dialer, target) = (first.take(), dialer.clone(), target.clone());
+        let config = config.clone();
         async move {
             let stream = match first {
                 Some(stream) => stream,
-                None => dial(&dialer, &target, &tls, options.timeout).await?,
+                None => dial(&dialer, &target, config(), options.timeout).await?,
             };
             Ok::<_, ConnectFailure>(TokioIo::new(stream))
         }
@@ -292,7 +304,7 @@ pub async fn connect_through(
 async fn dial(
     dialer: &Dialer,
     address: &Address,
-    tls: &ClientTls,
+    config: Arc<ClientConfig>,
     timeout: Duration,
 ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, ConnectFailure> {
     let deadline = Instant::now() + timeout;
@@ -302,7 +314,7 @@ async fn dial(
     let connecting = dialer.dial(address);
     let tcp = before(deadline, connecting).await.ok_or_else(|| late(Stage::Tcp))?.map_err(unreachable)?;
 
-    let handshake = TlsConnector::from(tls.config()).connect(address.server_name().clone(), tcp);
+    let handshake = TlsConnector::from(config).connect(address.server_name().clone(), tcp);
     let mut stream = before(deadline, handshake)
         .await
         .ok_or_else(|| late(Stage::Tls))?

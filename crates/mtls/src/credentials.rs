@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use muster_model::Digest;
 use rustls::RootCertStore;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
@@ -11,6 +12,7 @@ use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyD
 use x509_parser::prelude::FromDer as _;
 use x509_parser::revocation_list::CertificateRevocationList;
 
+use crate::authority::Authority;
 use crate::certificate::{self, Serial, Validity};
 use crate::error::Error;
 use crate::file::{read_private, read_public};
@@ -18,6 +20,9 @@ use crate::identity::{Identity, identity_of};
 
 /// A certificate chain, its key and a bundle of authorities are each far shorter.
 const MAX_PEM_SECTIONS: usize = 64;
+
+/// How many authorities a stranger is shown.
+const ANCHORS_SHOWN_MAX: usize = 4;
 
 /// Where the credentials of a process are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +74,9 @@ pub struct Credentials {
     validity: Validity,
     certified_key: Arc<CertifiedKey>,
     roots: Arc<RootCertStore>,
+    anchors: Arc<[CertificateDer<'static>]>,
     crls: Vec<CertificateRevocationListDer<'static>>,
+    own_crl: Option<CertificateRevocationListDer<'static>>,
     crl_validity: Option<Validity>,
 }
 
@@ -121,6 +128,43 @@ impl Credentials {
         self.crl_validity
     }
 
+    /// The same, for a server that also goes by the list of its own issuing authority. It speaks of the certificates that
+    /// this authority has issued; a stale one lets nobody in whom it speaks of.
+    pub fn with_own_list(mut self, list_pem: &str) -> Result<Self, Error> {
+        let (mut lists, validity) = revocation_lists(Path::new("own list"), list_pem.as_bytes())?;
+        self.own_crl = lists.pop();
+        let is_first = self.crl_validity.is_none_or(|first| validity.not_after < first.not_after);
+        self.crl_validity = if is_first { Some(validity) } else { self.crl_validity };
+        Ok(self)
+    }
+
+    /// The digests of the trusted authorities' public keys: what a host is provisioned with before it has a certificate.
+    pub fn anchor_pins(&self) -> Result<Vec<Digest>, Error> {
+        self.anchors.iter().map(|anchor| spki_pin(anchor)).collect()
+    }
+
+    /// Whether `authority` is one of the trusted ones or is vouched for by one of them, so that all who trust the same
+    /// accept what it issues.
+    #[must_use]
+    pub fn trusts(&self, authority: &Authority) -> bool {
+        authority.is_below(&self.anchors)
+    }
+
+    pub(crate) const fn own_crl(&self) -> Option<&CertificateRevocationListDer<'static>> {
+        self.own_crl.as_ref()
+    }
+
+    /// The chain up to the anchors, with the same key.
+    pub(crate) fn certified_key_with_anchors(&self) -> Arc<CertifiedKey> {
+        let mut chain = self.certified_key.cert.clone();
+        for anchor in self.anchors.iter().take(ANCHORS_SHOWN_MAX) {
+            if !chain.contains(anchor) {
+                chain.push(anchor.clone());
+            }
+        }
+        Arc::new(CertifiedKey::new(chain, self.certified_key.key.clone()))
+    }
+
     pub(crate) const fn certified_key(&self) -> &Arc<CertifiedKey> {
         &self.certified_key
     }
@@ -169,7 +213,9 @@ impl Credentials {
             validity,
             certified_key: Arc::new(certified_key),
             roots: Arc::new(roots(&ca_path, &ca)?),
+            anchors: sections::<CertificateDer<'static>>(&ca_path, "CA certificate", &ca)?.into(),
             crls,
+            own_crl: None,
             crl_validity,
         })
     }
@@ -184,6 +230,13 @@ impl fmt::Debug for Credentials {
             .field("crl_validity", &self.crl_validity)
             .finish_non_exhaustive()
     }
+}
+
+/// The digest of a certificate's public key.
+pub(crate) fn spki_pin(cert_der: &[u8]) -> Result<Digest, Error> {
+    let parsed = certificate::parse(cert_der)
+        .map_err(|source| Error::Certificate { path: PathBuf::from("the chain"), source })?;
+    Ok(Digest::of(parsed.public_key().raw))
 }
 
 /// All sections of one kind; at least one.

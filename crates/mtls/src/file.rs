@@ -33,7 +33,7 @@ pub fn write_private(path: &Path, contents: &[u8]) -> Result<(), Error> {
 }
 
 /// Writes something public to a file that must not exist yet.
-pub(crate) fn write_public(path: &Path, contents: &[u8]) -> Result<(), Error> {
+pub fn write_public(path: &Path, contents: &[u8]) -> Result<(), Error> {
     write_new(path, contents, 0o644)
 }
 

@@ -18,21 +18,26 @@ mod error;
 mod file;
 mod identity;
 mod net;
+mod open;
+mod pinned;
+mod request;
 mod server;
 #[cfg(test)]
 mod tests;
 
-pub use acceptor::{Acceptor, Activity, Limits, Peer, TlsConn};
+pub use acceptor::{Acceptor, Activity, Caller, Limits, Peer, Stranger, TlsConn};
 pub use address::Address;
 pub use authority::{Authority, IssuedCertificate, IssuedIdentity, Revoked, Usage};
 pub use certificate::{Serial, Validity};
 pub use client::{ClientTls, ConnectFailure, ConnectOptions, Stage, Start, connect, connect_through};
 pub use credentials::{CredentialPaths, Credentials, PemBundle};
 pub use error::Error;
-pub use file::{create_private_directory, read_private, write_private};
+pub use file::{create_private_directory, read_private, write_private, write_public};
 pub use identity::{Identity, IdentityError, Role, TrustDomain, identity_of};
 pub use net::{Connection, Dial, Dialer, Dialing, Listener};
-pub use server::ServerTls;
+pub use pinned::{Anchor, Introduction, introduce};
+pub use request::KeyRequest;
+pub use server::{Exclusions, ServerTls};
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -20,7 +20,7 @@ async fn a_good_handshake_names_the_peer() {
         let peer = coordinator.last_peer();
         assert_eq!(peer.identity, identity(role, "host-1"));
         assert_eq!(&peer.serial, credentials.serial());
-        assert_eq!(peer.not_after, credentials.validity().not_after);
+        assert_eq!(peer.validity.not_after, credentials.validity().not_after);
         assert_eq!(peer.address.ip(), coordinator.address.ip());
     }
     assert_eq!(coordinator.activity.accepted(), 5);

@@ -2,6 +2,7 @@
 
 mod authority;
 mod client;
+mod enrolment;
 mod handshake;
 mod revocation;
 
@@ -11,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant, SystemTime};
 
-use muster_model::{IdentityName, UnixTime};
+use muster_model::{Digest, IdentityName, UnixTime};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, SanType};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;

@@ -92,7 +92,7 @@ async fn an_open_connection_lapses_with_its_certificate() {
     call(&channel).await.unwrap();
     let peer = coordinator.last_peer();
     server_tls.check(&peer, now()).unwrap();
-    let later = peer.not_after.after(Duration::from_secs(1));
+    let later = peer.validity.not_after.after(Duration::from_secs(1));
     assert!(matches!(server_tls.check(&peer, later), Err(Error::PeerLapsed { .. })));
 }
 
