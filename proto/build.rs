@@ -5,7 +5,12 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 3] = ["fleet/v1/blobs.proto", "fleet/v1/control.proto", "fleet/v1/operations.proto"];
+const FILES: [&str; 4] = [
+    "fleet/v1/blobs.proto",
+    "fleet/v1/control.proto",
+    "fleet/v1/enrolment.proto",
+    "fleet/v1/operations.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=fleet");

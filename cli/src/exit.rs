@@ -67,6 +67,14 @@ impl Exit {
             | Code::OrderInvalid
             | Code::ApprovalMissing
             | Code::TooManyOrders
+            | Code::TokenRefused
+            | Code::TokenBoundElsewhere
+            | Code::TooManyTokens
+            | Code::RequestRefused
+            | Code::NoIssuer
+            | Code::TooManyCertificates
+            | Code::RecoveryRefused
+            | Code::HostEvicted
             | Code::BootGate
             | Code::AgentTooOld
             | Code::NotAllowed
@@ -83,6 +91,7 @@ impl Exit {
             | Code::AuditRewritten
             | Code::RolledBackCoordinator => Self::NotAllowed,
             Code::OrderExpired
+            | Code::CertificateEnding
             | Code::ReleaseExpired
             | Code::OrderStale
             | Code::AlreadyServing

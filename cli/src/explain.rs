@@ -225,6 +225,42 @@ explanations! {
         "As many orders wait for approvals as may.",
         "The coordinator keeps a bounded number of them for each fleet.",
         "look at `muster order list`, and take back what nobody wants with `muster order cancel ID`";
+    TokenRefused =>
+        "The token does not let this host enrol.",
+        "It is mistyped, has expired, or was made for another host. Whoever guesses learns nothing more; the coordinator's log and its audit log name the reason.",
+        "make a new one with `muster host token NAME`, and enrol with it on the host of that name within its life";
+    TokenBoundElsewhere =>
+        "Another machine has enrolled with the token.",
+        "A token belongs to the first machine that shows it, and this one has another key. Either this machine lost its keys after it enrolled, or somebody else had the token first.",
+        "if you did not enrol this host twice yourself, somebody has stolen the token: `muster host evict NAME --reason TEXT`, find out how, then make a new token";
+    TooManyTokens =>
+        "As many tokens are in use as may.",
+        "The coordinator keeps a bounded number of tokens that have not expired.",
+        "wait until some have expired; none lives longer than 15 minutes";
+    RequestRefused =>
+        "The request for a certificate proves nothing.",
+        "It must be signed with the key that it is about, an ECDSA key on P-256, and where a host asks also with its attestation key.",
+        "use `muster-agent enrol` and `muster certificate renew`, which make such requests; of another program look at what it sends";
+    NoIssuer =>
+        "The coordinator issues no certificates.",
+        "Its configuration names no issuing authority: certificates come from a PKI of your own, and so do their renewal and revocation.",
+        "use that PKI, or name a folder with ca.pem and ca.key as `issuer` in coordinator.toml";
+    TooManyCertificates =>
+        "The host was given as many certificates as it may have.",
+        "It asks for new ones although those that it has are still good. Its agent may be unable to keep what it is given.",
+        "look into the agent's log and at the disk of its state on the host";
+    RecoveryRefused =>
+        "The host cannot recover from an expired certificate by itself.",
+        "That takes an expired certificate, the attestation key that a roster in force names, a clock that is about right, and can be done a few times only.",
+        "see the coordinator's log for the reason; a new token always helps: `muster host token NAME`, then `muster-agent enrol` on the host";
+    HostEvicted =>
+        "The host was evicted.",
+        "An operator has revoked all its certificates: its connections were cut, and it is given no new certificate.",
+        "if the host is to come back, make sure of its machine first, then `muster host token NAME` and `muster-agent enrol`";
+    CertificateEnding =>
+        "A certificate will end soon, or its renewal fails.",
+        "Less than a third of its life is left, or two attempts to renew it have failed. Once it has ended, nobody connects with it.",
+        "see `muster status --verbose` for whose and why; renew it (`muster certificate renew` for your own), or put the new one where the old one is";
     AlreadyServing =>
         "The fleet serves this release already.",
         "There is nothing to flip.",

@@ -21,6 +21,7 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/fleet.v1.Blobs/FindMissing", &[Operator, Pipeline]),
     ("/fleet.v1.Blobs/Upload", &[Operator, Pipeline]),
     ("/fleet.v1.Blobs/Download", &[Agent, Operator, Pipeline, Viewer]),
+    ("/fleet.v1.Certificates/Renew", &[Agent, Operator, Pipeline, Viewer]),
     ("/fleet.v1.Operations/ListFleets", &[Operator, Pipeline, Viewer]),
     ("/fleet.v1.Operations/Status", &[Operator, Pipeline, Viewer]),
     ("/fleet.v1.Operations/ApplyRoster", &[Operator]),
@@ -43,12 +44,19 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/fleet.v1.Operations/Backup", &[Operator]),
     ("/fleet.v1.Operations/ReadAudit", &[Operator, Pipeline, Viewer]),
     ("/fleet.v1.Operations/ReconcileAudit", &[Operator]),
+    ("/fleet.v1.Operations/IssueToken", &[Operator]),
+    ("/fleet.v1.Operations/ListEnrolled", &[Operator, Pipeline, Viewer]),
+    ("/fleet.v1.Operations/EvictHost", &[Operator]),
+    ("/fleet.v1.Operations/RevokeCertificate", &[Operator]),
     ("/fleet.v1.Operations/ShowReceipt", &[Operator, Pipeline, Viewer]),
     ("/grpc.health.v1.Health/Check", &[Agent, Operator, Pipeline, Viewer]),
     ("/grpc.health.v1.Health/List", &[Agent, Operator, Pipeline, Viewer]),
     ("/grpc.health.v1.Health/Watch", &[Agent, Operator, Pipeline, Viewer]),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", &[Operator, Pipeline, Viewer]),
 ];
+
+/// The calls of the door for strangers, which is a server of its own: whoever has a certificate makes them nowhere.
+pub const FOR_STRANGERS: &[&str] = &["/fleet.v1.Enrolment/Enrol", "/fleet.v1.Enrolment/Recover"];
 
 /// Whether `role` may call `path`.
 #[must_use]
@@ -130,7 +138,9 @@ mod tests {
     fn every_call_of_every_service_has_a_row_and_no_row_is_without_a_call() {
         let calls = calls();
         for call in &calls {
-            assert!(TABLE.iter().any(|(row, _)| row == call), "{call} has no row");
+            let is_in_table = TABLE.iter().any(|(row, _)| row == call);
+            let is_for_strangers = FOR_STRANGERS.contains(&call.as_str());
+            assert!(is_in_table != is_for_strangers, "{call} has no row, or two");
         }
         for (row, roles) in TABLE {
             assert!(row.starts_with("/grpc.") || calls.iter().any(|call| call == row), "{row} is no call");
@@ -146,6 +156,8 @@ mod tests {
         assert_eq!(roles_of("/fleet.v1.Control/Attach"), [Agent]);
         for call in
             ["Flip", "Abort", "Halt", "ApplyRoster", "ApplyRoot", "Backup", "ReadmitHost", "ReconcileAudit"]
+                .into_iter()
+                .chain(["IssueToken", "EvictHost", "RevokeCertificate"])
         {
             assert_eq!(roles_of(&format!("/fleet.v1.Operations/{call}")), [Operator], "{call}");
         }

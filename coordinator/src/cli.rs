@@ -79,6 +79,7 @@ fn is_storage(error: &Error) -> bool {
         Error::StoreFailed(source) | Error::Store { source, .. } => source.is_fatal(),
         Error::Daemon(_)
         | Error::Tls(_)
+        | Error::Issuer { .. }
         | Error::AuditKey { .. }
         | Error::AuditLog { .. }
         | Error::Blobs(_)

@@ -27,6 +27,20 @@ pub struct CoordinatorConfig {
     pub ca: PathBuf,
     /// The CA's revocation list, PEM, if there is one.
     pub crl: Option<PathBuf>,
+    /// Folder with the issuing authority, `ca.pem` and `ca.key` (mode 0600). Without it certificates come from a PKI of your
+    /// own, and the coordinator issues, renews and revokes none.
+    pub issuer: Option<PathBuf>,
+    /// Address and port for hosts that have no certificate yet; nobody enrols or recovers without it.
+    pub enrol_listen: Option<SocketAddr>,
+    /// How long the certificates of hosts last, in milliseconds (default 7 days).
+    #[serde(default = "default_host_certificate_ms")]
+    pub host_certificate_ms: NonZeroU64,
+    /// How long those of operators, pipelines and viewers last that they renew, in milliseconds (default 90 days).
+    #[serde(default = "default_person_certificate_ms")]
+    pub person_certificate_ms: NonZeroU64,
+    /// How long a list of revoked certificates lasts, in milliseconds (default 24 hours); it is renewed at half of that.
+    #[serde(default = "default_revocation_list_ms")]
+    pub revocation_list_ms: NonZeroU64,
     /// The pinned root document.
     pub root: PathBuf,
     /// The key that signs the audit log's checkpoints, PEM, mode 0600 (default: `audit.key` in the state, made at the first
@@ -62,6 +76,18 @@ pub(crate) struct UploadLimits {
     pub(crate) at_once: usize,
     /// How long one may send nothing.
     pub(crate) idle: Duration,
+}
+
+const fn default_host_certificate_ms() -> NonZeroU64 {
+    NonZeroU64::new(7 * 24 * 3_600_000).expect("it is not zero")
+}
+
+const fn default_person_certificate_ms() -> NonZeroU64 {
+    NonZeroU64::new(90 * 24 * 3_600_000).expect("it is not zero")
+}
+
+const fn default_revocation_list_ms() -> NonZeroU64 {
+    NonZeroU64::new(24 * 3_600_000).expect("it is not zero")
 }
 
 const fn default_long_ms() -> u64 {
@@ -139,6 +165,7 @@ impl CoordinatorConfig {
             key: base.join(self.key),
             ca: base.join(self.ca),
             crl: self.crl.map(|crl| base.join(crl)),
+            issuer: self.issuer.map(|issuer| base.join(issuer)),
             root: base.join(self.root),
             audit_key: self.audit_key.map(|key| base.join(key)),
             ..self

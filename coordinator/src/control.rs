@@ -50,7 +50,7 @@ impl v1::control_server::Control for Control {
         let peer = request.extensions().get::<Peer>().cloned();
         let peer = peer.ok_or_else(|| Status::unauthenticated("the connection has no identity"))?;
         let host = peer.identity.name.to_host();
-        self.shared.note_certificate(&host, peer.not_after);
+        self.shared.note_certificate(&host, peer.validity);
         let (frames, outgoing) = mpsc::channel(OUTBOX_FRAMES);
         let attachment = Attachment {
             shared: Arc::clone(&self.shared),
@@ -174,7 +174,8 @@ impl Attachment {
             let manifests = inventory.manifests.iter().take(INVENTORY_MAX);
             let manifests: Result<BTreeSet<_>, _> =
                 manifests.map(|it| convert::digest("manifests", it)).collect();
-            handle.set_inventory(host, Held { manifests: manifests?, root_version: inventory.root_version });
+            let (root_version, certificate) = (inventory.root_version, inventory.certificate.clone());
+            handle.set_inventory(host, Held { manifests: manifests?, root_version, certificate });
             return Ok(());
         }
         let mut deployed = None;

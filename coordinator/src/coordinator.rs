@@ -8,18 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use muster_audit::Kind;
 use muster_daemon::{Machine, Shutdown};
-use muster_model::{
-    Code, Digest, FleetName, HostName, Incarnation, Refusal, Roster, SessionId, UnixTime, Verified,
-};
-use muster_mtls::{Credentials, Role, ServerTls};
+use muster_model::{Code, Digest, FleetName, HostName, Incarnation, Refusal, Roster, SessionId, Verified};
+use muster_mtls::{Credentials, Role, ServerTls, Validity};
 use muster_proto::v1;
-use muster_rollout::fleet::{Fleet, FleetRecord, Inheritance, Limits};
+use muster_rollout::fleet::{Fleet, FleetRecord, Inheritance, Limits, Phase};
 use muster_store::StoreError;
 use muster_trust::{ROOT_BYTES_MAX, RootChain, Succession, TrustError, TrustRoot};
 use tokio::sync::{mpsc, watch};
 
 use crate::audit::{self, AuditHandle, Throttle};
 use crate::config::UploadLimits;
+use crate::enrolment::Enrolments;
 use crate::fleet::{self, FleetHandle};
 use crate::ledger::{Documents, Entry, Ledger, LedgerHandle};
 use crate::status::{chain, not_stored};
@@ -47,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) tls: ServerTls,
     pub(crate) ledger: LedgerHandle,
     pub(crate) audit: AuditHandle,
+    /// Tokens, certificates and who is kept out.
+    pub(crate) enrolments: Enrolments,
     /// Releases that were refused: pipelines may submit whatever they like.
     pub(crate) refused_releases: Throttle,
     pub(crate) uploads: UploadLimits,
@@ -56,7 +57,7 @@ pub(crate) struct Shared {
     founding: tokio::sync::Mutex<()>,
     /// Held while the orders that wait for approvals change, or one of them is begun.
     pub(crate) ordering: tokio::sync::Mutex<()>,
-    certificates: Mutex<BTreeMap<HostName, UnixTime>>,
+    certificates: Mutex<BTreeMap<HostName, Validity>>,
     sessions: AtomicU64,
     requests: AtomicU64,
     limits: Limits,
@@ -96,6 +97,8 @@ impl Shared {
             &roots.in_force(),
             machine.clone(),
         )?;
+        let certificates = Arc::clone(ledger.state().certificates());
+        let enrolments = Enrolments::open(config, &credentials, certificates)?;
         let (drivers, receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Self {
             roots: Arc::new(roots),
@@ -104,6 +107,7 @@ impl Shared {
             documents,
             stopping,
             tls: ServerTls::new(&credentials)?,
+            enrolments,
             ledger: LedgerHandle::serve(ledger, machine.blocking())?,
             refused_releases: Throttle::new(audit.clone(), Kind::Refusal, "releases were refused"),
             audit,
@@ -236,13 +240,24 @@ impl Shared {
         self.requests.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Takes note of when a host's certificate ends.
-    pub(crate) fn note_certificate(&self, host: &HostName, not_after: UnixTime) {
-        self.certificates.lock().unwrap_or_else(PoisonError::into_inner).insert(host.clone(), not_after);
+    /// Whether no fleet is in the middle of a rollout, as far as they say so.
+    pub(crate) async fn is_calm(&self) -> bool {
+        for fleet in self.fleets() {
+            match fleet.view().await {
+                Ok(view) if view.record.phase == Phase::Settled => {}
+                Ok(_) | Err(_) => return false,
+            }
+        }
+        true
     }
 
-    /// When a host's certificate ends, as far as it was seen.
-    pub(crate) fn certificate_expiry(&self, host: &HostName) -> Option<UnixTime> {
+    /// Takes note of when a host's certificate ends.
+    pub(crate) fn note_certificate(&self, host: &HostName, validity: Validity) {
+        self.certificates.lock().unwrap_or_else(PoisonError::into_inner).insert(host.clone(), validity);
+    }
+
+    /// From when until when a host's certificate is valid, as far as it was seen.
+    pub(crate) fn certificate_of(&self, host: &HostName) -> Option<Validity> {
         self.certificates.lock().unwrap_or_else(PoisonError::into_inner).get(host).copied()
     }
 

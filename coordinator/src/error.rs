@@ -25,6 +25,12 @@ pub enum Error {
     /// The database failed while the coordinator ran: it ends, because a restart would trust the page cache.
     #[error("the database could not be written; nothing that depends on it was said")]
     StoreFailed(#[source] muster_store::StoreError),
+    /// The authority that issues certificates.
+    #[error("the issuing authority cannot be used: {reason}")]
+    Issuer {
+        /// Why.
+        reason: String,
+    },
     /// The key that signs the audit log's checkpoints.
     #[error("the key of the audit log cannot be used")]
     AuditKey {

@@ -25,6 +25,7 @@ pub(crate) use documents::{DOCUMENT_BYTES_MAX, Documents};
 pub(crate) use writer::LedgerHandle;
 
 use crate::Error;
+use crate::enrolment::{Change, Registry};
 use crate::status::shorten;
 
 /// What is kept of the reasons why a rollout ended; with them all, a record would not fit into the chain.
@@ -50,6 +51,8 @@ pub(crate) enum Entry {
     OrdersDropped { fleet: FleetName, orders: BTreeSet<Digest> },
     /// A flip was completed; its receipt is a document.
     Receipt { fleet: FleetName, epoch: Epoch, receipt: Digest },
+    /// Something about tokens or certificates.
+    Certificates(Box<Change>),
 }
 
 /// A release as it is kept.
@@ -99,6 +102,8 @@ impl ReleaseEntry {
 pub(crate) struct State {
     pub(crate) incarnation: Incarnation,
     pub(crate) fleets: BTreeMap<FleetName, FleetState>,
+    #[serde(default)]
+    certificates: Arc<Registry>,
 }
 
 /// What follows from the chain for one fleet.
@@ -352,7 +357,7 @@ impl Entry {
             Self::Ended { fleet, .. } | Self::Receipt { fleet, .. } | Self::OrdersDropped { fleet, .. } => {
                 Some(fleet)
             }
-            Self::Incarnation(_) | Self::Fleet(_) | Self::Session { .. } => None,
+            Self::Incarnation(_) | Self::Fleet(_) | Self::Session { .. } | Self::Certificates(_) => None,
         }
     }
 }
@@ -382,6 +387,11 @@ impl FleetState {
 }
 
 impl State {
+    /// What is known of tokens and certificates.
+    pub(crate) const fn certificates(&self) -> &Arc<Registry> {
+        &self.certificates
+    }
+
     fn apply(&mut self, entry: Entry) {
         match entry {
             Entry::Incarnation(incarnation) => {
@@ -427,6 +437,7 @@ impl State {
                 let fleet = self.fleets.entry(fleet).or_default();
                 Arc::make_mut(&mut fleet.receipts).insert(epoch, receipt);
             }
+            Entry::Certificates(change) => Arc::make_mut(&mut self.certificates).apply(*change),
         }
     }
 

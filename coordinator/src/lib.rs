@@ -12,6 +12,7 @@ mod cli;
 mod config;
 mod control;
 mod coordinator;
+mod enrolment;
 mod error;
 mod fleet;
 mod ledger;
@@ -26,6 +27,7 @@ mod worker;
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use muster_daemon::{Machine, Shutdown};
@@ -35,13 +37,14 @@ use muster_proto::v1;
 use tokio::net::TcpListener;
 use tonic::transport::Server;
 
-pub use access::{TABLE, is_allowed};
+pub use access::{FOR_STRANGERS, TABLE, is_allowed};
 pub use backup::restore;
 pub use cli::main;
 pub use config::CoordinatorConfig;
 pub use error::Error;
 
 use coordinator::Shared;
+use enrolment::Keeper;
 
 /// How long streams may take to end when the coordinator shuts down.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
@@ -67,8 +70,10 @@ pub async fn serve<L: Listener>(
     let (shared, drivers) = Shared::open(&config, machine, shutdown.clone())?;
     let listen = |source| Error::Listen { address: config.listen, source };
     let listener = bind.await.map_err(listen)?;
+    let keeper = Keeper::open(&config, &shared)?;
     let acceptor = Acceptor::new(listener, shared.tls.clone(), Limits::default());
     let address = acceptor.local_addr().map_err(listen)?;
+    let door = open_door(&config, &shared).await?;
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<v1::control_server::ControlServer<control::Control>>().await;
@@ -77,6 +82,7 @@ pub async fn serve<L: Listener>(
         .register_encoded_file_descriptor_set(muster_proto::DESCRIPTORS)
         .build_v1()
         .expect("the descriptors are those that the services were generated from");
+    shared.enrolments.listening(address);
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -86,6 +92,7 @@ pub async fn serve<L: Listener>(
         .add_service(reflection)
         .add_service(control::service(&shared))
         .add_service(v1::blobs_server::BlobsServer::new(blobs::Blobs::new(&shared)))
+        .add_service(enrolment::renewal_service(&shared))
         .add_service(operations::service(&shared))
         .serve_with_incoming_shutdown(acceptor, shutdown.requested());
     listening(address);
@@ -99,12 +106,47 @@ pub async fn serve<L: Listener>(
         biased;
         served = server => served.map_err(Error::Serve),
         failed = drivers.run() => Err(Error::StoreFailed(failed)),
+        served = door => served,
+        () = keeper.run(Arc::clone(&shared), health) => Ok(()),
         () = patience => Ok(()),
     };
     // Streams that have not ended hold on to it: whoever opens the database next must not wait for them.
     shared.ledger.close().await;
     shared.audit.close().await;
     ended
+}
+
+/// The server for hosts that have no certificate yet, where there is to be one.
+async fn open_door(
+    config: &CoordinatorConfig,
+    shared: &Arc<Shared>,
+) -> Result<impl Future<Output = Result<(), Error>> + use<>, Error> {
+    let mut serving = None;
+    if let Some(address) = config.enrol_listen {
+        let listen = |source| Error::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(listen)?;
+        let acceptor = Acceptor::for_strangers(listener, shared.tls.clone(), enrolment::DOOR_LIMITS);
+        let bound = acceptor.local_addr().map_err(listen)?;
+        tracing::info!(address = %bound, "listening for hosts without a certificate");
+        shared.enrolments.open_door(bound);
+        let server = Server::builder()
+            .timeout(enrolment::DOOR_TIMEOUT)
+            .max_connection_age(enrolment::DOOR_TIMEOUT)
+            .max_concurrent_streams(enrolment::STREAMS_MAX)
+            .tcp_nodelay(true)
+            .add_service(enrolment::door_service(shared))
+            .serve_with_incoming_shutdown(acceptor, shared.stopping.requested());
+        serving = Some(server);
+    }
+    let stopping = shared.stopping.clone();
+    Ok(async move {
+        if let Some(server) = serving {
+            server.await.map_err(Error::Serve)?;
+        }
+        // It ends with the rest.
+        stopping.requested().await;
+        std::future::pending().await
+    })
 }
 
 /// 32 bytes from the operating system.

@@ -161,6 +161,15 @@ fn grpc_code(code: Code) -> tonic::Code {
         | Code::ApprovalMissing
         | Code::OrderCancelled
         | Code::TooManyOrders
+        | Code::TokenRefused
+        | Code::TokenBoundElsewhere
+        | Code::TooManyTokens
+        | Code::RequestRefused
+        | Code::NoIssuer
+        | Code::TooManyCertificates
+        | Code::RecoveryRefused
+        | Code::HostEvicted
+        | Code::CertificateEnding
         | Code::AlreadyServing
         | Code::StaleRollout
         | Code::StaleEpoch

@@ -26,6 +26,8 @@ pub(crate) struct Held {
     pub(crate) manifests: BTreeSet<Digest>,
     /// The version of the root document that it goes by, if it says.
     pub(crate) root_version: Option<u64>,
+    /// What becomes of its certificate, if it says.
+    pub(crate) certificate: Option<v1::CertificateReport>,
 }
 
 /// A fleet, as it is reached from the gRPC edge.

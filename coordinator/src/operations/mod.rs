@@ -1,6 +1,7 @@
 //! What operators and pipelines ask.
 
 mod audit;
+mod certificates;
 mod check;
 mod deploy;
 mod find;
@@ -337,6 +338,37 @@ impl Service for Operations {
         let operator = caller(&request);
         let reconciled = audit::reconcile(&self.shared, &operator, request.into_inner()).await;
         reconciled.map(Response::new).map_err(refused)
+    }
+
+    async fn issue_token(
+        &self,
+        request: Request<v1::IssueTokenRequest>,
+    ) -> Result<Response<v1::IssueTokenResponse>, Status> {
+        let operator = caller(&request);
+        certificates::issue_token(&self.shared, request.into_inner(), &operator).await.map(Response::new)
+    }
+
+    async fn list_enrolled(
+        &self,
+        _: Request<v1::ListEnrolledRequest>,
+    ) -> Result<Response<v1::ListEnrolledResponse>, Status> {
+        Ok(Response::new(certificates::list_enrolled(&self.shared)))
+    }
+
+    async fn evict_host(
+        &self,
+        request: Request<v1::EvictHostRequest>,
+    ) -> Result<Response<v1::EvictHostResponse>, Status> {
+        let operator = caller(&request);
+        certificates::evict(&self.shared, request.into_inner(), &operator).await.map(Response::new)
+    }
+
+    async fn revoke_certificate(
+        &self,
+        request: Request<v1::RevokeCertificateRequest>,
+    ) -> Result<Response<v1::RevokeCertificateResponse>, Status> {
+        let operator = caller(&request);
+        certificates::revoke(&self.shared, request.into_inner(), &operator).await.map(Response::new)
     }
 
     async fn show_receipt(

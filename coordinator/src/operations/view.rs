@@ -53,7 +53,8 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
                 lease_left_ms: host.leased_until.map(|until| ms(until.since(view.now))),
                 halted_k: host.halted.map(|k| k.0),
                 root_version: held.and_then(|held| held.root_version),
-                certificate_expires_unix_ms: shared.certificate_expiry(&host.host).map(|at| at.0),
+                certificate_expires_unix_ms: shared.certificate_of(&host.host).map(|it| it.not_after.0),
+                certificate: held.and_then(|held| held.certificate.clone()),
             }
         })
         .collect();
@@ -79,8 +80,34 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
         halted_k: record.halted.map(|k| k.0),
         root_version: shared.root().root().version,
         open_overrides: super::audit::open_overrides(shared, &fleet.name),
+        coordinator_certificate: super::certificates::own(shared),
+        warnings: warnings(shared, &view, fleet).into_iter().map(v1::Blocker::from).collect(),
         waiting_orders: super::orders::waiting(shared, &history, record, &names),
     })
+}
+
+/// Attempts to renew a certificate that may fail before anybody needs to look.
+const FAILURES_MAX: u32 = 2;
+
+/// What will be trouble unless somebody looks at it: certificates of hosts, as they say and as was seen, and our own.
+fn warnings(shared: &Shared, view: &View, fleet: &FleetHandle) -> Vec<Blocker> {
+    let (now, inventory) = (shared.machine.unix_time(), fleet.inventory());
+    let own = shared.enrolments.standing().warnings(now).into_iter();
+    let own = own.map(|warning| Blocker::fleet(Code::CertificateEnding, warning));
+    let hosts = view.hosts.iter().filter_map(|host| {
+        let report = inventory.get(&host.host).and_then(|held| held.certificate.as_ref());
+        let failing = report.filter(|report| report.failures >= FAILURES_MAX);
+        if let Some(report) = failing {
+            let v1::CertificateReport { failures, failure, .. } = report;
+            let detail = format!("{failures} attempts to renew its certificate have failed: {failure}");
+            return Some(Blocker::host(Code::CertificateEnding, &host.host, detail));
+        }
+        let validity = shared.certificate_of(&host.host)?;
+        let left_s = validity.not_after.0.saturating_sub(now.0) / 1000;
+        let detail = format!("less than a third of its certificate's life is left: {left_s} s");
+        validity.is_ending(now).then(|| Blocker::host(Code::CertificateEnding, &host.host, detail))
+    });
+    own.chain(hosts).collect()
 }
 
 fn ms(duration: std::time::Duration) -> u64 {

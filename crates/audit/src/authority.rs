@@ -139,6 +139,12 @@ impl RootHistory {
             | Kind::Abort
             | Kind::Halt
             | Kind::Restore
+            | Kind::Token
+            | Kind::Enrol
+            | Kind::Certificate
+            | Kind::Revoke
+            | Kind::Evict
+            | Kind::Alarm
             | Kind::Phase
             | Kind::Ended
             | Kind::Reconcile => Ok(()),

@@ -56,6 +56,18 @@ pub enum Kind {
     Halt,
     /// Override: the coordinator's state was restored, and may have forgotten what came after the backup.
     Restore,
+    /// A token was made with which a host can enrol.
+    Token,
+    /// A host enrolled.
+    Enrol,
+    /// A certificate was issued in place of one that has expired, or a person's was renewed.
+    Certificate,
+    /// A certificate was revoked.
+    Revoke,
+    /// Override: an operator revoked all certificates of a host.
+    Evict,
+    /// Something happened that looks like theft. As an override it stays in the status until somebody has looked at it.
+    Alarm,
     /// A fleet reached another phase.
     Phase,
     /// A rollout ended.
@@ -83,6 +95,12 @@ impl Kind {
         Self::Abort,
         Self::Halt,
         Self::Restore,
+        Self::Token,
+        Self::Enrol,
+        Self::Certificate,
+        Self::Revoke,
+        Self::Evict,
+        Self::Alarm,
         Self::Phase,
         Self::Ended,
         Self::Reconcile,
@@ -108,6 +126,12 @@ impl Kind {
             Self::Abort => "abort",
             Self::Halt => "halt",
             Self::Restore => "restore",
+            Self::Token => "token",
+            Self::Enrol => "enrol",
+            Self::Certificate => "certificate",
+            Self::Revoke => "revoke",
+            Self::Evict => "evict",
+            Self::Alarm => "alarm",
             Self::Phase => "phase",
             Self::Ended => "ended",
             Self::Reconcile => "reconcile",
@@ -119,7 +143,13 @@ impl Kind {
     #[must_use]
     pub const fn is_override(self) -> bool {
         match self {
-            Self::Fence | Self::Readmit | Self::Abort | Self::Halt | Self::Restore => true,
+            Self::Fence
+            | Self::Readmit
+            | Self::Abort
+            | Self::Halt
+            | Self::Restore
+            | Self::Evict
+            | Self::Alarm => true,
             Self::Began
             | Self::Lead
             | Self::Root
@@ -131,6 +161,10 @@ impl Kind {
             | Self::Cancel
             | Self::Refusal
             | Self::Denied
+            | Self::Token
+            | Self::Enrol
+            | Self::Certificate
+            | Self::Revoke
             | Self::Phase
             | Self::Ended
             | Self::Reconcile => false,

@@ -128,6 +128,24 @@ codes! {
     OrderCancelled = "order-cancelled",
     /// As many orders wait for approvals as may.
     TooManyOrders = "too-many-orders",
+    /// The token does not let this host enrol.
+    TokenRefused = "token-refused",
+    /// Another machine has enrolled with the token.
+    TokenBoundElsewhere = "token-bound-elsewhere",
+    /// As many tokens are in use as may.
+    TooManyTokens = "too-many-tokens",
+    /// The request for a certificate proves nothing.
+    RequestRefused = "request-refused",
+    /// The coordinator has no authority that issues certificates.
+    NoIssuer = "no-issuer",
+    /// The host was given as many certificates as it may have.
+    TooManyCertificates = "too-many-certificates",
+    /// The host cannot recover from an expired certificate by itself.
+    RecoveryRefused = "recovery-refused",
+    /// The host was evicted.
+    HostEvicted = "host-evicted",
+    /// A certificate will end soon, or its renewal fails.
+    CertificateEnding = "certificate-ending",
     /// The fleet serves this release already.
     AlreadyServing = "already-serving",
     /// Another rollout is under way.

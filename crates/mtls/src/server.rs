@@ -76,6 +76,12 @@ impl ServerTls {
         ended
     }
 
+    /// Whether some open connection rests on a certificate that has expired at `now`.
+    #[must_use]
+    pub fn has_expired(&self, now: UnixTime) -> bool {
+        self.open.peers().iter().any(|(_, peer)| peer.validity.not_after < now)
+    }
+
     /// Ends the open connections whose certificates have expired at `now`, and says whose they were.
     pub fn end_expired(&self, now: UnixTime) -> Vec<Identity> {
         let mut ended = Vec::new();

@@ -14,6 +14,7 @@ mod chain;
 mod dsse;
 mod error;
 mod evidence;
+mod join;
 mod keys;
 mod receipt;
 mod root;
@@ -32,6 +33,10 @@ pub use dsse::{ENVELOPE_BYTES_MAX, Envelope, EnvelopeError, SIGNATURES_MAX, Sign
 pub use error::{DocumentName, TrustError};
 pub use evidence::{
     ATTESTATION_BYTES_MAX, EVIDENCE_BYTES_MAX, assemble_evidence, verify_attestation, verify_evidence,
+};
+pub use join::{
+    JoinToken, JoinTokenError, TOKEN_SECRET_LEN, enrolment_possession, is_same_digest, recovery_possession,
+    token_digest,
 };
 pub use keys::{KeyAlgorithm, Signer, SigningKey, is_signed_by};
 pub use receipt::{RECEIPT_BYTES_MAX, Receipt, ReceiptError, VerifiedReceipt, verify_receipt};
