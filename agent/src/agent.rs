@@ -14,7 +14,7 @@ use muster_model::{
     Assurance, BootGate, BootId, ClockState, Digest, Epoch, FleetName, HostFacts, HostName, PublicKey, Scope,
     UnixTime,
 };
-use muster_mtls::{Address, ClientTls, Credentials, Dialer, Role};
+use muster_mtls::{Address, ClientTls, Dialer, Role};
 use muster_proto::PROTOCOL;
 use muster_rollout::host::Profile;
 use muster_store::{Recovery, Store};
@@ -27,8 +27,10 @@ use crate::deploy::{Deployer, Slots};
 use crate::documents::Library;
 use crate::driver::{FleetDriver, INBOX_MAX, Input, Tools};
 use crate::guard_watch::GuardWatch;
+use crate::identity::CertificateFiles;
 use crate::journal::Journal;
 use crate::measure::{Lanes, Trees};
+use crate::renewal::{CertificateState, Renewal};
 use crate::stream::{Line, Route};
 use crate::witness::Witness;
 use crate::{AgentConfig, AgentError, ClockError};
@@ -64,6 +66,10 @@ pub struct FleetParts {
 pub struct Parts {
     /// The coordinator. The certificate's name is the host's.
     pub coordinator: Coordinator,
+    /// Where the certificate is, and where the next ones go; without it nothing is renewed.
+    pub certificate_files: Option<CertificateFiles>,
+    /// Where the host recovers from an expired certificate.
+    pub enrolment: Option<Address>,
     /// The folder of blobs, trees and journals.
     pub state: PathBuf,
     /// The pinned root, from which the successors in the state lead on.
@@ -96,13 +102,15 @@ pub struct Agent {
     line: Line,
     drivers: Vec<FleetDriver>,
     watch: Option<GuardWatch>,
+    renewal: Option<Renewal>,
 }
 
 impl Parts {
     /// Reads everything that a configuration names. Blocks.
     pub fn load(config: &AgentConfig) -> Result<Self, AgentError> {
         let credentials = |source| AgentError::Credentials { source };
-        let loaded = Credentials::load(&config.credential_paths()).map_err(credentials)?;
+        let certificate_files = CertificateFiles::new(config.credential_paths(), &config.state);
+        let loaded = certificate_files.load().map_err(credentials)?;
         let tls = ClientTls::new(&loaded).map_err(credentials)?;
         let trust = |path: &Path| {
             let path = path.to_owned();
@@ -118,6 +126,8 @@ impl Parts {
         });
         Ok(Self {
             coordinator: Coordinator { address: config.address()?, tls, dialer: Dialer::default() },
+            certificate_files: Some(certificate_files),
+            enrolment: config.enrolment_address()?,
             state: config.state.clone(),
             root: TrustRoot::pin(&root).map_err(trust(&config.root))?,
             attestation_key: SigningKey::read(&config.attestation_key)
@@ -167,6 +177,7 @@ impl Agent {
             clock_error: parts.clock_error,
             drill_again: parts.drill_again,
             config: parts.config,
+            certificate: CertificateState::default(),
         };
         let (mut routes, mut drivers) = (Vec::new(), Vec::new());
         for fleet in parts.fleets {
@@ -178,8 +189,18 @@ impl Agent {
             let fleets = routes.iter().map(|route| (route.fleet.clone(), route.inbox.clone())).collect();
             GuardWatch { client, host: host.clone(), fleets }
         });
+        let renewal = parts.certificate_files.map(|files| Renewal {
+            coordinator: coordinator.clone(),
+            host: host.clone(),
+            machine: machine.clone(),
+            files,
+            enrolment: parts.enrolment,
+            attestation_key: Arc::clone(&base.key),
+            state: base.certificate.clone(),
+            inboxes: routes.iter().map(|route| route.inbox.clone()).collect(),
+        });
         let line = Line { coordinator, host: host.clone(), machine, routes, roots: Arc::clone(&base.roots) };
-        Ok(Self { host, line, drivers, watch })
+        Ok(Self { host, line, drivers, watch, renewal })
     }
 
     /// The host that this agent speaks for.
@@ -203,6 +224,9 @@ impl Agent {
                 watch.run(shutdown).await;
                 Ok(())
             });
+        }
+        if let Some(renewal) = self.renewal {
+            tasks.spawn(renewal.run(shutdown.clone()));
         }
         tasks.spawn(self.line.run(shutdown));
         // One that fails takes the others with it: the set is dropped, and with it all that is in it.
@@ -231,6 +255,7 @@ struct Base {
     clock_error: ClockError,
     drill_again: Duration,
     config: Digest,
+    certificate: CertificateState,
 }
 
 impl Base {
@@ -250,8 +275,8 @@ impl Base {
         })?;
         let (post, inbox) = mpsc::channel::<Input>(INBOX_MAX);
         let (root, lanes, key) = (&self.roots, &self.lanes, &self.key);
-        let deployer =
-            Deployer::new(fleet.clone(), Arc::clone(root), Arc::clone(&trees), Arc::clone(&self.slots));
+        let shared = (Arc::clone(&self.slots), self.certificate.clone());
+        let deployer = Deployer::new(fleet.clone(), Arc::clone(root), Arc::clone(&trees), shared);
         let checker =
             Checker::new(fleet.clone(), Arc::clone(&trees), Arc::clone(lanes), Arc::clone(key), post.clone());
         let tools = Tools {

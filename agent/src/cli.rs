@@ -1,17 +1,22 @@
 //! The command line of `muster-agent`.
 
-use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use muster_daemon::{LogFormat, Shutdown, init_logging, shutdown_on_signals};
-use muster_model::FleetName;
+use muster_model::{Digest, FleetName};
+use muster_mtls::Address;
 use muster_store::EXIT_STORAGE;
+use muster_trust::{JoinToken, JoinTokenError};
 use tokio::runtime::{Builder, Runtime};
+use zeroize::Zeroizing;
 
 use crate::agent::{Agent, Parts};
+use crate::enrol::{self, Enrolment};
 use crate::local;
 use crate::refusal::chain;
 use crate::{AgentConfig, AgentError};
@@ -74,6 +79,40 @@ enum Verb {
     /// Look into the configuration.
     #[command(subcommand)]
     Config(ConfigVerb),
+    /// Give this host its keys, its certificate and its configuration, for a token that an operator made.
+    ///
+    /// The keys are made here and stay here. It can be run again at any time within the token's life: it goes on with the keys
+    /// that are there, and is given the same certificate. Files that it finds are kept.
+    #[command(after_help = "Examples:
+  muster-agent enrol --coordinator coordinator.example:7401 --ca-pin sha256:… --root root.json --config /etc/muster \
+    --state /var/lib/muster < token
+  MUSTER_JOIN_TOKEN=… muster-agent enrol --coordinator 10.0.0.5:7401 --ca-pin sha256:… --root root.json --config .")]
+    Enrol(Enrol),
+}
+
+#[derive(Debug, Args)]
+struct Enrol {
+    /// Where hosts without a certificate are expected.
+    #[arg(long, value_name = "HOST:PORT")]
+    coordinator: Address,
+    /// The token. Others can see it in the list of processes: rather use a file, stdin or MUSTER_JOIN_TOKEN.
+    #[arg(long, value_name = "TOKEN", conflicts_with = "token_file")]
+    token: Option<String>,
+    /// A file with the token; `-` for stdin, which is also read where nothing else says the token.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The SHA-256 of the authority's public key, as `muster host token` prints it.
+    #[arg(long, value_name = "sha256:HEX")]
+    ca_pin: Digest,
+    /// The root document: which keys may sign orders, rosters and releases. It is never taken from the coordinator.
+    #[arg(long, value_name = "FILE")]
+    root: PathBuf,
+    /// The folder for keys, certificate, agent.toml and guard.toml.
+    #[arg(long, value_name = "DIR")]
+    config: PathBuf,
+    /// Where agent and guard keep their state; the same folder if not given.
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -128,6 +167,7 @@ pub fn main() -> ExitCode {
         Verb::Config(ConfigVerb::Check { config }) => {
             AgentConfig::load(config.as_deref()).and_then(|config| check(&config))
         }
+        Verb::Enrol(verb) => enrol(verb),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -165,6 +205,56 @@ fn check(config: &AgentConfig) -> Result<(), AgentError> {
         fleets.join(", ")
     );
     Ok(())
+}
+
+fn enrol(verb: Enrol) -> Result<(), AgentError> {
+    let enrolment = Enrolment {
+        token: read_token(verb.token, verb.token_file.as_deref())?,
+        coordinator: verb.coordinator,
+        ca_pin: verb.ca_pin,
+        root: verb.root,
+        folder: verb.config,
+        state: verb.state,
+    };
+    let enrolled = runtime()?.block_on(enrol::enrol(&enrolment))?;
+    let fleets: Vec<&str> = enrolled.fleets.iter().map(FleetName::as_str).collect();
+    // A closed standard output takes nothing away from what was done.
+    let _ = writeln!(
+        io::stdout(),
+        "enrolled as {}, fleets {}\nattestation key {}\nNext: muster-guard run, then muster-agent run --config {}; it \
+         waits for a roster with this key: muster roster propose --from-pending",
+        enrolled.identity,
+        fleets.join(", "),
+        enrolled.attestation_key,
+        enrolled.config.display()
+    );
+    Ok(())
+}
+
+/// The token from wherever it is said. What is read is not repeated in any message.
+fn read_token(said: Option<String>, file: Option<&Path>) -> Result<JoinToken, AgentError> {
+    const VARIABLE: &str = "MUSTER_JOIN_TOKEN";
+    const TOKEN_BYTES_MAX: u64 = 4096;
+    let unreadable =
+        |source: io::Error| AgentError::Enrolment { doing: "read the token", source: source.into() };
+    let mut text = Zeroizing::new(String::new());
+    match (said, file) {
+        (Some(said), _) => *text = said,
+        (None, Some(path)) if path != Path::new("-") => {
+            let file = File::open(path).map_err(unreadable)?;
+            file.take(TOKEN_BYTES_MAX).read_to_string(&mut text).map_err(unreadable)?;
+        }
+        (None, file) => match std::env::var(VARIABLE) {
+            Ok(variable) if file.is_none() => *text = variable,
+            Ok(_) | Err(_) => {
+                io::stdin().take(TOKEN_BYTES_MAX).read_to_string(&mut text).map_err(unreadable)?;
+            }
+        },
+    }
+    text.trim().parse().map_err(|source: JoinTokenError| AgentError::Enrolment {
+        doing: "use the token",
+        source: source.into(),
+    })
 }
 
 fn log_as(format: LogFormat) -> Result<(), AgentError> {

@@ -41,6 +41,9 @@ const JOBS_MAX: usize = 1024;
 pub struct AgentConfig {
     /// The coordinator's `host:port`.
     pub coordinator: String,
+    /// Where hosts without a good certificate are expected, `host:port`: there the agent recovers once its own has expired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enrolment: Option<String>,
     /// Where blobs, trees and journals are kept.
     pub state: PathBuf,
     /// The certificate; its identity is this host's name.
@@ -130,6 +133,12 @@ impl AgentConfig {
         self.coordinator.parse().map_err(|source| AgentError::Credentials { source })
     }
 
+    /// Where it recovers from an expired certificate.
+    pub fn enrolment_address(&self) -> Result<Option<Address>, AgentError> {
+        let address = self.enrolment.as_deref().map(str::parse).transpose();
+        address.map_err(|source| AgentError::Credentials { source })
+    }
+
     /// How many threads read and hash a tree.
     #[must_use]
     pub fn jobs(&self) -> NonZeroUsize {
@@ -165,6 +174,7 @@ impl AgentConfig {
     fn checked(self) -> Result<Self, AgentError> {
         let wrong = |reason: String| Err(AgentError::Config { reason });
         self.address()?;
+        self.enrolment_address()?;
         if self.fleets.is_empty() {
             return wrong("it names no fleet; write a `[[fleet]]` with a `name`".to_owned());
         }

@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use crate::manifests;
 use crate::measure::{Trees, on_thread};
 use crate::refusal;
+use crate::renewal::CertificateState;
 use crate::uplink::Uplink;
 use fetch::{Counts, fetch};
 use running::{Entered, Running, Waiter};
@@ -63,6 +64,7 @@ struct Shared {
     root: Arc<RootChain>,
     trees: Arc<Trees>,
     slots: Arc<Slots>,
+    certificate: CertificateState,
     running: Running,
     room: Arc<Semaphore>,
 }
@@ -76,11 +78,16 @@ struct Deployed {
 }
 
 impl Deployer {
-    pub(crate) fn new(fleet: FleetName, root: Arc<RootChain>, trees: Arc<Trees>, slots: Arc<Slots>) -> Self {
+    pub(crate) fn new(
+        fleet: FleetName,
+        root: Arc<RootChain>,
+        trees: Arc<Trees>,
+        (slots, certificate): (Arc<Slots>, CertificateState),
+    ) -> Self {
         let host = trees.host.clone();
         let room = Arc::new(Semaphore::new(REQUESTS_MAX));
         let running = Running::default();
-        Self { shared: Arc::new(Shared { fleet, host, root, trees, slots, running, room }) }
+        Self { shared: Arc::new(Shared { fleet, host, root, trees, slots, certificate, running, room }) }
     }
 
     /// Begins a deployment, or joins the one of the same release that runs. Its end is told over `uplink`.
@@ -252,7 +259,9 @@ impl Shared {
         };
         let manifests = releases.iter().map(|release| release.as_bytes().to_vec()).collect();
         let root_version = Some(self.root.in_force().root().version);
-        uplink.send(&self.fleet, Body::Inventory(v1::Inventory { manifests, root_version }));
+        let certificate = self.certificate.report();
+        let inventory = v1::Inventory { manifests, root_version, certificate };
+        uplink.send(&self.fleet, Body::Inventory(inventory));
     }
 
     fn end(&self, waiter: &Waiter, release: Option<Digest>, outcome: &Result<Deployed, Refusal>) {

@@ -175,7 +175,11 @@ impl FleetDriver {
                 self.step(Event::Disconnected).await?;
             }
             Input::AuditShown(offer) => self.audit_shown(*offer).await?,
-            Input::RootFollowed => self.tell_inventory(),
+            Input::RootFollowed | Input::CertificateChanged => self.tell_inventory(),
+            Input::AskAtRest(reply) => {
+                // Whoever asked may have gone.
+                let _ = reply.send(self.host.is_at_rest());
+            }
             Input::Said(leadership, message) => self.said(leadership, message).await?,
             Input::Answered(answer) => self.answered(*answer).await?,
             Input::GuardChanged(change) => self.guard_changed(change).await?,

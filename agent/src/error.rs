@@ -120,6 +120,21 @@ pub enum AgentError {
         #[source]
         source: Box<JournalError>,
     },
+    /// The host could not enrol.
+    #[error("cannot {doing}")]
+    Enrolment {
+        /// What was tried.
+        doing: &'static str,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The coordinator did not let the host enrol.
+    #[error("the coordinator refused: {refusal}")]
+    EnrolmentRefused {
+        /// Its reasons.
+        refusal: muster_model::Refusal,
+    },
     /// The system's source of randomness failed.
     #[error("the secure random generator failed")]
     Random {
@@ -155,6 +170,8 @@ impl AgentError {
             | Self::Trust { .. }
             | Self::State { .. }
             | Self::Folder { .. }
+            | Self::Enrolment { .. }
+            | Self::EnrolmentRefused { .. }
             | Self::Random { .. }
             | Self::Task { .. } => false,
         }

@@ -16,6 +16,7 @@
 //! | `witness` | what was seen of the coordinator's audit log, durable |
 //! | `documents`, `blobs` | pulls documents and verifies them, pulls bytes |
 //! | `deploy`, `check` | the two requests that stand outside of any rollout |
+//! | `enrol`, `identity`, `renewal` | how the host comes by its certificate, keeps it, and gets the next one |
 //! | `refusal` | how errors become refusals |
 //!
 //! The agent never moves the link that services use nor starts a service: `crates/guard` does. It never decides
@@ -33,14 +34,17 @@ mod config;
 mod deploy;
 mod documents;
 mod driver;
+mod enrol;
 mod error;
 mod guard_queue;
 mod guard_watch;
+mod identity;
 mod journal;
 mod local;
 mod manifests;
 mod measure;
 mod refusal;
+mod renewal;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -51,4 +55,5 @@ pub use agent::{Agent, Coordinator, FleetParts, Parts};
 pub use clock_error::ClockError;
 pub use config::{AgentConfig, FleetSettings};
 pub use error::{AgentError, JournalError};
+pub use identity::CertificateFiles;
 pub use muster_model::BootGate;

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use muster_daemon::{Machine, Shutdown};
 use muster_model::{Code, FleetName, HostName, Incarnation, Leadership, Term};
-use muster_mtls::{ConnectOptions, Start, connect_through};
+use muster_mtls::{ConnectOptions, Serial, Start, connect_through};
 use muster_proto::convert;
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body as Reply;
 use muster_proto::v1::control_client::ControlClient;
 use muster_proto::v1::coordinator_frame::Body;
 use muster_trust::{RootChain, Succession};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -30,6 +30,9 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// How long the coordinator may take to answer the call that begins the stream.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether the stream's certificate is still the present one.
+const CERTIFICATE_LOOK: Duration = Duration::from_secs(1);
 
 /// The most root documents that are read of one message.
 const ROOTS_MAX: usize = 64;
@@ -103,6 +106,7 @@ impl Line {
     async fn session(&self, shutdown: &Shutdown) -> (Ended, Standing) {
         let options = ConnectOptions { start: Start::Eager, ..ConnectOptions::default() };
         let Coordinator { address, tls, dialer } = &self.coordinator;
+        let serial = tls.credentials().serial().clone();
         let connecting = connect_through(dialer, address, tls, options);
         let channel = tokio::select! {
             connected = connecting => match connected {
@@ -120,10 +124,37 @@ impl Line {
             biased;
             ended = self.converse(&uplink, channel, outgoing, &mut standing) => ended,
             () = uplink.ended() => Ended::ByUs,
+            () = self.outlived(&serial) => {
+                tracing::info!("the stream begins anew with the new certificate");
+                Ended::ByUs
+            }
             () = shutdown.requested() => Ended::Shutdown,
         };
         self.tell_all(|| Input::Detached).await;
         (ended, standing)
+    }
+
+    /// Resolves once there is another certificate than the stream began with, and all fleets are at rest: a host that lost
+    /// its session while it is armed might have to stop serving.
+    async fn outlived(&self, began_with: &Serial) {
+        loop {
+            tokio::time::sleep(CERTIFICATE_LOOK).await;
+            if self.coordinator.tls.credentials().serial() != began_with && self.are_all_at_rest().await {
+                return;
+            }
+        }
+    }
+
+    async fn are_all_at_rest(&self) -> bool {
+        for route in &self.routes {
+            let (reply, answer) = oneshot::channel();
+            // A driver that has ended has ended the agent as well.
+            let _ = route.inbox.send(Input::AskAtRest(reply)).await;
+            if answer.await != Ok(true) {
+                return false;
+            }
+        }
+        true
     }
 
     async fn converse(
@@ -233,6 +264,14 @@ impl Line {
     fn log(&self, ended: &Ended) {
         let coordinator = &self.coordinator.address;
         match ended {
+            Ended::NotConnected(muster_mtls::Error::Connect(failure)) if failure.is_of_revoked() => {
+                tracing::error!(
+                    %coordinator,
+                    "this host was evicted, or its certificate was revoked: the coordinator lets it in no more; what it \
+                     serves it goes on serving. An operator can let it enrol anew: muster host token {}",
+                    self.host
+                );
+            }
             Ended::NotConnected(error) => {
                 tracing::warn!(%coordinator, error = refusal::chain(error), "cannot connect");
             }

@@ -23,6 +23,10 @@ pub(crate) enum Input {
     AuditShown(Box<Offer>),
     /// The coordinator relayed roots, and another one is in force.
     RootFollowed,
+    /// There is something to tell of the host's certificate.
+    CertificateChanged,
+    /// Whether a new stream would disturb nothing at this moment.
+    AskAtRest(oneshot::Sender<bool>),
     /// The guard answered.
     Answered(Box<Answer>),
     /// The guard told something unasked.

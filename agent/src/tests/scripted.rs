@@ -150,6 +150,8 @@ impl World {
                 tls: ClientTls::new(&tls).unwrap(),
                 dialer: Dialer::default(),
             },
+            certificate_files: None,
+            enrolment: None,
             state: self.folder.path().to_owned(),
             root: TrustRoot::pin(root.raw()).unwrap(),
             attestation_key: SigningKey::read(&self.keys.host).unwrap(),

@@ -179,6 +179,8 @@ impl World<'_> {
                     tls: tls.clone(),
                     dialer: dialer(),
                 },
+                certificate_files: None,
+                enrolment: None,
                 state: folder.clone(),
                 root: TrustRoot::pin(&papers::root()).unwrap(),
                 attestation_key: papers::attestation_key(number),

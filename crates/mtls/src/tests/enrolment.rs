@@ -85,6 +85,7 @@ async fn who_is_kept_out_loses_the_connection_that_is_open() {
     assert_eq!(tls.end_lapsed(now()).len(), 0);
     eventually("two connections end", || server.activity.connections() == 1).await;
     call(&open[2]).await.unwrap();
+    assert!(connect(&evicted).await.unwrap_err().is_of_revoked(), "it is told why");
     for (issued, is_let_in) in [(&evicted, false), (&revoked, false), (&again, true), (&other, true)] {
         assert_eq!(connect(issued).await.is_ok(), is_let_in, "{:?}", issued.certificate);
     }
