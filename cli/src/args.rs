@@ -72,6 +72,8 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Host(commands::host::Host),
     #[command(subcommand)]
+    Certificate(commands::certificate::CertificateCommand),
+    #[command(subcommand)]
     Root(commands::root::RootCommand),
     #[command(subcommand)]
     Roster(commands::roster::RosterCommand),

@@ -4,6 +4,7 @@ pub(crate) mod abort;
 pub(crate) mod approve;
 pub(crate) mod audit;
 pub(crate) mod backup;
+pub(crate) mod certificate;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod deploy;
@@ -70,7 +71,8 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Result<Exit, CliError> {
     let env = Env { ui, context };
     match cli.command {
         Command::Init(init) => init.run(&env),
-        Command::Host(host) => host.run(&env).await,
+        Command::Host(host) => Box::pin(host.run(&env)).await,
+        Command::Certificate(certificate) => Box::pin(certificate.run(&env)).await,
         Command::Root(root) => Box::pin(root.run(&env)).await,
         Command::Roster(roster) => Box::pin(roster.run(&env)).await,
         Command::Release(release) => Box::pin(release.run(&env)).await,

@@ -14,6 +14,7 @@ use muster_mtls::{ClientTls, ConnectOptions, Credentials};
 use muster_proto::convert;
 use muster_proto::v1;
 use muster_proto::v1::blobs_client::BlobsClient;
+use muster_proto::v1::certificates_client::CertificatesClient;
 use muster_proto::v1::operations_client::OperationsClient;
 use muster_trust::{Authentic, TrustError, TrustRoot, verify};
 use prost::Message as _;
@@ -22,7 +23,7 @@ use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
 
 use crate::clock::unix_time;
-use crate::context::Context;
+use crate::context::{Context, finish_exchange};
 use crate::error::CliError;
 use crate::resolve::{Named, ReleaseName};
 
@@ -84,6 +85,7 @@ impl Session {
     pub(crate) async fn open(context: Option<&Path>) -> Result<Self, CliError> {
         let context = Context::find(context)?;
         let root = context.trust_root()?;
+        finish_exchange(&context.credential_paths())?;
         let tls = Credentials::load(&context.credential_paths())
             .and_then(|loaded| ClientTls::new(&loaded))
             .map_err(CliError::tls("use the credentials of the context"))?;
@@ -107,6 +109,11 @@ impl Session {
     /// The operators' calls.
     pub(crate) fn operations(&self) -> OperationsClient<Channel> {
         OperationsClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// The calls about our own certificate.
+    pub(crate) fn certificates(&self) -> CertificatesClient<Channel> {
+        CertificatesClient::new(self.channel.clone())
     }
 
     /// The calls about bytes.

@@ -8,6 +8,7 @@ use muster_trust::{KeySource, Signer, TrustRoot};
 use serde::{Deserialize, Serialize};
 
 use crate::error::CliError;
+use crate::files::{Existing, folder_of, write};
 
 /// The name of the context file that `muster init` writes.
 pub(crate) const CONTEXT_FILE: &str = "context.toml";
@@ -180,6 +181,40 @@ impl Context {
     }
 }
 
+/// Puts a new certificate and its key in the place of the old ones. Both are durable under other names before either is
+/// renamed; whoever finds them so finishes it.
+pub(crate) fn exchange_pair(paths: &CredentialPaths, certificate: &[u8], key: &[u8]) -> Result<(), CliError> {
+    write(&next_to(&paths.key), key, 0o600, Existing::Replace)?;
+    // From here on it is done, whatever happens.
+    write(&next_to(&paths.certificate), certificate, 0o644, Existing::Replace)?;
+    finish_exchange(paths)
+}
+
+/// Finishes an exchange that was interrupted, or takes it back if it had only begun.
+pub(crate) fn finish_exchange(paths: &CredentialPaths) -> Result<(), CliError> {
+    let (key, certificate) = (next_to(&paths.key), next_to(&paths.certificate));
+    let rename = |from: &Path, to: &Path| {
+        std::fs::rename(from, to).map_err(CliError::file("exchange", to))?;
+        let folder = folder_of(to);
+        std::fs::File::open(folder).and_then(|it| it.sync_all()).map_err(CliError::file("write", folder))
+    };
+    if certificate.exists() {
+        if key.exists() {
+            rename(&key, &paths.key)?;
+        }
+        rename(&certificate, &paths.certificate)?;
+    } else if key.exists() {
+        std::fs::remove_file(&key).map_err(CliError::file("remove", key.as_path()))?;
+    }
+    Ok(())
+}
+
+fn next_to(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".next");
+    name.into()
+}
+
 /// The file beside a root document that keeps the one of this version.
 pub(crate) fn kept_beside(path: &Path, version: u64) -> PathBuf {
     path.with_extension(format!("{version}.json"))
@@ -206,6 +241,26 @@ mod tests {
         assert_eq!(found(None, None, path("/home/a")).as_deref(), of_home);
         assert_eq!(found(None, path("relative"), path("/home/a")).as_deref(), of_home);
         assert_eq!(found(None, None, None), None);
+    }
+
+    #[test]
+    fn an_exchange_that_was_interrupted_is_finished_or_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = CredentialPaths::in_dir(dir.path());
+        let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+        let both = || read(&paths.certificate) + &read(&paths.key);
+        exchange_pair(&paths, b"c1", b"k1").unwrap();
+        assert_eq!(both(), "c1k1");
+        std::fs::write(next_to(&paths.key), "k2").unwrap();
+        finish_exchange(&paths).unwrap();
+        assert_eq!((both().as_str(), next_to(&paths.key).exists()), ("c1k1", false), "it had only begun");
+        std::fs::write(next_to(&paths.certificate), "c3").unwrap();
+        std::fs::write(&paths.key, "k3").unwrap();
+        finish_exchange(&paths).unwrap();
+        assert_eq!(both(), "c3k3", "the key had been renamed");
+        exchange_pair(&paths, b"c4", b"k4").unwrap();
+        assert_eq!(both(), "c4k4");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! DIR/keys/root.key
 //! DIR/ca/{ca.pem,ca.key}
 //! DIR/operator/{context.toml,ca.pem,root.json,operator.pem,operator.key,operator-signing.key,release-signing.key}
-//! DIR/coordinator/{coordinator.toml,ca.pem,root.json,coordinator.pem,coordinator.key,audit.key}
+//! DIR/coordinator/{coordinator.toml,ca.pem,root.json,coordinator.pem,coordinator.key,audit.key,issuer/{ca.pem,ca.key}}
 //! DIR/hosts/NAME/{agent.toml,guard.toml,ca.pem,root.json,agent.pem,agent.key,attestation.key,attestation.pub}
 //! ```
 //!
@@ -19,7 +19,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -50,6 +50,7 @@ const AUDIT_PUBLIC_FILE: &str = "audit.pub";
 const AUDIT_KEY_FILE: &str = "audit.key";
 const CA_FILE: &str = "ca.pem";
 const CA_FOLDER: &str = "ca";
+const ISSUER_FOLDER: &str = "issuer";
 const KEYS_FOLDER: &str = "keys";
 const HOSTS_FOLDER: &str = "hosts";
 const OPERATOR_FOLDER: &str = "operator";
@@ -66,6 +67,8 @@ pub(crate) struct InitOptions {
     pub(crate) coordinator: Address,
     /// Further names and addresses for the coordinator's certificate.
     pub(crate) coordinator_names: Vec<String>,
+    /// The port for hosts that have no certificate yet.
+    pub(crate) enrolment_port: u16,
     /// The first operator.
     pub(crate) operator: IdentityName,
     /// The fleet that the context names, if any.
@@ -93,6 +96,8 @@ struct CoordinatorFile {
     certificate: &'static str,
     key: &'static str,
     ca: &'static str,
+    issuer: &'static str,
+    enrol_listen: String,
     root: &'static str,
     audit_key: &'static str,
 }
@@ -139,9 +144,13 @@ fn write_all(dir: &Path, options: &InitOptions) -> Result<UnixTime, CliError> {
     let authority = Authority::create(options.trust_domain.clone(), options.now)
         .map_err(CliError::tls("make the certificate authority"))?;
     authority.save(&dir.join(CA_FOLDER)).map_err(CliError::tls("write the certificate authority"))?;
-    let audit_key = write_coordinator(&dir.join(COORDINATOR_FOLDER), &root, &authority, options)?;
+    // Its key stays offline; what hosts and people are given is from the one below it.
+    let issuing = authority
+        .create_issuing(options.now)
+        .map_err(CliError::tls("make the authority that issues certificates"))?;
+    let audit_key = write_coordinator(&dir.join(COORDINATOR_FOLDER), &root, &issuing, options)?;
     write(&dir.join(AUDIT_PUBLIC_FILE), format!("{audit_key}\n").as_bytes(), MODE_PUBLIC, Existing::Keep)?;
-    write_operator(&operator, (&root, audit_key), &authority, options)?;
+    write_operator(&operator, (&root, audit_key), &issuing, options)?;
     Ok(root_expires)
 }
 
@@ -213,12 +222,17 @@ fn write_coordinator(
     let who = Who { role: Role::Coordinator, name, usage: Usage::Server { names } };
     issue(folder, certificate, key, authority, &who, options.now, CERTIFICATE_LIFETIME)?;
     write(&folder.join(ROOT_FILE), root, MODE_PUBLIC, Existing::Keep)?;
+    authority
+        .save(&folder.join(ISSUER_FOLDER))
+        .map_err(CliError::tls("write the authority that issues certificates"))?;
     let config = CoordinatorFile {
-        listen: listen_address(&options.coordinator),
+        listen: listen_address(&options.coordinator, options.coordinator.port()),
         state: "state",
         certificate,
         key,
         ca: CA_FILE,
+        issuer: ISSUER_FOLDER,
+        enrol_listen: listen_address(&options.coordinator, options.enrolment_port),
         root: ROOT_FILE,
         audit_key: AUDIT_KEY_FILE,
     };
@@ -228,12 +242,10 @@ fn write_coordinator(
 }
 
 /// An IP address is listened on as it is; a name may stand for any of the machine's addresses.
-fn listen_address(coordinator: &Address) -> String {
-    let port = coordinator.port();
-    if coordinator.host().parse::<IpAddr>().is_ok() {
-        coordinator.to_string()
-    } else {
-        format!("0.0.0.0:{port}")
+fn listen_address(coordinator: &Address, port: u16) -> String {
+    match coordinator.host().parse::<IpAddr>() {
+        Ok(address) => SocketAddr::new(address, port).to_string(),
+        Err(_) => format!("0.0.0.0:{port}"),
     }
 }
 

@@ -9,6 +9,7 @@ mod chrony;
 mod concurrency;
 mod demo;
 mod durability;
+mod enrolment;
 mod exit_codes;
 mod guard;
 mod halts;

@@ -1,9 +1,11 @@
 //! `muster host`: the identities of hosts.
 
 mod driver;
+mod evict;
 mod issue;
 mod list;
 mod readmit;
+mod token;
 
 use std::path::PathBuf;
 
@@ -15,19 +17,23 @@ use super::Env;
 use crate::error::CliError;
 use crate::exit::Exit;
 
-/// Issue, list and settle the identities of hosts.
+/// Enrol, issue, list and settle the identities of hosts.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Host {
     Issue(issue::Issue),
+    Token(token::Token),
     List(list::List),
     Readmit(readmit::Readmit),
+    Evict(evict::Evict),
 }
 
 impl Host {
     pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
         match self {
             Self::Issue(issue) => issue.run(env),
-            Self::List(list) => list.run(env),
+            Self::Token(token) => Box::pin(token.run(env)).await,
+            Self::List(list) => Box::pin(list.run(env)).await,
+            Self::Evict(evict) => Box::pin(evict.run(env)).await,
             Self::Readmit(readmit) => readmit.run(env).await,
         }
     }

@@ -33,6 +33,9 @@ pub(crate) struct Init {
     /// A further DNS name or IP address of the coordinator, for its certificate; may be repeated
     #[arg(long, value_name = "NAME")]
     coordinator_san: Vec<String>,
+    /// The coordinator's port for hosts that have no certificate yet [default: the one after its own]
+    #[arg(long, value_name = "PORT")]
+    enrolment_port: Option<u16>,
     /// The name of the first operator
     #[arg(long, value_name = "NAME", default_value = "operator")]
     operator: IdentityName,
@@ -43,7 +46,13 @@ pub(crate) struct Init {
 
 impl Init {
     pub(super) fn run(self, env: &Env) -> Result<Exit, CliError> {
+        let next_port = self.coordinator_address.port().checked_add(1);
+        let enrolment_port = self.enrolment_port.or(next_port).ok_or_else(|| CliError::Usage {
+            what: "there is no port after the coordinator's".to_owned(),
+            next: "name one with --enrolment-port".to_owned(),
+        })?;
         let options = InitOptions {
+            enrolment_port,
             trust_domain: self.trust_domain,
             coordinator: self.coordinator_address,
             coordinator_names: self.coordinator_san,
@@ -93,7 +102,9 @@ impl Report for Made {
         page.line(format_args!("  keep {dir}/keys/root.key and {dir}/ca/ca.key offline; hosts need neither"));
         page.line(format_args!("  export MUSTER_CONTEXT={}", self.context.display()));
         page.line(format_args!("  muster-coordinator run --config {}", self.coordinator_config.display()));
-        page.line("  muster host issue NAME --fleet FLEET   (for each host; then take its folder there)");
-        page.line("  muster roster draft --fleet FLEET --out roster.toml && muster roster apply roster.toml");
+        page.line("  muster host token NAME --fleet FLEET   (for each host, which then enrols; or `host issue` by hand)");
+        page.line(
+            "  muster roster propose --from-pending --out roster.toml && muster roster apply roster.toml",
+        );
     }
 }

@@ -3,6 +3,7 @@
 mod apply;
 mod draft;
 mod file;
+mod propose;
 mod show;
 mod sign;
 
@@ -16,6 +17,7 @@ use crate::exit::Exit;
 #[derive(Debug, Subcommand)]
 pub(crate) enum RosterCommand {
     Draft(draft::Draft),
+    Propose(propose::Propose),
     Sign(sign::Sign),
     Apply(apply::Apply),
     Show(show::Show),
@@ -25,6 +27,7 @@ impl RosterCommand {
     pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
         match self {
             Self::Draft(draft) => Box::pin(draft.run(env)).await,
+            Self::Propose(propose) => Box::pin(propose.run(env)).await,
             Self::Sign(sign) => Box::pin(sign.run(env)).await,
             Self::Apply(apply) => Box::pin(apply.run(env)).await,
             Self::Show(show) => Box::pin(show.run(env)).await,

@@ -1,3 +1,4 @@
+mod certificate;
 mod host;
 mod overrides;
 mod waiting;
@@ -8,6 +9,7 @@ use muster_proto::convert::{self, ConvertError};
 use muster_proto::v1;
 use serde::Serialize;
 
+use self::certificate::CoordinatorCertificate;
 use self::host::{HostView, Served, Width};
 use self::overrides::OpenOverride;
 use self::waiting::WaitingOrder;
@@ -79,6 +81,9 @@ struct View {
     open_overrides: Vec<OpenOverride>,
     waiting_orders: Vec<WaitingOrder>,
     blockers: Vec<Blocker>,
+    /// What will be a reason for trouble unless somebody looks at it.
+    warnings: Vec<Blocker>,
+    coordinator_certificate: Option<CoordinatorCertificate>,
     #[serde(skip)]
     detail: Detail,
 }
@@ -151,6 +156,8 @@ impl View {
             open_overrides: status.open_overrides.into_iter().map(OpenOverride::new).collect(),
             waiting_orders: status.waiting_orders.iter().map(WaitingOrder::new).collect::<Result<_, _>>()?,
             blockers,
+            warnings: convert::blockers(status.warnings)?,
+            coordinator_certificate: status.coordinator_certificate.map(CoordinatorCertificate::new),
             detail,
         })
     }
@@ -231,6 +238,7 @@ impl Report for View {
         page.gap();
         waiting::print(&self.waiting_orders, page);
         overrides::print(&self.open_overrides, page);
+        certificate::print_warnings(&self.warnings, page);
         if self.blockers.is_empty() {
             page.toned(Tone::Good, "no blockers");
         } else {
@@ -275,6 +283,9 @@ impl View {
                 "numbers  last rollout {last_rollout}, term {term}, incarnation {incarnation}"
             ));
             page.line(format_args!("version  coordinator {coordinator_version}"));
+            if let Some(certificate) = &self.coordinator_certificate {
+                certificate.print(page);
+            }
         }
         if self.solo {
             page.labelled(
@@ -332,9 +343,10 @@ impl View {
             page.gap();
             let or_unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".to_owned());
             let rows = self.hosts.iter().map(|host| {
-                [host.host.clone(), or_unknown(&host.agent_version), or_unknown(&host.certificate_expires)]
+                let (agent, until) = (or_unknown(&host.agent_version), or_unknown(&host.certificate_expires));
+                [host.host.clone(), agent, until, host.certificate_text()]
             });
-            page.table(["HOST", "AGENT", "CERTIFICATE UNTIL"], rows.collect());
+            page.table(["HOST", "AGENT", "CERTIFICATE UNTIL", "RENEWED"], rows.collect());
         }
     }
 }

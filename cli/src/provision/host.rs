@@ -8,8 +8,8 @@ use muster_mtls::{Address, Authority, CredentialPaths, Credentials, Role, Usage}
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AUDIT_PUBLIC_FILE, CA_FILE, CA_FOLDER, HOSTS_FOLDER, MODE_PUBLIC, ROOT_FILE, Who, issue, make_folder,
-    new_key, private_staging, sync_folder, write_toml,
+    AUDIT_PUBLIC_FILE, CA_FILE, CA_FOLDER, COORDINATOR_FOLDER, HOSTS_FOLDER, ISSUER_FOLDER, MODE_PUBLIC,
+    ROOT_FILE, Who, issue, make_folder, new_key, private_staging, sync_folder, write_toml,
 };
 use crate::context::read_root;
 use crate::error::CliError;
@@ -86,6 +86,9 @@ pub(crate) struct AgentFile {
     pub(crate) coordinator: String,
     /// Where the agent keeps its state.
     pub(crate) state: PathBuf,
+    /// Where it recovers from an expired certificate; of hosts that were issued by hand, nowhere unless somebody says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) enrolment: Option<String>,
     /// Its certificate.
     pub(crate) certificate: PathBuf,
     /// The certificate's key.
@@ -162,7 +165,9 @@ impl Driver {
 
 /// Issues the identity of a host and writes its bundle to `DIR/hosts/NAME`, which must not exist.
 pub(crate) fn issue_host(dir: &Path, name: &HostName, options: &HostOptions) -> Result<HostBundle, CliError> {
-    let authority = Authority::load(&dir.join(CA_FOLDER))
+    // The coordinator's folder may be on its own machine by now; the offline authority can issue as well.
+    let issuer = dir.join(COORDINATOR_FOLDER).join(ISSUER_FOLDER);
+    let authority = Authority::load(&if issuer.is_dir() { issuer } else { dir.join(CA_FOLDER) })
         .map_err(CliError::tls(format!("read the certificate authority in {}", dir.display())))?;
     // Pinned before it is handed out, so that no host gets a root that nobody can use.
     let root = read_root(&dir.join(ROOT_FILE))?;
@@ -257,6 +262,7 @@ fn write_configuration(
     let agent = AgentFile {
         coordinator: options.coordinator.to_string(),
         state: options.state.clone().unwrap_or_else(|| PathBuf::from(".")),
+        enrolment: None,
         certificate: CERTIFICATE_FILE.into(),
         key: KEY_FILE.into(),
         ca: CA_FILE.into(),

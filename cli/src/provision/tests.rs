@@ -14,6 +14,7 @@ fn init_options() -> InitOptions {
         trust_domain: TrustDomain::new("muster.local").unwrap(),
         coordinator: "127.0.0.1:7400".parse().unwrap(),
         coordinator_names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
+        enrolment_port: 7401,
         operator: IdentityName::new("operator").unwrap(),
         fleet: Some(FleetName::new("demo").unwrap()),
         now: crate::clock::unix_time(),
@@ -73,6 +74,9 @@ fn the_layout_is_private_and_complete() {
     coordinator/coordinator.key 0600
     coordinator/coordinator.pem 0644
     coordinator/coordinator.toml 0644
+    coordinator/issuer 0700
+    coordinator/issuer/ca.key 0600
+    coordinator/issuer/ca.pem 0644
     coordinator/root.json 0644
     hosts 0700
     hosts/host-1 0700
@@ -196,8 +200,8 @@ fn a_name_is_listened_for_on_all_addresses() {
     for (address, listen) in [
         ("127.0.0.1:7400", "127.0.0.1:7400"),
         ("[::1]:7400", "[::1]:7400"),
-        ("coordinator.example:7443", "0.0.0.0:7443"),
+        ("coordinator.example:7443", "0.0.0.0:7400"),
     ] {
-        assert_eq!(listen_address(&address.parse().unwrap()), listen);
+        assert_eq!(listen_address(&address.parse().unwrap(), 7400), listen);
     }
 }

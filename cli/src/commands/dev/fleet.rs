@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::{self, File, TryLockError};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -107,11 +107,17 @@ struct Mark {
 impl LocalFleet {
     /// Makes the fleet in a folder that is empty or does not exist.
     pub(super) fn create(dir: &Path, wanted: &Wanted) -> Result<Self, CliError> {
-        let address = format!("{}:{}", Ipv4Addr::LOCALHOST, free_port()?);
+        let port = free_port()?;
+        // Held while the other one is chosen, so that it is another one.
+        let held = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+        let enrolment_port = free_port()?;
+        drop(held);
+        let address = format!("{}:{port}", Ipv4Addr::LOCALHOST);
         let options = InitOptions {
             trust_domain: parsed("muster.local"),
             coordinator: parsed(&address),
             coordinator_names: Vec::new(),
+            enrolment_port,
             operator: IdentityName::new("operator").expect("the word is a valid name"),
             fleet: Some(wanted.fleet.clone()),
             now: unix_time(),

@@ -5,6 +5,7 @@ use muster_proto::convert::{self, ConvertError};
 use muster_proto::v1;
 use serde::Serialize;
 
+use super::certificate::HostCertificate;
 use crate::clock::{date_text, span_text};
 use crate::view::ReleaseView;
 
@@ -37,6 +38,8 @@ pub(super) struct HostView {
     #[serde(skip)]
     pub(super) other_root: Option<u64>,
     pub(super) certificate_expires: Option<String>,
+    /// As the host says.
+    certificate: Option<HostCertificate>,
     pub(super) blockers: Vec<Blocker>,
 }
 
@@ -79,8 +82,14 @@ impl HostView {
             certificate_expires: wire
                 .certificate_expires_unix_ms
                 .map(|unix_ms| date_text(muster_model::UnixTime(unix_ms))),
+            certificate: wire.certificate.map(HostCertificate::new),
             blockers,
         })
+    }
+
+    /// How old its certificate is, and when the next one is due.
+    pub(super) fn certificate_text(&self) -> String {
+        self.certificate.as_ref().map_or_else(|| "unknown".to_owned(), HostCertificate::text)
     }
 
     /// Unknown is never shown as good, nor as dark.

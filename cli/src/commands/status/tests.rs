@@ -110,9 +110,9 @@ fn verbose_adds_counters_versions_and_certificates() {
     host-1  for 2m 5s       serve 3  epoch 3, 1.2.0 020202020202  1.1.0, 1.2.0
     host-2  lost 2m 5s ago  unknown  unknown
 
-    HOST    AGENT  CERTIFICATE UNTIL
-    host-1  0.1.0  2027-01-15T08:00:00Z
-    host-2  0.1.0  2027-01-15T08:00:00Z
+    HOST    AGENT  CERTIFICATE UNTIL     RENEWED
+    host-1  0.1.0  2027-01-15T08:00:00Z  unknown
+    host-2  0.1.0  2027-01-15T08:00:00Z  unknown
 
     blockers:
       host-missing at host-2: its connection ended
@@ -191,6 +191,7 @@ fn the_json_has_a_schema_and_stable_names() {
           "agent_version": "0.1.0",
           "root_version": null,
           "certificate_expires": "2027-01-15T08:00:00Z",
+          "certificate": null,
           "blockers": [
             {
               "code": "host-missing",
@@ -208,7 +209,9 @@ fn the_json_has_a_schema_and_stable_names() {
           "host": "host-2",
           "detail": "its connection ended"
         }
-      ]
+      ],
+      "warnings": [],
+      "coordinator_certificate": null
     }
     "#);
 }
