@@ -384,9 +384,11 @@ fn of_a_request_nothing_is_taken_but_its_key() {
 fn certificates_are_renewed_again_and_again_while_the_fleet_flips() {
     let fleet = Fleet::up(1);
     let tree = artifact(&[("lib/a", "a")]);
-    fleet.release(&tree, "1.0");
+    let one = fleet.release(&tree, "1.0");
     reconfigure(&fleet, &[("host_certificate_ms", 10_000), ("revocation_list_ms", 12_000)], 1);
     let host = join(&fleet, "host-x", 2);
+    fleet.json(&["deploy", "1.0"]).expect_code(0);
+    until("it is let in", || host.serves().as_deref() == Some(one.as_str()));
     let folder = host.folder().to_owned();
     let list = fleet.dir().join("coordinator/state/crl.pem");
     let (first, first_list) = (serial(&folder), fs::read(&list).unwrap());
