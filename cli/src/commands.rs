@@ -29,6 +29,7 @@ pub(crate) mod status;
 use std::path::PathBuf;
 
 use crate::args::{Cli, Command};
+use crate::clock::{date_text, unix_time};
 use crate::connect::Session;
 use crate::context::Context;
 use crate::error::CliError;
@@ -54,7 +55,14 @@ impl Env {
 
     /// Connects to the coordinator.
     pub(crate) async fn session(&self) -> Result<Session, CliError> {
-        Session::open(self.context.as_deref()).await
+        let session = Session::open(self.context.as_deref()).await?;
+        if session.certificate().is_ending(unix_time()) {
+            let until = date_text(session.certificate().not_after);
+            self.ui.warn(format_args!(
+                "your certificate ends on {until}: renew it with `muster certificate renew`"
+            ));
+        }
+        Ok(session)
     }
 }
 

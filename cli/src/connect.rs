@@ -10,7 +10,7 @@ use std::time::Duration;
 use muster_model::{
     Digest, FleetName, Refusal, Release, Roster, RosterRef, SigningRole, UnixTime, Verified, Version,
 };
-use muster_mtls::{ClientTls, ConnectOptions, Credentials};
+use muster_mtls::{ClientTls, ConnectOptions, Credentials, Validity};
 use muster_proto::convert;
 use muster_proto::v1;
 use muster_proto::v1::blobs_client::BlobsClient;
@@ -43,6 +43,7 @@ const FLEETS_MAX: usize = 10_000;
 pub(crate) struct Session {
     context: Context,
     root: TrustRoot,
+    certificate: Validity,
     channel: Channel,
 }
 
@@ -86,19 +87,25 @@ impl Session {
         let context = Context::find(context)?;
         let root = context.trust_root()?;
         finish_exchange(&context.credential_paths())?;
-        let tls = Credentials::load(&context.credential_paths())
-            .and_then(|loaded| ClientTls::new(&loaded))
-            .map_err(CliError::tls("use the credentials of the context"))?;
+        let unusable = || CliError::tls("use the credentials of the context");
+        let credentials = Credentials::load(&context.credential_paths()).map_err(unusable())?;
+        let certificate = credentials.validity();
+        let tls = ClientTls::new(&credentials).map_err(unusable())?;
         let connecting = muster_mtls::connect(context.coordinator(), &tls, ConnectOptions::default());
         let channel = Box::pin(connecting)
             .await
             .map_err(CliError::tls(format!("connect to the coordinator at {}", context.coordinator())))?;
-        Ok(Self { context, root, channel })
+        Ok(Self { context, root, certificate, channel })
     }
 
     /// The context.
     pub(crate) const fn context(&self) -> &Context {
         &self.context
+    }
+
+    /// From when until when our own certificate is valid.
+    pub(crate) const fn certificate(&self) -> Validity {
+        self.certificate
     }
 
     /// The pinned root.

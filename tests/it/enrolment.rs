@@ -471,6 +471,29 @@ fn a_host_recovers_from_an_expired_certificate_a_few_times() {
 }
 
 #[test]
+fn a_status_warns_long_before_a_host_is_stranded() {
+    let fleet = Fleet::up(1);
+    reconfigure(&fleet, &[("host_certificate_ms", 30_000)], 1);
+    let host = join(&fleet, "host-x", 2);
+    let warned = |text: &str| {
+        let status = fleet.json(&["status"]).expect_code(0).json();
+        let mut warnings = status["warnings"].as_array().unwrap().iter();
+        warnings.any(|it| {
+            it["code"] == "certificate-ending" && it["host"] == "host-x" && it.to_string().contains(text)
+        })
+    };
+    assert!(!warned(""));
+    // Something is in the way of what it is given.
+    fs::write(host.folder().join("identity"), "in the way").unwrap();
+    until("two attempts have failed", || warned("attempts to renew its certificate have failed"));
+    assert!(fleet.muster(&["status"]).expect_code(0).stdout.contains("certificate-ending at host-x"));
+    fleet.wait_connected(2);
+    fs::remove_file(host.folder().join("identity")).unwrap();
+    until("nobody needs to look any more", || !warned(""));
+    fleet.wait_connected(2);
+}
+
+#[test]
 fn an_evicted_host_is_cut_off_at_once_and_told_so() {
     let fleet = Fleet::up(2);
     fleet.release(&artifact(&[("lib/a", "a")]), "1.0");

@@ -3,7 +3,7 @@
 //! Nothing here is believed but a token's secret and signatures. The rate is bounded for all together, as a stranger can come
 //! from anywhere; what is refused is written down at a bounded rate as well.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use muster_audit::Kind;
@@ -16,6 +16,7 @@ use muster_trust::{TOKEN_SECRET_LEN, enrolment_possession, is_signed_by, recover
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
+use super::rate::{Pace, Rate};
 use super::registry::{Bound, Recovery, Verdict};
 use super::{Change, record_of, token_document};
 use crate::audit::Throttle;
@@ -33,14 +34,13 @@ pub(crate) const STREAMS_MAX: u32 = 2;
 /// The largest request: a certificate request of 16 KiB and little else.
 const REQUEST_BYTES_MAX: usize = 20 << 10;
 
-/// Calls in a second, from all strangers together, and how many may come at once after a pause.
-const CALLS_PER_SECOND: u32 = 50;
-const CALLS_AT_ONCE: u32 = 200;
+/// How often strangers may call, all together.
+const CALLS: Pace = Pace { each: Duration::from_millis(20), at_once: 200 };
 
 /// The service, ready to be added to a server.
 pub(crate) fn service(shared: &Arc<Shared>) -> EnrolmentServer<Door> {
     let refusals = Throttle::new(shared.audit.clone(), Kind::Refusal, "strangers were refused");
-    let door = Door { shared: Arc::clone(shared), refusals, rate: Mutex::new(Rate::new(Instant::now())) };
+    let door = Door { shared: Arc::clone(shared), refusals, rate: Rate::new(CALLS) };
     EnrolmentServer::new(door).max_decoding_message_size(REQUEST_BYTES_MAX)
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn service(shared: &Arc<Shared>) -> EnrolmentServer<Door> {
 pub(crate) struct Door {
     shared: Arc<Shared>,
     refusals: Throttle,
-    rate: Mutex<Rate>,
+    rate: Rate,
 }
 
 #[tonic::async_trait]
@@ -89,7 +89,7 @@ impl Door {
     /// Who asks, unless too many do.
     fn stranger<T>(&self, request: &Request<T>) -> Result<String, Status> {
         let address = request.extensions().get::<Stranger>().map(|stranger| stranger.address.ip());
-        if !self.rate.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now()) {
+        if !self.rate.take(Instant::now()) {
             return Err(Status::resource_exhausted("too many ask at once; try again in a moment"));
         }
         Ok(address.map_or_else(|| "a stranger".to_owned(), |ip| format!("a stranger at {ip}")))
@@ -263,43 +263,4 @@ fn recovery_refused(reason: &str) -> SentAway {
 
 fn not_possessed() -> Refusal {
     Refusal::of(Code::RequestRefused, "it is not signed with the attestation key that it names")
-}
-
-/// A bucket of calls that fills again at a steady rate.
-#[derive(Debug)]
-struct Rate {
-    full_at: Instant,
-}
-
-impl Rate {
-    const fn new(now: Instant) -> Self {
-        Self { full_at: now }
-    }
-
-    /// Takes one call, if there is one.
-    fn take(&mut self, now: Instant) -> bool {
-        let each = Duration::from_secs(1) / CALLS_PER_SECOND;
-        let full_at = self.full_at.max(now) + each;
-        let is_there = full_at.duration_since(now) <= each * CALLS_AT_ONCE;
-        if is_there {
-            self.full_at = full_at;
-        }
-        is_there
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn the_rate_is_bounded_and_a_pause_gives_it_back() {
-        let start = Instant::now();
-        let mut rate = Rate::new(start);
-        assert_eq!((0..1000).filter(|_| rate.take(start)).count(), CALLS_AT_ONCE as usize);
-        let later = start + Duration::from_secs(1);
-        assert_eq!((0..1000).filter(|_| rate.take(later)).count(), CALLS_PER_SECOND as usize);
-        let much_later = start + Duration::from_secs(3600);
-        assert_eq!((0..1000).filter(|_| rate.take(much_later)).count(), CALLS_AT_ONCE as usize);
-    }
 }

@@ -63,11 +63,10 @@ impl Standing {
         ];
         let ending = ending.into_iter().filter_map(|(what, validity)| {
             let validity = validity.filter(|validity| validity.is_ending(now))?;
-            let (verb, ms) = match validity.not_after.0.checked_sub(now.0) {
-                Some(left_ms) => ("ends in", left_ms),
-                None => ("ended, ago:", now.0 - validity.not_after.0),
-            };
-            Some(format!("{what} {verb} {} s", ms / 1000))
+            Some(match validity.not_after.0.checked_sub(now.0) {
+                Some(left_ms) => format!("{what} ends in {} s", left_ms / 1000),
+                None => format!("{what} ended {} s ago", (now.0 - validity.not_after.0) / 1000),
+            })
         });
         let unreadable = self.unreadable.iter().map(|reason| {
             format!("the coordinator's certificate files have changed and cannot be used: {reason}")
@@ -253,4 +252,40 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path).map(drop).map_err(|error| error.error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_soon_or_cannot_be_read_is_said_by_name() {
+        let now = UnixTime(1_000_000_000_000);
+        let life = Duration::from_secs(3000);
+        let fresh = Validity::starting(now, life);
+        let ending = Validity::starting(UnixTime(now.0 - 2_500_000), life);
+        let ended = Validity::starting(UnixTime(now.0 - 3_500_000), life);
+        let standing =
+            Standing { certificate: Some(fresh), list: Some(fresh), issuer: None, unreadable: None };
+        assert!(standing.warnings(now).is_empty());
+        let warnings = Standing {
+            list: Some(ending),
+            issuer: Some(ended),
+            unreadable: Some("half a file".to_owned()),
+            ..standing
+        };
+        let warnings = warnings.warnings(now);
+        assert_eq!(warnings.len(), 3, "{warnings:?}");
+        assert!(warnings[0].contains("list") && warnings[0].contains("ends in 500 s"), "{warnings:?}");
+        assert!(warnings[1].contains("issues certificates ended 500 s ago"), "{warnings:?}");
+        assert!(warnings[2].contains("half a file"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_list_is_renewed_at_half_its_life() {
+        let start = UnixTime(1_000_000_000_000);
+        let validity = Validity::starting(start, Duration::from_secs(1000));
+        assert!(!is_half_over(validity, UnixTime(start.0 + 499_000)));
+        assert!(is_half_over(validity, UnixTime(start.0 + 500_000)));
+    }
 }

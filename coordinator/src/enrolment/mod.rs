@@ -7,6 +7,7 @@
 
 mod door;
 mod keeper;
+mod rate;
 mod registry;
 mod renewal;
 

@@ -1,14 +1,17 @@
 //! The next certificate for whoever has one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use muster_audit::Kind;
 use muster_model::{Blocker, Code, Refusal};
 use muster_mtls::{Peer, Role};
 use muster_proto::v1;
 use muster_proto::v1::certificates_server::{Certificates, CertificatesServer};
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
+use super::rate::{Pace, Rate};
 use super::{Change, record_of};
 use crate::coordinator::Shared;
 use crate::status::refused;
@@ -16,15 +19,19 @@ use crate::status::refused;
 /// The largest request: a certificate request of 16 KiB and little else.
 const REQUEST_BYTES_MAX: usize = 20 << 10;
 
+/// How often people and pipelines may renew, all together: each time is an entry in the audit log.
+const PERSONS: Pace = Pace { each: Duration::from_secs(2), at_once: 50 };
+
 /// The service, ready to be added to a server.
 pub(crate) fn service(shared: &Arc<Shared>) -> CertificatesServer<Renewal> {
-    CertificatesServer::new(Renewal { shared: Arc::clone(shared) })
+    CertificatesServer::new(Renewal { shared: Arc::clone(shared), persons: Rate::new(PERSONS) })
         .max_decoding_message_size(REQUEST_BYTES_MAX)
 }
 
 /// The service for peers.
 pub(crate) struct Renewal {
     shared: Arc<Shared>,
+    persons: Rate,
 }
 
 #[tonic::async_trait]
@@ -47,6 +54,10 @@ impl Renewal {
         let (shared, enrolments) = (&self.shared, &self.shared.enrolments);
         let (issuer, now) = (enrolments.issuer()?, shared.machine.unix_time());
         if peer.identity.role != Role::Agent {
+            if !self.persons.take(Instant::now()) {
+                let detail = "many certificates were renewed a moment ago; try again in a minute";
+                return Err(Refusal::of(Code::TooManyCertificates, detail));
+            }
             let issued = issuer.issue(&peer.identity, request, issuer.person_life, now)?;
             let entry = shared.audit.entry(Kind::Certificate, &peer.identity.to_string());
             let said = format!("certificate {} in place of {}", issued.serial, peer.serial);
