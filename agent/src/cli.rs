@@ -113,6 +113,10 @@ struct Enrol {
     /// Where agent and guard keep their state; the same folder if not given.
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    /// The link that services use, for a host of one fleet; below /run it vanishes at a reboot, as fleets ask for unless
+    /// their policy says otherwise. In the state if not given.
+    #[arg(long, value_name = "PATH")]
+    link: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -215,6 +219,7 @@ fn enrol(verb: Enrol) -> Result<(), AgentError> {
         root: verb.root,
         folder: verb.config,
         state: verb.state,
+        link: verb.link,
     };
     let enrolled = runtime()?.block_on(enrol::enrol(&enrolment))?;
     let fleets: Vec<&str> = enrolled.fleets.iter().map(FleetName::as_str).collect();

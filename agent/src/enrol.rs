@@ -52,6 +52,8 @@ pub(crate) struct Enrolment {
     pub(crate) folder: PathBuf,
     /// Where agent and guard keep their state; the same folder if not said.
     pub(crate) state: Option<PathBuf>,
+    /// The link that services use, for a host of one fleet; within the state if not said.
+    pub(crate) link: Option<PathBuf>,
 }
 
 /// What was made.
@@ -131,6 +133,9 @@ pub(crate) async fn enrol(enrolment: &Enrolment) -> Result<Enrolled, AgentError>
     let fleets = fleets.map_err(|error| senseless(&error))?;
     let credentials = check(enrolment, &keys, (&introduction, &answer))?;
 
+    if enrolment.link.is_some() && fleets.len() > 1 {
+        return Err(senseless(&io::Error::other("several fleets cannot share one link")));
+    }
     replace(&folder.join(ROOT_FILE), &root)?;
     replace(&folder.join(CA_FILE), introduction.anchor_pem.as_bytes())?;
     replace(&folder.join(CERTIFICATE_FILE), answer.certificate.as_bytes())?;
@@ -248,6 +253,9 @@ fn write_configuration(
     answer: &v1::EnrolResponse,
 ) -> Result<(), AgentError> {
     let socket = state.join(SOCKET_FILE);
+    // `/run` is emptied by every boot; of other folders nothing is known here, and what is not known is not claimed.
+    let is_volatile = enrolment.link.as_ref().is_some_and(|link| link.starts_with("/run"));
+    let boot_gate = if is_volatile { "volatile" } else { "none" };
     let guard = GuardFile {
         host: enrolment.token.host().as_str().to_owned(),
         state_dir: state.to_owned(),
@@ -256,7 +264,8 @@ fn write_configuration(
             .iter()
             .map(|fleet| {
                 let folder = state.join("fleets").join(fleet.as_str());
-                let (link, releases) = (folder.join("current"), folder.join("releases"));
+                let link = enrolment.link.clone().unwrap_or_else(|| folder.join("current"));
+                let releases = folder.join("releases");
                 GuardFleet { name: fleet.clone(), link, releases, driver: "link" }
             })
             .collect(),
@@ -273,7 +282,7 @@ fn write_configuration(
         attestation_key: ATTESTATION_KEY_FILE,
         audit_key: answer.audit_key.clone(),
         guard_socket: socket,
-        fleet: fleets.iter().map(|fleet| AgentFleet { name: fleet.clone(), boot_gate: "none" }).collect(),
+        fleet: fleets.iter().map(|fleet| AgentFleet { name: fleet.clone(), boot_gate }).collect(),
     };
     // What somebody has written there is theirs.
     let guard_path = folder.join(GUARD_FILE);

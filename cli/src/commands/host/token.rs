@@ -109,7 +109,7 @@ impl Report for Made {
             self.host, self.expires
         ));
         page.line(format_args!(
-            "  muster-agent enrol --coordinator {} --ca-pin {} --root root.json --config /etc/muster --state /var/lib/muster",
+            "  muster-agent enrol --coordinator {} --ca-pin {} --root root.json --config /etc/muster --state /var/lib/muster --link /run/muster/current",
             self.coordinator, self.ca_pin
         ));
         page.line("and paste the token, or give it a file: --token-file FILE");
