@@ -42,6 +42,7 @@ impl Exit {
     }
 
     /// The exit code of one reason.
+    #[expect(clippy::too_many_lines, reason = "it is a table with a line for each code")]
     pub(crate) const fn of_code(code: Code) -> Self {
         match code {
             Code::Mismatch

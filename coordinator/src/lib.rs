@@ -27,6 +27,7 @@ mod worker;
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,7 +57,7 @@ pub async fn run(
     listening: impl FnOnce(SocketAddr),
 ) -> Result<(), Error> {
     let bind = TcpListener::bind(config.listen);
-    serve(config, Machine::real(), bind, shutdown, listening).await
+    Box::pin(serve(config, Machine::real(), bind, shutdown, listening)).await
 }
 
 /// As [`run`], on a machine of the caller's and over connections that come from somewhere else than TCP.
@@ -73,7 +74,7 @@ pub async fn serve<L: Listener>(
     let keeper = Keeper::open(&config, &shared)?;
     let acceptor = Acceptor::new(listener, shared.tls.clone(), Limits::default());
     let address = acceptor.local_addr().map_err(listen)?;
-    let door = open_door(&config, &shared).await?;
+    let door = Box::pin(open_door(&config, &shared)).await?;
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<v1::control_server::ControlServer<control::Control>>().await;
@@ -107,7 +108,7 @@ pub async fn serve<L: Listener>(
         served = server => served.map_err(Error::Serve),
         failed = drivers.run() => Err(Error::StoreFailed(failed)),
         served = door => served,
-        () = keeper.run(Arc::clone(&shared), health) => Ok(()),
+        () = Box::pin(keeper.run(Arc::clone(&shared), health)) => Ok(()),
         () = patience => Ok(()),
     };
     // Streams that have not ended hold on to it: whoever opens the database next must not wait for them.
@@ -120,7 +121,7 @@ pub async fn serve<L: Listener>(
 async fn open_door(
     config: &CoordinatorConfig,
     shared: &Arc<Shared>,
-) -> Result<impl Future<Output = Result<(), Error>> + use<>, Error> {
+) -> Result<Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>, Error> {
     let mut serving = None;
     if let Some(address) = config.enrol_listen {
         let listen = |source| Error::Listen { address, source };
@@ -139,14 +140,14 @@ async fn open_door(
         serving = Some(server);
     }
     let stopping = shared.stopping.clone();
-    Ok(async move {
+    Ok(Box::pin(async move {
         if let Some(server) = serving {
             server.await.map_err(Error::Serve)?;
         }
         // It ends with the rest.
         stopping.requested().await;
         std::future::pending().await
-    })
+    }))
 }
 
 /// 32 bytes from the operating system.

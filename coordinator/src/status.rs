@@ -107,6 +107,7 @@ pub(crate) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     innermost.to_string()
 }
 
+#[expect(clippy::too_many_lines, reason = "it is a table with a line for each code")]
 fn grpc_code(code: Code) -> tonic::Code {
     match code {
         Code::NotAllowed => tonic::Code::PermissionDenied,

@@ -305,14 +305,11 @@ fn a_host_enrols_with_nobody_but_the_pinned_authority() {
     }
 }
 
-#[test]
-fn of_a_request_nothing_is_taken_but_its_key() {
-    let fleet = Fleet::up(1);
-    let invitation = Invitation::of(&fleet, "host-x", &[]);
-    let scratch = fleet.scratch();
-    let (key, der) = (scratch.join("odd.key"), scratch.join("odd.der"));
+/// A request for a certificate authority that is a coordinator.
+fn odd_request(folder: &Path) -> Vec<u8> {
+    let (key, der) = (folder.join("odd.key"), folder.join("odd.der"));
     let names = "subjectAltName=URI:spiffe://muster.local/coordinator/coordinator,DNS:localhost";
-    openssl(&[
+    let made = [
         "req",
         "-new",
         "-newkey",
@@ -322,24 +319,30 @@ fn of_a_request_nothing_is_taken_but_its_key() {
         "-nodes",
         "-keyout",
         text(&key),
-        "-out",
-        text(&der),
-        "-outform",
-        "DER",
-        "-subj",
-        "/CN=coordinator",
-        "-addext",
-        "basicConstraints=critical,CA:TRUE",
-        "-addext",
-        names,
-        "-addext",
-        "keyUsage=keyCertSign",
+    ];
+    let asked =
+        ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", names, "-addext", "keyUsage=keyCertSign"];
+    let rest = [
         "-addext",
         "extendedKeyUsage=serverAuth",
-    ]);
+        "-subj",
+        "/CN=coordinator",
+        "-outform",
+        "DER",
+        "-out",
+        text(&der),
+    ];
+    openssl(&[&made[..], &asked[..], &rest[..]].concat());
+    fs::read(&der).unwrap()
+}
+
+#[test]
+fn of_a_request_nothing_is_taken_but_its_key() {
+    let fleet = Fleet::up(1);
+    let invitation = Invitation::of(&fleet, "host-x", &[]);
+    let request = odd_request(fleet.scratch());
     let token: JoinToken = invitation.token.parse().unwrap();
     let attestation = SigningKey::generate(KeyAlgorithm::Ed25519).unwrap();
-    let request = fs::read(&der).unwrap();
     let message = enrolment_possession(&token_digest(token.secret()), token.host(), &request);
     let ask = |possession: Vec<u8>, request: Vec<u8>| {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -369,7 +372,7 @@ fn of_a_request_nothing_is_taken_but_its_key() {
         let refused = ask(possession, request).unwrap_err();
         assert_eq!(refusal_of(&refused).code(), Some(Code::RequestRefused), "{refused}");
     }
-    let pem = scratch.join("odd.pem");
+    let pem = fleet.scratch().join("odd.pem");
     fs::write(&pem, ask(good, request).unwrap()).unwrap();
     let shown = openssl(&["x509", "-in", text(&pem), "-noout", "-text"]);
     for there in ["CA:FALSE", "URI:spiffe://muster.local/agent/host-x", "TLS Web Client Authentication"] {

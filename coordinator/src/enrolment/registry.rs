@@ -152,13 +152,12 @@ impl Registry {
 
     /// The token of this digest. All are compared, each in constant time.
     pub(super) fn token(&self, digest: &Digest) -> Option<&TokenRecord> {
-        let found =
-            self.tokens.iter().fold(
-                None,
-                |found, (known, token)| {
-                    if is_same_digest(known, digest) { Some(token) } else { found }
-                },
-            );
+        let mut found = None;
+        for (known, token) in &self.tokens {
+            if is_same_digest(known, digest) {
+                found = Some(token);
+            }
+        }
         found
     }
 

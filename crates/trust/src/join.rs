@@ -53,7 +53,7 @@ impl JoinToken {
     /// The token as text, once.
     #[must_use]
     pub fn to_text(&self) -> Zeroizing<String> {
-        Zeroizing::new(format!("{}.{}", self.host, URL_SAFE_NO_PAD.encode(&*self.secret)))
+        Zeroizing::new(format!("{}.{}", self.host, URL_SAFE_NO_PAD.encode(self.secret.as_slice())))
     }
 }
 
