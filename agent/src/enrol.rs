@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -142,7 +143,9 @@ pub(crate) async fn enrol(enrolment: &Enrolment) -> Result<Enrolled, AgentError>
     crash_point("agent.enrol.certificate");
     let config = folder.join(AGENT_FILE);
     let state = enrolment.state.clone().unwrap_or_else(|| folder.clone());
-    create_private_directory(&state).map_err(|source| AgentError::Credentials { source })?;
+    // Services of other users follow the link into it.
+    let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(&state);
+    made.map_err(|source| AgentError::Folder { path: state.clone(), source })?;
     write_configuration(enrolment, folder, &state, &fleets, &answer)?;
     Ok(Enrolled {
         identity: credentials.identity().to_string(),

@@ -249,6 +249,36 @@ fn listen_address(coordinator: &Address, port: u16) -> String {
     }
 }
 
+/// The authority that issues what this folder's owner issues: the coordinator's folder may be on its own machine by now, and
+/// the offline authority can issue as well.
+fn issuing_authority(dir: &Path) -> Result<Authority, CliError> {
+    let issuer = dir.join(COORDINATOR_FOLDER).join(ISSUER_FOLDER);
+    Authority::load(&if issuer.is_dir() { issuer } else { dir.join(CA_FOLDER) })
+        .map_err(CliError::tls(format!("read the certificate authority in {}", dir.display())))
+}
+
+/// Issues a certificate with its key into a new folder, and says until when it holds.
+pub(crate) fn issue_certificate(
+    dir: &Path,
+    folder: &Path,
+    (role, name, names): (Role, IdentityName, Vec<String>),
+    now: UnixTime,
+    lifetime: Duration,
+) -> Result<UnixTime, CliError> {
+    let authority = issuing_authority(dir)?;
+    if folder.symlink_metadata().is_ok() {
+        return Err(CliError::Usage {
+            what: format!("{} is there already; nothing was changed", folder.display()),
+            next: "name a folder that does not exist yet".to_owned(),
+        });
+    }
+    make_folder(folder)?;
+    let usage = if names.is_empty() { Usage::Client } else { Usage::Server { names } };
+    let who = Who { role, name, usage };
+    let validity = issue(folder, "certificate.pem", "key.pem", &authority, &who, now, lifetime)?;
+    Ok(validity.not_after)
+}
+
 /// For whom a certificate is.
 struct Who {
     role: Role,

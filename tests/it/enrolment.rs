@@ -497,6 +497,30 @@ fn a_status_warns_long_before_a_host_is_stranded() {
 }
 
 #[test]
+fn the_first_hosts_of_a_fleet_wait_for_its_first_roster() {
+    let fleet = Fleet::up(1);
+    let (name, folder) = ("host-x", folder_of(&fleet, "host-x"));
+    let made = fleet.json(&["host", "token", name, "--fleet", "other"]).expect_code(0);
+    let invitation = Invitation {
+        token: made.text_at("/token"),
+        coordinator: made.text_at("/coordinator"),
+        ca_pin: made.text_at("/ca_pin"),
+        root: fleet.dir().join("root.json"),
+    };
+    invitation.accept(&folder, &[]).expect_code(0);
+    start(&fleet.outsider(name));
+    wait_for_log(&fleet.outsider(name).agent, "fleet-unknown");
+    let roster = fleet.scratch().join("first.toml");
+    let propose = ["roster", "propose", "--from-pending", "--fleet", "other", "--out", text(&roster)];
+    fleet.json(&propose).expect_code(0);
+    fleet.json(&["roster", "apply", text(&roster)]).expect_code(0);
+    until("it is connected", || {
+        let status = fleet.json(&["status", "--fleet", "other"]).expect_code(0).json();
+        status["hosts_connected"] == 1
+    });
+}
+
+#[test]
 fn an_evicted_host_is_cut_off_at_once_and_told_so() {
     let fleet = Fleet::up(2);
     fleet.release(&artifact(&[("lib/a", "a")]), "1.0");
@@ -508,6 +532,7 @@ fn an_evicted_host_is_cut_off_at_once_and_told_so() {
     wait_for_log(&host.agent, "this host was evicted");
     fleet.wait_connected(1);
     assert_eq!(open_overrides(&fleet), ["evict"]);
+    assert!(fleet.muster(&["status"]).expect_code(0).stdout.contains("host-evicted at host-2"));
     // It outlives a restart of both.
     fleet.coordinator().kill();
     fleet.coordinator().start(&[]);

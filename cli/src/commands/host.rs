@@ -40,7 +40,7 @@ impl Host {
 }
 
 /// The folder that `muster init` made: the one named, else the one that holds the context.
-pub(super) fn fleet_folder(named: Option<PathBuf>, env: &Env) -> Result<PathBuf, CliError> {
+pub(crate) fn fleet_folder(named: Option<PathBuf>, env: &Env) -> Result<PathBuf, CliError> {
     if let Some(dir) = named {
         return Ok(dir);
     }

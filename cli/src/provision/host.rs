@@ -1,15 +1,16 @@
 //! Offline bundles: everything that one host needs to take part, in one folder.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use muster_model::{BootGate, FleetName, HostName, PublicKey, UnixTime};
-use muster_mtls::{Address, Authority, CredentialPaths, Credentials, Role, Usage};
+use muster_mtls::{Address, CredentialPaths, Credentials, Role, Usage};
 use serde::{Deserialize, Serialize};
 
 use super::{
     AUDIT_PUBLIC_FILE, CA_FILE, CA_FOLDER, COORDINATOR_FOLDER, HOSTS_FOLDER, ISSUER_FOLDER, MODE_PUBLIC,
-    ROOT_FILE, Who, issue, make_folder, new_key, private_staging, sync_folder, write_toml,
+    ROOT_FILE, Who, issue, issuing_authority, make_folder, new_key, private_staging, sync_folder, write_toml,
 };
 use crate::context::read_root;
 use crate::error::CliError;
@@ -86,7 +87,7 @@ pub(crate) struct AgentFile {
     pub(crate) coordinator: String,
     /// Where the agent keeps its state.
     pub(crate) state: PathBuf,
-    /// Where it recovers from an expired certificate; of hosts that were issued by hand, nowhere unless somebody says so.
+    /// Where it recovers from an expired certificate, if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) enrolment: Option<String>,
     /// Its certificate.
@@ -165,10 +166,7 @@ impl Driver {
 
 /// Issues the identity of a host and writes its bundle to `DIR/hosts/NAME`, which must not exist.
 pub(crate) fn issue_host(dir: &Path, name: &HostName, options: &HostOptions) -> Result<HostBundle, CliError> {
-    // The coordinator's folder may be on its own machine by now; the offline authority can issue as well.
-    let issuer = dir.join(COORDINATOR_FOLDER).join(ISSUER_FOLDER);
-    let authority = Authority::load(&if issuer.is_dir() { issuer } else { dir.join(CA_FOLDER) })
-        .map_err(CliError::tls(format!("read the certificate authority in {}", dir.display())))?;
+    let authority = issuing_authority(dir)?;
     // Pinned before it is handed out, so that no host gets a root that nobody can use.
     let root = read_root(&dir.join(ROOT_FILE))?;
     let hosts = dir.join(HOSTS_FOLDER);
@@ -189,8 +187,8 @@ pub(crate) fn issue_host(dir: &Path, name: &HostName, options: &HostOptions) -> 
     let public = format!("{attestation_key}\n");
     write(&staging.path().join(ATTESTATION_PUBLIC_FILE), public.as_bytes(), MODE_PUBLIC, Existing::Keep)?;
     write(&staging.path().join(ROOT_FILE), root.authentic().raw(), MODE_PUBLIC, Existing::Keep)?;
-    let audit_key = audit_key(dir)?;
-    write_configuration(staging.path(), &folder, name, (options, audit_key))?;
+    let of_folder = (audit_key(dir)?, enrolment(dir, &options.coordinator));
+    write_configuration(staging.path(), &folder, name, (options, of_folder))?;
 
     std::fs::rename(staging.path(), &folder).map_err(CliError::file("create", folder.as_path()))?;
     // The folder has its name now: there is nothing left to clean up.
@@ -255,14 +253,14 @@ fn write_configuration(
     staging: &Path,
     folder: &Path,
     name: &HostName,
-    (options, audit_key): (&HostOptions, Option<PublicKey>),
+    (options, (audit_key, enrolment)): (&HostOptions, (Option<PublicKey>, Option<String>)),
 ) -> Result<(), CliError> {
     let state = options.state.clone().unwrap_or_else(|| folder.to_owned());
     let boot_gate = boot_gate_of(options.link.as_deref());
     let agent = AgentFile {
         coordinator: options.coordinator.to_string(),
         state: options.state.clone().unwrap_or_else(|| PathBuf::from(".")),
-        enrolment: None,
+        enrolment,
         certificate: CERTIFICATE_FILE.into(),
         key: KEY_FILE.into(),
         ca: CA_FILE.into(),
@@ -289,6 +287,18 @@ fn write_configuration(
     let fleets = fleets.collect();
     let guard = GuardFile { host: name, state_dir: state.clone(), socket: state.join(SOCKET_FILE), fleets };
     write_toml(&staging.join("guard.toml"), "For `muster-guard run --config`.", &guard)
+}
+
+/// Where the coordinator of this folder expects hosts whose certificate has expired, if it does and the folder is still here.
+fn enrolment(dir: &Path, coordinator: &Address) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Listening {
+        enrol_listen: SocketAddr,
+    }
+    let text = std::fs::read_to_string(dir.join(COORDINATOR_FOLDER).join("coordinator.toml")).ok()?;
+    let listening: Listening = toml::from_str(&text).ok()?;
+    let (host, port) = (coordinator.host(), listening.enrol_listen.port());
+    Some(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
 }
 
 /// The public key of the audit log, if the folder knows it.

@@ -198,7 +198,7 @@ impl Registry {
     }
 
     /// Whether the host was evicted and has not enrolled since.
-    pub(super) fn is_evicted(&self, host: &HostName) -> bool {
+    pub(crate) fn is_evicted(&self, host: &HostName) -> bool {
         self.hosts.get(host).is_some_and(|it| it.evicted.is_some() && it.certificates.is_empty())
     }
 
@@ -272,7 +272,12 @@ impl Registry {
                     token.contested = true;
                 }
             }
-            Change::Renewed { host, issued } => self.hosts.entry(host).or_default().take(issued),
+            Change::Renewed { host, issued } => {
+                let record = self.hosts.entry(host).or_default();
+                // Whoever renews has what it was given.
+                record.last_recovery = None;
+                record.take(issued);
+            }
             Change::Recovered { host, issued, spki, certificate_pem } => {
                 let record = self.hosts.entry(host).or_default();
                 let now = issued.at;
@@ -291,6 +296,10 @@ impl Registry {
         self.tokens.retain(|_, token| token.expires.after(EXPIRED_TOKENS_KEPT) > now);
         if self.tokens.len() >= 2 * TOKENS_MAX {
             self.tokens.retain(|_, token| token.expires > now);
+        }
+        for token in self.tokens.values_mut().filter(|token| token.expires <= now) {
+            // Nobody is given it any more.
+            token.bound = None;
         }
         self.revoked.retain(|_, revocation| revocation.listed_until > now);
         self.tokens.insert(digest, record);

@@ -94,7 +94,12 @@ fn warnings(shared: &Shared, view: &View, fleet: &FleetHandle) -> Vec<Blocker> {
     let (now, inventory) = (shared.machine.unix_time(), fleet.inventory());
     let own = shared.enrolments.standing().warnings(now).into_iter();
     let own = own.map(|warning| Blocker::fleet(Code::CertificateEnding, warning));
+    let registry = shared.enrolments.registry();
     let hosts = view.hosts.iter().filter_map(|host| {
+        if registry.is_evicted(&host.host) {
+            let detail = "it was evicted, and is still in the roster";
+            return Some(Blocker::host(Code::HostEvicted, &host.host, detail));
+        }
         let report = inventory.get(&host.host).and_then(|held| held.certificate.as_ref());
         let failing = report.filter(|report| report.failures >= FAILURES_MAX);
         if let Some(report) = failing {
