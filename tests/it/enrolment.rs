@@ -548,6 +548,44 @@ fn an_evicted_host_is_cut_off_at_once_and_told_so() {
 }
 
 #[test]
+fn certificates_that_are_issued_by_hand_count_and_a_coordinator_takes_its_own_over() {
+    let fleet = Fleet::up(1);
+    let folder = |name: &str| fleet.scratch().join(name);
+    let issue = |name: &str, role: &str, more: &[&str]| {
+        let out = folder(name);
+        let arguments = ["certificate", "issue", name, "--role", role, "--out", text(&out)];
+        fleet.json(&[&arguments[..], more].concat())
+    };
+    issue("carol", "viewer", &[]).expect_code(0);
+    issue("carol", "viewer", &[]).expect_code(2);
+    issue("dave", "coordinator", &[]).expect_code(2);
+    let (certificate, key) = (folder("carol").join("certificate.pem"), folder("carol").join("key.pem"));
+    let context =
+        fleet.context_with("carol.toml", &[("certificate", text(&certificate)), ("key", text(&key))]);
+    let carol = |arguments: &[&str]| {
+        crate::harness::run(
+            &[arguments, &["--output", "json"]].concat(),
+            &[("MUSTER_CONTEXT", text(&context))],
+        )
+    };
+    carol(&["status"]).expect_code(0);
+    carol(&["host", "evict", "host-1", "--reason", "spite"]).expect_code(12).expect_blocker(
+        "not-allowed",
+        "",
+        "",
+    );
+
+    issue("coordinator", "coordinator", &["--san", "127.0.0.1"]).expect_code(0);
+    let own = fleet.dir().join("coordinator");
+    for (from, to) in [("certificate.pem", "coordinator.pem"), ("key.pem", "coordinator.key")] {
+        fs::copy(folder("coordinator").join(from), own.join(to)).unwrap();
+    }
+    wait_for_log(&fleet.coordinator(), "certificate files were read again");
+    fleet.json(&["status"]).expect_code(0);
+    fleet.wait_connected(1);
+}
+
+#[test]
 fn an_operator_renews_and_revokes_certificates() {
     let fleet = Fleet::up(1);
     let before = fleet.json(&["certificate", "show"]).expect_code(0).text_at("/serial");

@@ -9,8 +9,8 @@ use muster_mtls::{Address, CredentialPaths, Credentials, Role, Usage};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AUDIT_PUBLIC_FILE, CA_FILE, CA_FOLDER, COORDINATOR_FOLDER, HOSTS_FOLDER, ISSUER_FOLDER, MODE_PUBLIC,
-    ROOT_FILE, Who, issue, issuing_authority, make_folder, new_key, private_staging, sync_folder, write_toml,
+    AUDIT_PUBLIC_FILE, CA_FILE, COORDINATOR_FOLDER, HOSTS_FOLDER, MODE_PUBLIC, ROOT_FILE, Who, issue,
+    issuing_authority, make_folder, new_key, private_staging, sync_folder, write_toml,
 };
 use crate::context::read_root;
 use crate::error::CliError;

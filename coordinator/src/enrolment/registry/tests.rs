@@ -49,8 +49,10 @@ fn a_token_is_the_first_keys_for_its_life_and_for_its_host() {
     let again = Verdict::Again { certificate_pem: "pem of 0a".to_owned(), fleets: BTreeSet::new() };
     assert_eq!(show(&registry, &digest, "host-1", 1, START.after(14 * MINUTE)), again);
     assert_eq!(show(&registry, &digest, "host-1", 2, START), Verdict::Elsewhere { first: true });
-    let other_attestation = registry.enrol(&digest, &host("host-1"), (&spki(1), &key(2)), START);
-    assert_eq!(other_attestation, Verdict::Elsewhere { first: true });
+    for (tls, attestation) in [(1, 2), (2, 1)] {
+        let other = registry.enrol(&digest, &host("host-1"), (&spki(tls), &key(attestation)), START);
+        assert_eq!(other, Verdict::Elsewhere { first: true }, "either key is another");
+    }
     registry.apply(Change::Contested { token: digest });
     assert_eq!(show(&registry, &digest, "host-1", 2, START), Verdict::Elsewhere { first: false });
     assert!(matches!(show(&registry, &digest, "host-1", 1, START.after(15 * MINUTE)), Verdict::Refused(_)));
