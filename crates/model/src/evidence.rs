@@ -194,6 +194,15 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_is_written_in_one_way() {
+        let text = String::from(Secret::from_bytes([0xab; 32]));
+        assert_eq!(Secret::try_from(text.clone()), Ok(Secret::from_bytes([0xab; 32])));
+        assert!(Secret::try_from(text.to_uppercase()).is_err());
+        assert!(Secret::try_from(text.replacen('a', "A", 1)).is_err());
+        assert!(Secret::try_from(text[2..].to_owned()).is_err());
+    }
+
+    #[test]
     fn closures_are_bytes_one_after_the_other() {
         let [first, second, _] = secrets();
         let closures = [Closure::Revealed(first), Closure::Lapsed(second.commitment())];

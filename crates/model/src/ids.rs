@@ -85,7 +85,9 @@ macro_rules! random {
 
             fn try_from(text: String) -> Result<Self, Self::Error> {
                 let mut bytes = [0; 32];
-                hex::decode_to_slice(&text, &mut bytes).map_err(|_| "64 hex digits are needed")?;
+                let is_lower = !text.bytes().any(|byte| byte.is_ascii_uppercase());
+                let decoded = hex::decode_to_slice(&text, &mut bytes);
+                decoded.ok().filter(|()| is_lower).ok_or("64 lower-case hex digits are needed")?;
                 Ok(Self(bytes))
             }
         }

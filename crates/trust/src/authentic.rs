@@ -62,6 +62,11 @@ impl<T> Authentic<T> {
         &self.raw
     }
 
+    /// The digest of the envelope as this crate would write it: the same for all layouts of its JSON.
+    pub(crate) fn normal_digest(&self) -> Digest {
+        Envelope::parse(&self.raw).expect("an authentic envelope was parsed before").normal().digest()
+    }
+
     /// Binds a document to the envelope that it was parsed from. The caller has verified `signers`.
     #[expect(clippy::disallowed_methods, reason = "this is the one place where the proof is made")]
     pub(crate) fn new(document: T, signers: Vec<PublicKey>, envelope: &Envelope) -> Self {

@@ -128,6 +128,13 @@ impl Envelope {
         Ok(Self { payload_type: payload_type.to_owned(), payload, signatures, raw: raw.into() })
     }
 
+    /// The same envelope as [`Envelope::new`] writes it.
+    ///
+    /// What was read in another layout may be written in one byte more than may be read; it stays as it is then.
+    pub(crate) fn normal(self) -> Self {
+        Self::new(&self.payload_type, self.payload.clone(), self.signatures.clone()).unwrap_or(self)
+    }
+
     /// What the payload claims to be.
     #[must_use]
     pub fn payload_type(&self) -> &str {

@@ -167,6 +167,17 @@ pub enum ReceiptError {
         /// Which host.
         host: HostName,
     },
+    /// Something was changed that no signature covers and no check needs.
+    #[error(
+        "the receipt was changed after it was made, in a key id or in a signature that nothing rests on: it has the \
+         digest {found}, and says {stated}; get it again"
+    )]
+    Digest {
+        /// What it says.
+        stated: Digest,
+        /// The digest of what is in it.
+        found: Digest,
+    },
     /// More secrets are missing than the order allows.
     #[error("the receipt lacks the closing secrets of {} hosts, {} among them; the order allows {max_lapsed}", .hosts.len(), .hosts[0])]
     Lapsed {
@@ -181,13 +192,15 @@ impl Receipt<'_> {
     /// Writes the receipt: one JSON document. What it says is checked by [`verify_receipt`] alone.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
+        let Self { order, roster, release, attestations, secrets } = *self;
         let wire = Wire {
             format: FORMAT.to_owned(),
-            order: embed(self.order),
-            roster: embed(self.roster),
-            release: embed(self.release),
-            attestations: self.attestations.iter().map(embed).collect(),
-            secrets: self.secrets.to_vec(),
+            order: embed(order),
+            roster: embed(roster),
+            release: embed(release),
+            attestations: attestations.iter().map(embed).collect(),
+            secrets: secrets.to_vec(),
+            digest: content_digest(order, roster, release, attestations, secrets),
         };
         serde_json::to_vec(&wire).expect("a receipt has string keys and no failing serialisers")
     }
@@ -249,6 +262,10 @@ pub fn verify_receipt(bytes: &[u8], root: &TrustRoot) -> Result<VerifiedReceipt,
     let attestations = verify_in_order(wire.attestations.into_iter().map(raw), roster.document())?;
     check_attestations(&attestations, order.document())?;
     let lapsed = check_secrets(&wire.secrets, &attestations, order.document())?;
+    let found = content_digest(&order, &roster, &release, &attestations, &wire.secrets);
+    if found != wire.digest {
+        return Err(ReceiptError::Digest { stated: wire.digest, found }.into());
+    }
     Ok(VerifiedReceipt { order, roster, release, attestations, lapsed, is_solo: root.root().is_solo() })
 }
 
@@ -265,6 +282,25 @@ struct Wire<'a> {
     #[serde(borrow)]
     attestations: Vec<&'a RawValue>,
     secrets: Vec<Option<Secret>>,
+    digest: Digest,
+}
+
+/// One digest over all that a receipt holds, however its JSON is laid out. It is no proof, as anyone can compute it: it
+/// finds the accident that a signature cannot, since key ids are not signed and a threshold does not need every signature.
+fn content_digest(
+    order: &Authentic<Order>,
+    roster: &Authentic<Roster>,
+    release: &Authentic<Release>,
+    attestations: &[Authentic<Attestation>],
+    secrets: &[Option<Secret>],
+) -> Digest {
+    let mut parts = vec![order.normal_digest(), roster.normal_digest(), release.normal_digest()];
+    parts.extend(attestations.iter().map(Authentic::normal_digest));
+    // What a missing secret leaves is found by its place; the domain label in a commitment keeps the two apart.
+    let places = secrets.iter().map(|secret| secret.map_or(Digest::of(&[]), |secret| secret.commitment().0));
+    parts.extend(places);
+    let parts: Vec<&[u8]> = parts.iter().map(|digest| &digest.as_bytes()[..]).collect();
+    Digest::of_parts(&parts)
 }
 
 fn read(bytes: &[u8]) -> Result<Wire<'_>, ReceiptError> {

@@ -235,3 +235,43 @@ fn a_receipt_holds_the_envelopes_themselves() {
     let envelope = crate::Envelope::parse(embedded.as_bytes()).unwrap();
     assert_eq!(envelope.payload(), attestation(1).to_bytes());
 }
+
+#[test]
+fn one_flipped_bit_anywhere_is_found_and_named() {
+    let (receipt, root) = (FlipParts::new().sign().receipt(), trust_root());
+    verify_receipt(&receipt, &root).unwrap();
+    let named = ["order", "roster", "release", "attestation", "secret", "receipt"];
+    // Each byte once, each bit somewhere; behind the signed parts also the one that turns a letter into its capital.
+    let secrets = receipt.len() - receipt.rsplit(|byte| *byte == b'[').next().unwrap().len();
+    let capitals = (secrets..receipt.len()).map(|position| (position, 5));
+    for (position, bit) in (0..receipt.len()).map(|position| (position, position % 8)).chain(capitals) {
+        let mut flipped = receipt.clone();
+        flipped[position] ^= 1 << bit;
+        let Err(error) = verify_receipt(&flipped, &root) else {
+            let around = &receipt[position.saturating_sub(20)..(position + 20).min(receipt.len())];
+            panic!("bit {bit} of byte {position} is not missed: {}", around.escape_ascii());
+        };
+        let said = error.to_string();
+        assert!(named.iter().any(|name| said.contains(name)), "{said}");
+    }
+}
+
+#[test]
+fn what_no_signature_covers_is_covered_by_the_digest() {
+    for part in ["order", "roster", "release"] {
+        let renamed = receipt_with(|json| json[part]["signatures"][0]["keyid"] = "another".into());
+        refused!(renamed, ReceiptError::Digest { stated, found } if stated != found);
+    }
+    // A third signature where two are enough.
+    let more = receipt_with(|json| {
+        let again = json["order"]["signatures"][0].clone();
+        json["order"]["signatures"].as_array_mut().unwrap().push(again);
+    });
+    refused!(more, ReceiptError::Digest { .. });
+    refused!(
+        receipt_with(|json| json["digest"] = Digest::of(b"another").to_string().into()),
+        ReceiptError::Digest { .. }
+    );
+    let without = receipt_with(|json| drop(json.as_object_mut().unwrap().remove("digest")));
+    refused!(without, ReceiptError::Syntax { .. });
+}
