@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use muster_daemon::{Fragments, LogFormat};
+use muster_daemon::{Fragments, LogFormat, resolve_path};
 use muster_model::{BootGate, Digest, FleetName, PublicKey};
 use muster_mtls::{Address, CredentialPaths};
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,8 @@ const FLEETS_MAX: usize = 64;
 
 const JOBS_MAX: usize = 1024;
 
-/// The agent's configuration, as written in TOML. Relative paths are relative to the file's folder.
+/// The agent's configuration, as written in TOML. Relative paths are relative to the file's folder; `credential:NAME` is
+/// the credential of that name that systemd passes.
 ///
 /// ```toml
 /// coordinator = "coordinator.example:7400"
@@ -104,7 +105,7 @@ impl AgentConfig {
             None => (Fragments::from_system(FILE_NAME).map_err(daemon)?, Path::new(SYSTEM_FOLDER)),
         };
         let config: Self = fragments.merge().map_err(daemon)?;
-        config.relative_to(folder).checked()
+        config.relative_to(folder)?.checked()
     }
 
     /// Where the bound on the error of this host's time of day comes from.
@@ -151,7 +152,7 @@ impl AgentConfig {
         Digest::of(&serde_json::to_vec(self).expect("settings have string keys and UTF-8 paths"))
     }
 
-    fn relative_to(mut self, folder: &Path) -> Self {
+    fn relative_to(mut self, folder: &Path) -> Result<Self, AgentError> {
         let paths = [
             &mut self.state,
             &mut self.certificate,
@@ -163,12 +164,16 @@ impl AgentConfig {
         ];
         for path in paths.into_iter().chain(&mut self.crl) {
             // `.` names the folder itself and not a folder in it.
-            *path = if path.as_path() == Path::new(".") { folder.to_owned() } else { folder.join(&*path) };
+            *path = if path.as_path() == Path::new(".") {
+                folder.to_owned()
+            } else {
+                resolve_path(path, folder).map_err(|source| AgentError::Daemon { source })?
+            };
             if path.as_os_str().is_empty() {
                 *path = PathBuf::from(".");
             }
         }
-        self
+        Ok(self)
     }
 
     fn checked(self) -> Result<Self, AgentError> {
@@ -223,7 +228,7 @@ mod tests {
         let fragment = Fragment { path: "agent.toml".into(), text: text.to_owned() };
         let fragments = Fragments::new(vec![fragment]).unwrap();
         let config: AgentConfig = fragments.merge().map_err(|source| AgentError::Daemon { source })?;
-        config.relative_to(Path::new("/etc/muster")).checked()
+        config.relative_to(Path::new("/etc/muster"))?.checked()
     }
 
     #[test]

@@ -5,13 +5,14 @@ use std::num::{NonZeroU16, NonZeroU64};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use muster_daemon::Fragments;
+use muster_daemon::{Fragments, resolve_path};
 use muster_mtls::CredentialPaths;
 use serde::Deserialize;
 
 use crate::Error;
 
-/// `coordinator.toml`. Paths are relative to the file's folder.
+/// `coordinator.toml`. Paths are relative to the file's folder; `credential:NAME` is the credential of that name that systemd
+/// passes.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CoordinatorConfig {
@@ -126,7 +127,7 @@ impl CoordinatorConfig {
             None => PathBuf::from("/etc/muster"),
         };
         let config: Self = fragments.merge()?;
-        Ok(config.relative_to(&base))
+        config.relative_to(&base)
     }
 
     /// The TLS files.
@@ -158,17 +159,18 @@ impl CoordinatorConfig {
         }
     }
 
-    fn relative_to(self, base: &Path) -> Self {
-        Self {
-            state: base.join(self.state),
-            certificate: base.join(self.certificate),
-            key: base.join(self.key),
-            ca: base.join(self.ca),
-            crl: self.crl.map(|crl| base.join(crl)),
-            issuer: self.issuer.map(|issuer| base.join(issuer)),
-            root: base.join(self.root),
-            audit_key: self.audit_key.map(|key| base.join(key)),
+    fn relative_to(self, base: &Path) -> Result<Self, Error> {
+        let resolve = |path: PathBuf| resolve_path(&path, base);
+        Ok(Self {
+            state: resolve(self.state)?,
+            certificate: resolve(self.certificate)?,
+            key: resolve(self.key)?,
+            ca: resolve(self.ca)?,
+            crl: self.crl.map(resolve).transpose()?,
+            issuer: self.issuer.map(resolve).transpose()?,
+            root: resolve(self.root)?,
+            audit_key: self.audit_key.map(resolve).transpose()?,
             ..self
-        }
+        })
     }
 }

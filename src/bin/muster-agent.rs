@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    muster_daemon::keep_out_of_dumps();
     muster_agent::cli::main()
 }

@@ -36,6 +36,21 @@ pub enum Error {
         /// What is wrong there.
         reason: String,
     },
+    /// A credential's name that is none.
+    #[error("`credential:{name}` names no credential: a name is not empty and has no `/` in it")]
+    CredentialName {
+        /// What stands there.
+        name: String,
+    },
+    /// A credential, where systemd has passed none.
+    #[error(
+        "`credential:{name}` is not there, as CREDENTIALS_DIRECTORY is not set; pass it with `LoadCredential={name}:PATH` \
+         in the unit"
+    )]
+    NoCredentials {
+        /// Its name.
+        name: String,
+    },
     /// `RUST_LOG` is not a filter.
     #[error("RUST_LOG is not a filter such as `info,muster_mtls=debug`: {reason}")]
     LogFilter {

@@ -6,6 +6,7 @@
 
 mod clock;
 mod config;
+mod credential;
 mod error;
 mod fault;
 mod limits;
@@ -15,9 +16,10 @@ mod shutdown;
 
 pub use clock::{boot_id, boot_time, clock_state, unix_time};
 pub use config::{Fragment, Fragments, Place, SYSTEM_FOLDERS};
+pub use credential::resolve_path;
 pub use error::Error;
 pub use fault::{crash_point, fault_point};
-pub use limits::raise_open_files;
+pub use limits::{keep_out_of_dumps, raise_open_files};
 pub use logging::{LogFormat, init_logging};
 pub use machine::{Blocking, Machine, Surroundings};
 pub use shutdown::{Shutdown, ShutdownTrigger, shutdown_on_signals};

@@ -38,15 +38,25 @@ pub fn write_public(path: &Path, contents: &[u8]) -> Result<(), Error> {
 }
 
 /// Reads a file with a secret; it is refused if group or others have any right to it.
+///
+/// A credential of systemd may show a right of its group to read: it is how the access list shows that gives it to the
+/// service's user, and the folder is closed to everybody else.
 pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
     let failed = |source| Error::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     // The open file is asked, not the path: nothing can be exchanged between question and use.
     let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
-    if mode & OTHERS != 0 {
+    if mode & OTHERS & !credential_rights(path) != 0 {
         return Err(Error::KeyFileMode { path: path.to_owned(), mode });
     }
     read_bounded(path, file, MAX_KEY_BYTES)
+}
+
+/// The rights of others that are none, of a credential that systemd passes to this process.
+fn credential_rights(path: &Path) -> u32 {
+    const GROUP_READ: u32 = 0o040;
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY").filter(|folder| !folder.is_empty());
+    if folder.is_some_and(|folder| path.parent() == Some(Path::new(&folder))) { GROUP_READ } else { 0 }
 }
 
 /// Reads a file without secrets.

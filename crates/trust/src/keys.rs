@@ -81,8 +81,13 @@ impl SigningKey {
     /// Reads an unencrypted file, PKCS#8 in PEM or one of OpenSSH, that nobody but its owner may touch.
     pub fn read(path: &Path) -> Result<Self, TrustError> {
         let text = read_private(path)?;
-        let read = if is_openssh(&text) { read_openssh(&text) } else { read_pkcs8(&text) };
-        read.map_err(|reason| TrustError::KeyFileContent { path: path.to_owned(), reason: reason.into() })
+        Self::parse(&text)
+            .map_err(|reason| TrustError::KeyFileContent { path: path.to_owned(), reason: reason.into() })
+    }
+
+    /// Reads the text of such a file. The error says what is wrong with it.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        if is_openssh(text) { read_openssh(text) } else { read_pkcs8(text) }
     }
 
     /// Writes the key into a new PKCS#8 PEM file of mode 0600. An existing file is never replaced.
@@ -230,7 +235,7 @@ fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, TrustError> {
         return Err(TrustError::KeyFileContent { path: path.to_owned(), reason });
     }
     let mode = metadata.permissions().mode() & 0o7777;
-    if mode & MODE_OTHERS_MASK != 0 {
+    if mode & MODE_OTHERS_MASK & !credential_rights(path) != 0 {
         return Err(TrustError::KeyFileMode { path: path.to_owned(), mode });
     }
     if metadata.len() > KEY_FILE_BYTES_MAX {
@@ -241,6 +246,14 @@ fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, TrustError> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_FILE_BYTES_MAX as usize));
     file.take(KEY_FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(failed("read"))?;
     Ok(bytes)
+}
+
+/// The rights of others that are none: the group's right to read a credential that systemd passes to this process is how
+/// the access list shows that gives it to the service's user, and the folder is closed to everybody else.
+fn credential_rights(path: &Path) -> u32 {
+    const GROUP_READ: u32 = 0o040;
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY").filter(|folder| !folder.is_empty());
+    if folder.is_some_and(|folder| path.parent() == Some(Path::new(&folder))) { GROUP_READ } else { 0 }
 }
 
 fn sync_folder_of(path: &Path) -> io::Result<()> {

@@ -1,0 +1,78 @@
+//! The payloads that are signed: what is read is kept, and believed only as it was signed.
+
+use std::fmt::Debug;
+
+use muster_model::{Attestation, Digest, Document, Order, Release, Root, Roster, SigningRole};
+use muster_trust::{Authentic, TrustRoot, sign, verify, verify_attestation};
+
+use crate::Verdict;
+use crate::fixture::{FLIP, KEY, KEY_PUBLIC, ROOT, host, key_alone};
+
+/// What holds for all documents. The envelope is one that the right key has signed.
+fn read<T: Document + Clone + PartialEq + Debug>(bytes: &[u8]) -> Option<(T, Vec<u8>)> {
+    let document = T::parse(bytes).ok()?;
+    let written = document.to_bytes();
+    assert_eq!(T::parse(&written).as_ref(), Ok(&document), "what is written is what was read");
+    let envelope = sign(&document, &[&*KEY]).unwrap();
+    assert_eq!(envelope.payload(), written);
+    if T::KIND != Attestation::KIND {
+        let verified: Authentic<T> = verify(envelope.raw(), &key_alone()).unwrap();
+        assert_eq!(**verified.document(), document);
+        assert_eq!(verified.payload_digest(), Digest::of(&written));
+        assert_eq!(verified.raw(), envelope.raw());
+    }
+    Some((document, envelope.raw().to_vec()))
+}
+
+pub(crate) fn root(bytes: &[u8]) -> Verdict {
+    let Some((root, envelope)) = read::<Root>(bytes) else { return Verdict::Refused };
+    for role in [SigningRole::Root, SigningRole::Release, SigningRole::Operator] {
+        let keys = root.role(role);
+        assert!((1..=keys.keys.len()).contains(&(keys.threshold as usize)));
+    }
+    let own = root.role(SigningRole::Root);
+    let may_sign = own.threshold == 1 && own.keys.contains(&KEY_PUBLIC);
+    let pinned = TrustRoot::pin(&envelope);
+    assert_eq!(pinned.is_ok(), may_sign, "a root vouches for itself by its own keys");
+    if let Ok(pinned) = pinned {
+        assert_eq!(**pinned.root(), root);
+        assert!(pinned.succeed(&envelope).is_err(), "no root follows itself");
+        let follows = ROOT.succeed(&envelope).is_ok();
+        assert_eq!(follows, root.version == 2, "only the next version follows");
+    }
+    Verdict::Taken
+}
+
+pub(crate) fn roster(bytes: &[u8]) -> Verdict {
+    let Some((roster, _)) = read::<Roster>(bytes) else { return Verdict::Refused };
+    assert!((1..=Roster::HOSTS_MAX).contains(&roster.hosts().len()));
+    assert!(roster.revision().0 > 0);
+    assert!(roster.hosts().windows(2).all(|pair| pair[0].name < pair[1].name), "sorted, and each host once");
+    for (position, member) in roster.hosts().iter().enumerate() {
+        assert_eq!(roster.position(&member.name), Some(position));
+    }
+    Verdict::Taken
+}
+
+pub(crate) fn release(bytes: &[u8]) -> Verdict {
+    read::<Release>(bytes).is_some().into()
+}
+
+pub(crate) fn order(bytes: &[u8]) -> Verdict {
+    let Some((order, _)) = read::<Order>(bytes) else { return Verdict::Refused };
+    assert!(order.counter.0 > 0 && order.hosts > 0 && order.max_lapsed < order.hosts);
+    assert!(order.not_before_unix_ms < order.expires_unix_ms);
+    assert!(order.expires_unix_ms.0 - order.not_before_unix_ms.0 <= Order::VALIDITY_MS_MAX);
+    Verdict::Taken
+}
+
+pub(crate) fn attestation(bytes: &[u8]) -> Verdict {
+    let Some((attestation, envelope)) = read::<Attestation>(bytes) else { return Verdict::Refused };
+    let is_ours = attestation.fleet == *FLIP.roster.document().fleet() && attestation.host == host(0);
+    let verified = verify_attestation(&envelope, FLIP.roster.document());
+    assert_eq!(verified.is_ok(), is_ours, "{verified:?}");
+    if let Ok(verified) = verified {
+        assert_eq!(**verified.document(), attestation);
+    }
+    Verdict::Taken
+}
