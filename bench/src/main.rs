@@ -1,9 +1,11 @@
 //! What of the benchmarks has to be Rust: one measurement in one process, and many hosts in one process.
 //!
 //! `measure` calls what an agent calls, [`muster_artifact::measure`], and nothing else, so that the time of the whole
-//! process can be taken from outside and compared with that of other programs. `hosts` runs agents and guards as their
+//! process can be taken from outside and compared with that of other programs. `make-receipt` makes what `muster receipt verify`
+//! is given. `hosts` runs agents and guards as their
 //! programs do. Its other half are the scripts beside it, which run it and its peers.
 
+mod receipt;
 mod swarm;
 
 use std::collections::BTreeSet;
@@ -50,6 +52,14 @@ enum Action {
         #[arg(long)]
         jobs: Option<NonZeroUsize>,
     },
+    /// Write a root document and the receipt of a flip of many hosts
+    MakeReceipt {
+        /// The folder they go to
+        folder: PathBuf,
+        /// How many hosts
+        #[arg(long)]
+        hosts: u32,
+    },
     /// Run the agents and guards of many hosts until SIGTERM
     Hosts {
         /// The folder of their bundles, as `muster host issue` wrote them
@@ -65,6 +75,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().action {
         Action::Prepare { tree, manifest } => prepare(&tree, &manifest),
         Action::Measure { tree, manifest, jobs } => measure_once(&tree, &manifest, jobs),
+        Action::MakeReceipt { folder, hosts } => receipt::make(&folder, hosts),
         Action::Hosts { folder, renewals } => swarm::run(&folder, &renewals),
     }
 }
