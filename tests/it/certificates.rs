@@ -194,6 +194,7 @@ fn a_private_key_that_others_may_read_is_not_used() {
         (&host.agent, host.folder().join("agent.key")),
         (&host.agent, host.folder().join("attestation.key")),
         (&coordinator, fleet.dir().join("coordinator/coordinator.key")),
+        (&coordinator, fleet.dir().join("coordinator/audit.key")),
     ];
     for (daemon, key) in daemons {
         daemon.kill();
@@ -218,6 +219,21 @@ fn a_private_key_that_others_may_read_is_not_used() {
         assert_ne!(refused.code, 0, "{refused}");
         assert!(refused.stderr.contains(key) && refused.stderr.contains("0644"), "{refused}");
         shut(&path);
+    }
+    let draft = fleet.scratch().join("next.toml");
+    let (draft, root_key) = (draft.to_str().unwrap(), fleet.dir().join("keys/root.key"));
+    fleet.json(&["root", "edit", "--out", draft]).expect_code(0);
+    let issue = ["host", "issue", "host-9", "--fleet", "demo"];
+    for (path, command) in [
+        (&root_key, &["root", "sign", draft, "--key", root_key.to_str().unwrap()][..]),
+        (&fleet.dir().join("ca/ca.key"), &issue),
+    ] {
+        open(path);
+        let refused = fleet.json(command);
+        assert_ne!(refused.code, 0, "{refused}");
+        let key = path.file_name().unwrap().to_str().unwrap();
+        assert!(refused.stderr.contains(key) && refused.stderr.contains("0644"), "{refused}");
+        shut(path);
     }
     fleet.assert_all_serve(&one);
     flips(&fleet, &tree);

@@ -224,7 +224,7 @@ fn as_host_2<'a>(caller: &'a Caller, bodies: Vec<Body>) -> Attached<'a> {
     attached
 }
 
-fn join() -> v1::Join {
+pub(crate) fn join() -> v1::Join {
     v1::Join {
         token: None,
         boot_id: "00000000-0000-4000-8000-000000000000".to_owned(),

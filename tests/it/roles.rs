@@ -1,5 +1,7 @@
-//! Who may call what, over real TLS: every call of the coordinator's table times every role.
+//! Who may call what, over real TLS: every call of the descriptors and of the coordinator's table times every role, and
+//! times whoever shows no certificate.
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -8,6 +10,7 @@ use std::time::Duration;
 use muster_coordinator::TABLE;
 use muster_model::Code;
 use muster_mtls::Role;
+use prost::Message as _;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -18,14 +21,28 @@ use crate::harness::{Caller, Fleet, PATIENCE, artifact, refusal_of, wait_until};
 /// Calls that are in no table: of a service that is there, of one that is not, and of none.
 const UNKNOWN: [&str; 3] = ["/fleet.v1.Operations/Unheard", "/fleet.v2.Operations/Flip", "/"];
 
+/// All calls of our services, as the descriptors have them. A new one is tried here before it has a row in the table.
+fn described() -> Vec<String> {
+    let files = prost_types::FileDescriptorSet::decode(muster_proto::DESCRIPTORS).unwrap();
+    let services = files.file.iter().flat_map(|file| file.service.iter().map(move |it| (file.package(), it)));
+    let calls = services.flat_map(|(package, service)| {
+        service.method.iter().map(move |it| format!("/{package}.{}/{}", service.name(), it.name()))
+    });
+    calls.collect()
+}
+
 #[test]
 fn every_call_is_open_to_exactly_the_roles_of_the_table() {
     let fleet = Fleet::up(1);
+    let described = described();
+    assert!(described.len() > 20, "{described:?}");
+    let known: BTreeSet<&str> =
+        described.iter().map(String::as_str).chain(TABLE.iter().map(|(path, _)| *path)).collect();
     for role in Role::ALL {
         let who = format!("spiffe://muster.local/{role}/somebody");
         let caller = Caller::connect(&fleet, &fleet.credentials(role, "somebody")).unwrap();
-        let known = TABLE.iter().map(|(path, roles)| (*path, roles.contains(&role)));
-        for (path, is_allowed) in known.chain(UNKNOWN.map(|path| (path, false))) {
+        for path in known.iter().copied().chain(UNKNOWN) {
+            let is_allowed = TABLE.iter().any(|(row, roles)| *row == path && roles.contains(&role));
             let answer = caller.call(path);
             let denied = answer.err().filter(|status| status.code() == tonic::Code::PermissionDenied);
             assert_eq!(denied.is_none(), is_allowed, "{who} calls {path}: {denied:?}");

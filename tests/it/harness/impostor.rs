@@ -1,12 +1,13 @@
 //! A coordinator in a test's hands: it has the real one's certificate and address, and says what the real one never would.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use muster_model::Digest;
-use muster_mtls::{Acceptor, CredentialPaths, Credentials, Limits, ServerTls};
+use muster_mtls::{Acceptor, CredentialPaths, Credentials, Limits, Peer, ServerTls};
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body as FromAgent;
 use muster_proto::v1::blobs_server::BlobsServer;
@@ -27,10 +28,12 @@ type Frames = Pin<Box<dyn Stream<Item = Result<v1::CoordinatorFrame, Status>> + 
 type Outbox = mpsc::Sender<Result<v1::CoordinatorFrame, Status>>;
 type Chunks = Pin<Box<dyn Stream<Item = Result<v1::DownloadResponse, Status>> + Send>>;
 
-/// A coordinator that is none, for a fleet of one host.
+/// A coordinator that is none.
 pub(crate) struct Impostor {
     _runtime: Runtime,
-    heard: Receiver<FromAgent>,
+    heard: Receiver<(String, FromAgent)>,
+    /// What was said by others while one host was listened to.
+    unheard: RefCell<Vec<(String, FromAgent)>>,
     shared: Shared,
     /// The leadership that the real coordinator had.
     leadership: (u64, u64),
@@ -38,13 +41,26 @@ pub(crate) struct Impostor {
 
 #[derive(Clone)]
 struct Shared {
-    /// The agent's newest stream.
-    frames: Arc<Mutex<Option<Outbox>>>,
-    hears: Arc<Mutex<Sender<FromAgent>>>,
+    /// Each agent's newest stream, by the name in its certificate.
+    frames: Arc<Mutex<BTreeMap<String, Outbox>>>,
+    hears: Arc<Mutex<Sender<(String, FromAgent)>>>,
     blobs: Arc<Mutex<BTreeMap<Vec<u8>, Vec<u8>>>>,
+    /// How blobs are sent that are not held at all.
+    unheld: Arc<Mutex<Option<Endless>>>,
     /// It has the real one's audit log and key as well.
     log: Arc<Log>,
     leadership: (u64, u64),
+}
+
+/// A download that never comes to its end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Endless {
+    /// Full chunks, as fast as they are taken.
+    Flood,
+    /// Chunks with nothing in them.
+    Empty,
+    /// A byte now and then.
+    Drip,
 }
 
 impl Impostor {
@@ -66,6 +82,7 @@ impl Impostor {
             frames: Arc::default(),
             hears,
             blobs: Arc::default(),
+            unheld: Arc::default(),
             log: Arc::new(Log::of(fleet)),
             leadership: (status.incarnation, status.term),
         };
@@ -81,7 +98,8 @@ impl Impostor {
             .add_service(BlobsServer::new(shared.clone()))
             .serve_with_incoming(acceptor);
         runtime.spawn(server);
-        Self { _runtime: runtime, heard, shared, leadership: (status.incarnation, status.term) }
+        let (unheard, leadership) = (RefCell::default(), (status.incarnation, status.term));
+        Self { _runtime: runtime, heard, unheard, shared, leadership }
     }
 
     /// Holds bytes under a name, which need not be theirs.
@@ -96,26 +114,69 @@ impl Impostor {
         name
     }
 
-    /// Says something to the agent, in the term of the real coordinator.
+    /// From now on sends without end what it does not hold.
+    pub(crate) fn never_end(&self, how: Endless) {
+        *self.shared.unheld.lock().unwrap() = Some(how);
+    }
+
+    /// Says something to all agents, in the term of the real coordinator.
     pub(crate) fn say(&self, body: ToAgent) {
         self.say_in_term(self.leadership.1, body);
     }
 
     /// The same in another term.
     pub(crate) fn say_in_term(&self, term: u64, body: ToAgent) {
-        let frame = in_name_of((self.leadership.0, term), body);
-        let frames = self.shared.frames.lock().unwrap().clone().expect("an agent is connected");
-        frames.blocking_send(Ok(frame)).unwrap();
+        let streams = self.shared.frames.lock().unwrap().clone();
+        assert!(!streams.is_empty(), "no agent is connected");
+        for frames in streams.into_values() {
+            let frame = in_name_of((self.leadership.0, term), body.clone());
+            frames.blocking_send(Ok(frame)).unwrap();
+        }
     }
 
-    /// Waits for something that the agent says, and passes over everything else.
+    /// Says something to one agent.
+    pub(crate) fn say_to(&self, host: &str, body: ToAgent) {
+        let frames = self.shared.frames.lock().unwrap().get(host).cloned();
+        let frames = frames.unwrap_or_else(|| panic!("{host} is not connected"));
+        frames.blocking_send(Ok(in_name_of(self.leadership, body))).unwrap();
+    }
+
+    /// Waits for something that any agent says, and passes over everything else.
     #[track_caller]
     pub(crate) fn hear<T>(&self, what: &str, mut take: impl FnMut(FromAgent) -> Option<T>) -> T {
         let mut others = Vec::new();
         loop {
-            let body = self.heard.recv_timeout(PATIENCE);
-            let body = body.unwrap_or_else(|_| panic!("the agent did not say {what}, but {others:?}"));
+            let heard = self.heard.recv_timeout(PATIENCE);
+            let (_, body) = heard.unwrap_or_else(|_| panic!("no agent said {what}, but {others:?}"));
             if let Some(taken) = take(body.clone()) {
+                return taken;
+            }
+            others.push(body);
+        }
+    }
+
+    /// Waits for something that this agent says, and passes over everything else of it; what the others say is kept.
+    #[track_caller]
+    pub(crate) fn hear_from<T>(
+        &self,
+        host: &str,
+        what: &str,
+        mut take: impl FnMut(FromAgent) -> Option<T>,
+    ) -> T {
+        let (its, of_others) = self.unheard.take().into_iter().partition(|(who, _)| who == host);
+        self.unheard.replace(of_others);
+        let its: Vec<(String, FromAgent)> = its;
+        let mut its = its.into_iter();
+        let mut others = Vec::new();
+        loop {
+            let heard = its.next().or_else(|| self.heard.recv_timeout(PATIENCE).ok());
+            let (who, body) = heard.unwrap_or_else(|| panic!("{host} did not say {what}, but {others:?}"));
+            if who != host {
+                self.unheard.borrow_mut().push((who, body));
+                continue;
+            }
+            if let Some(taken) = take(body.clone()) {
+                self.unheard.borrow_mut().extend(its);
                 return taken;
             }
             others.push(body);
@@ -133,7 +194,9 @@ impl v1::control_server::Control for Shared {
 
     async fn attach(&self, request: Request<Streaming<v1::AgentFrame>>) -> Result<Response<Frames>, Status> {
         let (frames, outgoing) = mpsc::channel(16);
-        *self.frames.lock().unwrap() = Some(frames.clone());
+        let peer = request.extensions().get::<Peer>().expect("a peer with a certificate");
+        let who = peer.identity.name.as_str().to_owned();
+        self.frames.lock().unwrap().insert(who.clone(), frames.clone());
         let (mut incoming, hears) = (request.into_inner(), Arc::clone(&self.hears));
         let (log, leadership) = (Arc::clone(&self.log), self.leadership);
         tokio::spawn(async move {
@@ -144,7 +207,7 @@ impl v1::control_server::Control for Shared {
                         let _ = frames.send(Ok(in_name_of(leadership, shown))).await;
                     }
                     // The test may be over.
-                    let _ = hears.lock().unwrap().send(body);
+                    let _ = hears.lock().unwrap().send((who.clone(), body));
                 }
             }
         });
@@ -172,9 +235,24 @@ impl v1::blobs_server::Blobs for Shared {
 
     async fn download(&self, request: Request<v1::DownloadRequest>) -> Result<Response<Chunks>, Status> {
         let blob = self.blobs.lock().unwrap().get(&request.into_inner().digest).cloned();
+        if let (None, Some(how)) = (&blob, *self.unheld.lock().unwrap()) {
+            return Ok(Response::new(without_end(how)));
+        }
         let blob = blob.ok_or_else(|| Status::not_found("no such blob"))?;
         let chunks: Vec<_> =
             blob.chunks(64 << 10).map(|chunk| Ok(v1::DownloadResponse { chunk: chunk.to_vec() })).collect();
         Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
+    }
+}
+
+fn without_end(how: Endless) -> Chunks {
+    let chunk = |bytes: usize| Ok(v1::DownloadResponse { chunk: vec![b'x'; bytes] });
+    match how {
+        Endless::Flood => Box::pin(tokio_stream::iter(std::iter::repeat_with(move || chunk(64 << 10)))),
+        Endless::Empty => Box::pin(tokio_stream::iter(std::iter::repeat_with(move || chunk(0)))),
+        Endless::Drip => {
+            let ticks = tokio::time::interval(std::time::Duration::from_millis(500));
+            Box::pin(tokio_stream::wrappers::IntervalStream::new(ticks).map(move |_| chunk(1)))
+        }
     }
 }
