@@ -11,9 +11,7 @@ use muster_model::{
     RoleKeys, RolloutId, Root, Roster, RosterRef, RosterRevision, Scope, Secret, SigningRole, UnixTime,
     Version,
 };
-use muster_trust::{
-    KeyAlgorithm, Receipt, Signer as _, SigningKey, TrustRoot, assemble_evidence, sign, verify_evidence,
-};
+use muster_trust::{KeyAlgorithm, Receipt, SigningKey, TrustRoot, assemble_evidence, sign, verify_evidence};
 
 const NOW: UnixTime = UnixTime(1_000_000);
 const K: RolloutId = RolloutId(1);
@@ -53,7 +51,7 @@ pub(crate) fn make(folder: &Path, hosts: u32) -> anyhow::Result<()> {
         flags: BTreeMap::new(),
     };
 
-    let secrets: Vec<Secret> = names.iter().map(|name| secret(name)).collect();
+    let secrets: Vec<Secret> = names.iter().map(secret).collect();
     let attest = |(name, key): (&HostName, &SigningKey)| {
         Ok(sign(&attestation(&fleet, name, manifest)?, &[key])?.raw().to_vec())
     };

@@ -46,7 +46,9 @@ fn keys_of(fleet: &Fleet) -> Vec<(PathBuf, Vec<String>)> {
         let text = fs::read_to_string(&path).unwrap();
         let base64: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
         // Behind what all keys of a kind begin with: the private number is in there.
-        (path, vec![base64[24..60].to_owned()])
+        let spelling = base64[24..60].to_owned();
+        assert!(text.contains(&spelling), "{} would not be found out", path.display());
+        (path, vec![spelling])
     });
     keys.collect()
 }
