@@ -66,7 +66,12 @@ pub(crate) fn read_public(path: &Path) -> Result<Vec<u8>, Error> {
 }
 
 fn read_bounded(path: &Path, file: File, max: u64) -> Result<Zeroizing<Vec<u8>>, Error> {
-    let mut contents = Zeroizing::new(Vec::new());
+    // A secret is read into memory that was reserved at once: growing would leave unwiped copies behind.
+    let mut contents = Zeroizing::new(if max == MAX_KEY_BYTES {
+        Vec::with_capacity(MAX_KEY_BYTES as usize + 1)
+    } else {
+        Vec::new()
+    });
     file.take(max + 1)
         .read_to_end(&mut contents)
         .map_err(|source| Error::Read { path: path.to_owned(), source })?;
