@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use muster_artifact::{ArtifactError, BlobStore, BlobWriter, Durability};
-use muster_daemon::{Machine, crash_point, fault_point};
+use muster_daemon::{Machine, Pace, PaceFault, crash_point, fault_point};
 use muster_model::{Code, Digest, HostName, Refusal};
 use muster_proto::v1;
 use muster_proto::v1::blobs_client::BlobsClient;
@@ -16,11 +16,6 @@ use crate::refusal;
 
 /// How long the coordinator may take for the next chunk.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Bytes in each second that a download must bring on average, and for how long it may bring less at first. A link that
-/// works is far faster; whoever lets a byte through now and then would hold a deployment up without end.
-const RATE_BYTES_MIN: u64 = 1 << 10;
-const RATE_GRACE: Duration = Duration::from_secs(10);
 
 /// How much is collected before a thread is asked to write it: small blobs cost one visit to the disk.
 const WRITE_BYTES: usize = 1 << 20;
@@ -174,9 +169,12 @@ impl<'a> Chunks<'a> {
         match tokio::time::timeout(CHUNK_TIMEOUT, self.stream.message()).await {
             Ok(Ok(None)) => Ok(None),
             Ok(Ok(Some(v1::DownloadResponse { chunk }))) => {
-                let kept = self.pace.keep(chunk.len() as u64, Instant::now());
-                kept.map_err(|(code, reason)| {
-                    refusal::at(self.host, code, format!("{}: {reason}", self.what))
+                self.pace.keep(chunk.len() as u64, Instant::now()).map_err(|fault| {
+                    let code = match fault {
+                        PaceFault::Empty => Code::BlobDamaged,
+                        PaceFault::Slow { .. } => Code::TimedOut,
+                    };
+                    refusal::at(self.host, code, format!("{}: {fault}", self.what))
                 })?;
                 Ok(Some(chunk))
             }
@@ -186,59 +184,7 @@ impl<'a> Chunks<'a> {
     }
 }
 
-/// How fast the bytes of one download come.
-struct Pace {
-    begun: Instant,
-    bytes: u64,
-}
-
-impl Pace {
-    const fn begin(now: Instant) -> Self {
-        Self { begun: now, bytes: 0 }
-    }
-
-    /// Takes a chunk of this length into account. A download that would never end is told by what.
-    fn keep(&mut self, len: u64, now: Instant) -> Result<(), (Code, String)> {
-        if len == 0 {
-            return Err((Code::BlobDamaged, "a chunk with nothing in it came".to_owned()));
-        }
-        let is_first = self.bytes == 0;
-        self.bytes = self.bytes.saturating_add(len);
-        let taken = now.saturating_duration_since(self.begun);
-        let due = taken.saturating_sub(RATE_GRACE).as_secs().saturating_mul(RATE_BYTES_MIN);
-        // The first chunk may be all there is, however long it was held up.
-        if is_first || self.bytes >= due {
-            return Ok(());
-        }
-        let reason = format!("only {} bytes came in {} s", self.bytes, taken.as_secs());
-        Err((Code::TimedOut, reason))
-    }
-}
-
 fn late(host: &HostName, what: &str) -> Refusal {
     let detail = format!("{what}: nothing came for {} s", CHUNK_TIMEOUT.as_secs());
     refusal::at(host, Code::TimedOut, detail)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_download_that_only_drips_or_is_all_empty_is_given_up() {
-        let begun = Instant::now();
-        let after = |seconds| begun + Duration::from_secs(seconds);
-        let mut dripping = Pace::begin(begun);
-        assert!((1..=10).all(|second| dripping.keep(1, after(second)).is_ok()), "a slow start");
-        let (code, reason) = dripping.keep(1, after(11)).unwrap_err();
-        assert_eq!((code, reason.as_str()), (Code::TimedOut, "only 11 bytes came in 11 s"));
-
-        let mut held_up = Pace::begin(begun);
-        assert!(held_up.keep(1, after(29)).is_ok(), "the first may be all");
-        assert!(held_up.keep((64 << 10) - 1, after(30)).is_ok(), "what counts is the average");
-        assert!(held_up.keep(1, after(74)).is_ok());
-        assert!(held_up.keep(1, after(75)).is_err());
-        let (code, _) = Pace::begin(begun).keep(0, begun).unwrap_err();
-        assert_eq!(code, Code::BlobDamaged);
-    }
 }

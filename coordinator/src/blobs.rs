@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use muster_artifact::{ArtifactError, BlobReader, BlobStore, Durability};
-use muster_daemon::{Machine, fault_point};
+use muster_daemon::{Machine, Pace, PaceFault, fault_point};
 use muster_model::Digest;
 use muster_proto::convert::digest;
 use muster_proto::v1;
 use muster_proto::v1::upload_request::Part;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
@@ -153,10 +154,15 @@ async fn take_chunks(
     idle: Duration,
     chunks: mpsc::Sender<Vec<u8>>,
 ) -> Result<(), Status> {
+    let mut pace = Pace::begin(Instant::now());
     while let Some(part) = next_upload(parts, idle).await? {
         let Some(Part::Chunk(chunk)) = part.part else {
             return Err(Status::invalid_argument("a header comes first and once"));
         };
+        pace.keep(chunk.len() as u64, Instant::now()).map_err(|fault| match fault {
+            PaceFault::Empty => Status::invalid_argument(fault.to_string()),
+            PaceFault::Slow { .. } => Status::deadline_exceeded(fault.to_string()),
+        })?;
         if chunks.send(chunk).await.is_err() {
             // The writer has failed, and says why.
             break;

@@ -93,6 +93,7 @@ fn an_upload_that_lies_is_not_kept() {
         (vec![chunk(), header()], "begins with a header"),
         (vec![header(), header(), chunk()], "comes first and once"),
         (vec![short, chunk()], "digest"),
+        (vec![header(), Part::Chunk(Vec::new()), chunk()], "a chunk with nothing in it"),
     ] {
         let status = caller.upload_parts(parts).unwrap_err();
         assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
