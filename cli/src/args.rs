@@ -74,6 +74,8 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Certificate(commands::certificate::CertificateCommand),
     #[command(subcommand)]
+    Operator(commands::operator::OperatorCommand),
+    #[command(subcommand)]
     Root(commands::root::RootCommand),
     #[command(subcommand)]
     Roster(commands::roster::RosterCommand),

@@ -16,6 +16,7 @@ pub(crate) mod halt;
 pub(crate) mod host;
 pub(crate) mod init;
 pub(crate) mod man;
+pub(crate) mod operator;
 pub(crate) mod order;
 pub(crate) mod receipt;
 pub(crate) mod release;
@@ -81,6 +82,7 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Result<Exit, CliError> {
         Command::Init(init) => init.run(&env),
         Command::Host(host) => Box::pin(host.run(&env)).await,
         Command::Certificate(certificate) => Box::pin(certificate.run(&env)).await,
+        Command::Operator(operator) => operator.run(&env),
         Command::Root(root) => Box::pin(root.run(&env)).await,
         Command::Roster(roster) => Box::pin(roster.run(&env)).await,
         Command::Release(release) => Box::pin(release.run(&env)).await,

@@ -1,4 +1,4 @@
-//! The folder of a fleet's trust: what `muster init` and `muster host issue` write, and what the daemons then read.
+//! The folder of a fleet's trust: what `muster init`, `muster host issue` and `muster operator add` write, and what the daemons then read.
 //!
 //! ```text
 //! DIR/root.json                  the root document, signed by keys/root.key
@@ -7,6 +7,7 @@
 //! DIR/ca/{ca.pem,ca.key}
 //! DIR/operator/{context.toml,ca.pem,root.json,operator.pem,operator.key,operator-signing.key,release-signing.key}
 //! DIR/coordinator/{coordinator.toml,ca.pem,root.json,coordinator.pem,coordinator.key,audit.key,issuer/{ca.pem,ca.key}}
+//! DIR/people/NAME/{context.toml,ca.pem,root.json,certificate.pem,certificate.key}
 //! DIR/hosts/NAME/{agent.toml,guard.toml,ca.pem,root.json,agent.pem,agent.key,attestation.key,attestation.pub}
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! killed leaves no half folder under these names.
 
 mod host;
+mod person;
 #[cfg(test)]
 mod tests;
 
@@ -34,9 +36,10 @@ use serde::Serialize;
 
 use crate::context::{CONTEXT_FILE, ContextFile};
 use crate::error::CliError;
-use crate::files::{Existing, write};
+use crate::files::{Existing, read_bounded, write};
 
 pub(crate) use host::{Driver, HostBundle, HostOptions, hosts, issue_host};
+pub(crate) use person::{PersonOptions, add_person};
 
 /// Two years: long enough for a calendar, short enough that somebody still knows how it was made.
 pub(crate) const ROOT_LIFETIME: Duration = Duration::from_secs(2 * 365 * 24 * 3600);
@@ -53,10 +56,14 @@ const CA_FOLDER: &str = "ca";
 const ISSUER_FOLDER: &str = "issuer";
 const KEYS_FOLDER: &str = "keys";
 const HOSTS_FOLDER: &str = "hosts";
+const PEOPLE_FOLDER: &str = "people";
 const OPERATOR_FOLDER: &str = "operator";
 const COORDINATOR_FOLDER: &str = "coordinator";
 
 const MODE_PUBLIC: u32 = 0o644;
+
+/// No public key in its text form comes near this, in bytes.
+const PUBLIC_KEY_BYTES_MAX: u64 = 64 << 10;
 
 /// What `muster init` is told.
 #[derive(Debug, Clone)]
@@ -277,6 +284,18 @@ pub(crate) fn issue_certificate(
     let who = Who { role, name, usage };
     let validity = issue(folder, "certificate.pem", "key.pem", &authority, &who, now, lifetime)?;
     Ok(validity.not_after)
+}
+
+/// The public key of the audit log, if the folder knows it.
+fn audit_key(dir: &Path) -> Result<Option<PublicKey>, CliError> {
+    let path = dir.join(AUDIT_PUBLIC_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let bytes = read_bounded(&path, PUBLIC_KEY_BYTES_MAX)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let wrong = |error: muster_model::PublicKeyError| CliError::Content { path, reason: error.to_string() };
+    text.trim_end().parse().map(Some).map_err(wrong)
 }
 
 /// For whom a certificate is.

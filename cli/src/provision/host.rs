@@ -9,7 +9,7 @@ use muster_mtls::{Address, CredentialPaths, Credentials, Role, Usage};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AUDIT_PUBLIC_FILE, CA_FILE, COORDINATOR_FOLDER, HOSTS_FOLDER, MODE_PUBLIC, ROOT_FILE, Who, issue,
+    CA_FILE, COORDINATOR_FOLDER, HOSTS_FOLDER, MODE_PUBLIC, ROOT_FILE, Who, audit_key, issue,
     issuing_authority, make_folder, new_key, private_staging, sync_folder, write_toml,
 };
 use crate::context::read_root;
@@ -299,18 +299,6 @@ fn enrolment(dir: &Path, coordinator: &Address) -> Option<String> {
     let listening: Listening = toml::from_str(&text).ok()?;
     let (host, port) = (coordinator.host(), listening.enrol_listen.port());
     Some(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
-}
-
-/// The public key of the audit log, if the folder knows it.
-fn audit_key(dir: &Path) -> Result<Option<PublicKey>, CliError> {
-    let path = dir.join(AUDIT_PUBLIC_FILE);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let bytes = read_bounded(&path, BYTES_MAX)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let wrong = |error: muster_model::PublicKeyError| CliError::Content { path, reason: error.to_string() };
-    text.trim_end().parse().map(Some).map_err(wrong)
 }
 
 /// `/run` is emptied by every boot; of other folders nothing is known here, and what is not known is not claimed.

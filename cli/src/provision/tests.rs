@@ -205,3 +205,40 @@ fn a_name_is_listened_for_on_all_addresses() {
         assert_eq!(listen_address(&address.parse().unwrap(), 7400), listen);
     }
 }
+
+#[test]
+fn a_persons_context_reaches_the_coordinator_and_signs_nothing_by_itself() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path().join("fleet");
+    init(&dir, &init_options()).unwrap();
+    let bob = IdentityName::new("bob").unwrap();
+    let options = PersonOptions {
+        role: Role::Pipeline,
+        operator_key: None,
+        release_key: Some("ssh-agent:bob.pub".parse().unwrap()),
+        coordinator: None,
+        fleet: None,
+        valid_for: Duration::from_secs(3600),
+        now: crate::clock::unix_time(),
+    };
+    let person = add_person(&dir, &bob, &options).unwrap();
+    insta::assert_snapshot!(listing(&person.folder), @"
+    ca.pem 0644
+    certificate.key 0600
+    certificate.pem 0644
+    context.toml 0644
+    root.json 0644
+    ");
+    let context = Context::read(&person.folder.join(CONTEXT_FILE)).unwrap();
+    let credentials = Credentials::load(&context.credential_paths()).unwrap();
+    assert_eq!(credentials.identity().to_string(), "spiffe://muster.local/pipeline/bob");
+    assert_eq!(credentials.validity().not_after, person.certificate_expires);
+    let first = Context::read(&dir.join("operator/context.toml")).unwrap();
+    assert_eq!(context.trust_root().unwrap().root(), first.trust_root().unwrap().root());
+    assert_eq!((context.fleet(), context.coordinator()), (first.fleet(), first.coordinator()));
+    assert_eq!(context.audit_key(), first.audit_key());
+    assert_eq!(context.operator_key().unwrap_err().exit(), Exit::Usage);
+    let again = add_person(&dir, &bob, &options).unwrap_err();
+    assert!(again.to_string().contains("has a context already"), "{again}");
+    assert_eq!(std::fs::read_dir(dir.join("people")).unwrap().count(), 1);
+}

@@ -3,10 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use muster_mtls::Role;
 use muster_trust::{KeyAlgorithm, SigningKey};
 
-use super::{Fleet, Output, PATIENCE, issue, run, today, wait_until};
+use super::{Fleet, Output, PATIENCE, run, wait_until};
 
 /// The operators beside the one whose context the fleet's folder holds, and who is alice here.
 pub(crate) struct Operators<'a> {
@@ -42,11 +41,8 @@ impl<'a> Operators<'a> {
                 host.folder().join("roots/2.json").exists().then_some(())
             });
         }
-        let issued = issue(&fleet.authority(), Role::Operator, "bob", today());
-        let bob = fleet.context_of("bob.toml", &issued);
-        let mut context: toml::Table = fs::read_to_string(&bob).unwrap().parse().unwrap();
-        context.insert("operator_key".to_owned(), text(&path).into());
-        fs::write(&bob, toml::to_string(&context).unwrap()).unwrap();
+        fleet.json(&["operator", "add", "bob", "--operator-key", text(&path)]).expect_code(0);
+        let bob = fleet.dir().join("people/bob/context.toml");
         let operators = Self { fleet, bob, bobs_key };
         operators.renew_roster();
         operators
