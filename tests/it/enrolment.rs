@@ -4,6 +4,7 @@ mod foreign;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -334,6 +335,21 @@ fn odd_request(folder: &Path) -> Vec<u8> {
     ];
     openssl(&[&made[..], &asked[..], &rest[..]].concat());
     fs::read(&der).unwrap()
+}
+
+#[test]
+fn strangers_who_say_nothing_hold_up_nobody_for_long() {
+    let fleet = Fleet::up(1);
+    let invitation = Invitation::of(&fleet, "host-x", &[]);
+    // More than have a place, each of them silent.
+    let silent: Vec<TcpStream> =
+        (0..200).map(|_| TcpStream::connect(&invitation.coordinator).unwrap()).collect();
+    fleet.json(&["status"]).expect_code(0);
+    let folder = folder_of(&fleet, "host-x");
+    wait_until("there is room again", PATIENCE, || (invitation.accept(&folder, &[]).code == 0).then_some(()));
+    wait_for_log(&fleet.coordinator(), "TLS handshake given up");
+    fleet.wait_connected(1);
+    drop(silent);
 }
 
 #[test]

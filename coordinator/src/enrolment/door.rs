@@ -25,7 +25,7 @@ use crate::status::{malformed, refused};
 
 /// What is taken on at the door, which is little.
 pub(crate) const LIMITS: Limits =
-    Limits { handshake_timeout: Duration::from_secs(5), handshakes_max: 32, connections_max: 128 };
+    Limits { handshake_timeout: Duration::from_secs(5), handshakes_max: 128, connections_max: 256 };
 /// How long a call may take, and how long a connection may last.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 /// Calls at once on one connection.
