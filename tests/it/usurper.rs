@@ -180,12 +180,8 @@ fn order_of_the_last_flip(fleet: &Fleet) -> Vec<u8> {
     serde_json::to_vec(&receipt["order"]).unwrap()
 }
 
-#[test]
-fn a_coordinator_that_was_taken_over_tries_each_of_its_powers_and_every_host_refuses() {
-    let usurped = Usurped::begin();
-    let Usurped { fleet, impostor, two, three, alice, bob, roster, .. } = &usurped;
-
-    // Unsigned code.
+fn deploys_unsigned_code(usurped: &Usurped) {
+    let Usurped { impostor, .. } = usurped;
     let evil = impostor.hold(b"evil");
     let release_envelope = signed(&release("4.0", evil), &strangers_key());
     impostor.say(ToAgent::Deploy(v1::Deploy { request: 1, release_envelope, manifest_size: 4 }));
@@ -197,7 +193,14 @@ fn a_coordinator_that_was_taken_over_tries_each_of_its_powers_and_every_host_ref
         assert_eq!(ended.blockers[0].code, Code::SignatureInvalid.as_str(), "{ended:?}");
         assert!(ended.blockers[0].detail.contains("signed by 0 of 1 release keys"), "{ended:?}");
     }
+}
 
+#[test]
+fn a_coordinator_that_was_taken_over_tries_each_of_its_powers_and_every_host_refuses() {
+    let usurped = Usurped::begin();
+    let Usurped { fleet, impostor, two, three, alice, bob, roster, .. } = &usurped;
+
+    deploys_unsigned_code(&usurped);
     // Too few approvals: the one key that was stolen.
     let needs_two = "order is signed by 1 of 3 operator keys and needs 2";
     usurped.try_papers(3, Code::SignatureInvalid, needs_two, |_, it| Papers {

@@ -29,7 +29,7 @@ pub(crate) fn run(bytes: &[u8]) -> Verdict {
         assert_eq!(envelope.payload(), order().to_bytes());
         assert!(verified.raw()[..] == *bytes);
         assert_eq!(verified.envelope_digest(), envelope.digest());
-        assert_eq!(verified.signers(), [KEY_PUBLIC.clone()]);
+        assert_eq!(verified.signers(), std::slice::from_ref(&*KEY_PUBLIC));
     }
     if let Ok(joined) = join_signatures::<Order>(&[&envelope, &envelope], &either) {
         assert_eq!(joined.payload(), envelope.payload());

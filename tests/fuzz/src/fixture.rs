@@ -10,7 +10,7 @@ use muster_model::{
     Release, RoleKeys, RolloutId, Root, Roster, RosterRef, RosterRevision, Scope, Secret, SigningRole,
     UnixTime, Version,
 };
-use muster_trust::{Authentic, Receipt, SigningKey, TrustRoot, assemble_evidence, sign, verify_evidence};
+use muster_trust::{Authentic, SigningKey, TrustRoot, assemble_evidence, sign, verify_evidence};
 
 /// The key that signs everything: one that `ssh-keygen` made, and that everybody has.
 pub(crate) static KEY: LazyLock<SigningKey> = LazyLock::new(|| {
@@ -37,7 +37,6 @@ pub(crate) struct SignedFlip {
     pub(crate) roster: Authentic<Roster>,
     pub(crate) release: Authentic<Release>,
     pub(crate) attestations: Vec<Authentic<Attestation>>,
-    pub(crate) secrets: Vec<Option<Secret>>,
 }
 
 impl SignedFlip {
@@ -49,14 +48,8 @@ impl SignedFlip {
             order: ROOT.verify_order(&signed(&order()), NOW).unwrap(),
             release: ROOT.verify_release(&signed(&release()), &fleet(), NOW).unwrap(),
             attestations: verify_evidence(&assemble_evidence(&lines), roster.document()).unwrap(),
-            secrets: [0, 1].map(|index| Some(secret(index))).into(),
             roster,
         }
-    }
-
-    pub(crate) fn receipt(&self) -> Vec<u8> {
-        let Self { order, roster, release, attestations, secrets } = self;
-        Receipt { order, roster, release, attestations, secrets }.to_bytes()
     }
 }
 
@@ -79,7 +72,7 @@ pub(crate) fn host(index: u8) -> HostName {
     HostName::new(&format!("host-{}", index + 1)).unwrap()
 }
 
-fn secret(index: u8) -> Secret {
+pub(crate) fn secret(index: u8) -> Secret {
     Secret::from_bytes([index; 32])
 }
 

@@ -50,8 +50,11 @@ macro_rules! requests {
     };
 }
 
+/// The name of a message, and whether bytes are one.
+type Reading = (&'static str, fn(&[u8]) -> bool);
+
 /// Every message that a call of ours begins with. New ones come last, so that the corpus keeps its meaning.
-pub(crate) const REQUESTS: &[(&str, fn(&[u8]) -> bool)] = requests![
+pub(crate) const REQUESTS: &[Reading] = requests![
     ListFleetsRequest,
     StatusRequest,
     ApplyRosterRequest,
@@ -79,4 +82,11 @@ pub(crate) const REQUESTS: &[(&str, fn(&[u8]) -> bool)] = requests![
     UploadRequest,
     DownloadRequest,
     AgentFrame,
+    EnrolRequest,
+    RecoverRequest,
+    RenewRequest,
+    IssueTokenRequest,
+    ListEnrolledRequest,
+    EvictHostRequest,
+    RevokeCertificateRequest,
 ];

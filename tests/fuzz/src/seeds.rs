@@ -7,9 +7,12 @@ use muster_audit::{SignedCheckpoint, export_header, export_line};
 use muster_model::{Document as _, FromHost, Manifest, RolloutId, ToHost};
 use muster_proto::convert::{to_agent, to_coordinator};
 use muster_proto::v1;
+use muster_trust::Receipt;
 use prost::Message as _;
 
-use crate::fixture::{FLIP, KEY, attestation, checkpoint, entries, order, release, root, roster, signed};
+use crate::fixture::{
+    FLIP, KEY, SignedFlip, attestation, checkpoint, entries, order, release, root, roster, secret, signed,
+};
 use crate::{Verdict, audit, run};
 
 /// Names a folder to which the seeds are written, each into the folder of its target.
@@ -110,7 +113,7 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         ),
         ("manifest", vec![MANIFEST.as_bytes().to_vec()]),
         ("order", vec![order().to_bytes()]),
-        ("receipt", vec![FLIP.receipt()]),
+        ("receipt", vec![whole_receipt()]),
         ("release", vec![release().to_bytes()]),
         ("request", vec![marked(24, &upload.encode_to_vec())]),
         ("root", vec![root().to_bytes()]),
@@ -132,4 +135,10 @@ fn every_seed_is_taken() {
             }
         }
     }
+}
+
+fn whole_receipt() -> Vec<u8> {
+    let SignedFlip { order, roster, release, attestations } = &*FLIP;
+    let secrets = &[0, 1].map(|index| Some(secret(index)));
+    Receipt { order, roster, release, attestations, secrets }.to_bytes()
 }
