@@ -30,8 +30,10 @@ use crate::guard_watch::GuardWatch;
 use crate::identity::CertificateFiles;
 use crate::journal::Journal;
 use crate::measure::{Lanes, Trees};
+use crate::papers::Papers;
 use crate::renewal::{CertificateState, Renewal};
 use crate::stream::{Line, Route};
+use crate::teller::Teller;
 use crate::witness::Witness;
 use crate::{AgentConfig, AgentError, ClockError};
 
@@ -273,6 +275,9 @@ impl Base {
             fleet: fleet.clone(),
             source: Box::new(source),
         })?;
+        let papers_folder = folder.join("papers");
+        create_folder(&papers_folder, OWNER_ONLY)?;
+        let papers = Arc::new(Papers::open(&papers_folder));
         let (post, inbox) = mpsc::channel::<Input>(INBOX_MAX);
         let (root, lanes, key) = (&self.roots, &self.lanes, &self.key);
         let shared = (Arc::clone(&self.slots), self.certificate.clone());
@@ -290,14 +295,18 @@ impl Base {
                 self.machine.clone(),
                 self.host.clone(),
                 fleet.clone(),
+                Arc::clone(&papers),
             )),
+            papers: Arc::clone(&papers),
             key: Arc::clone(key),
             deployer: deployer.clone(),
             drill_again: self.drill_again,
             witness: Witness::open(&folder, &self.host, self.audit_key.clone())?,
         };
         let profile = self.profile(parts.boot_gate);
-        let route = Route { fleet, inbox: post.clone(), deployer, checker };
+        let library = Arc::clone(&tools.library);
+        let teller = Teller::new(fleet.clone(), papers, Arc::clone(&tools.trees), library, post.clone());
+        let route = Route { fleet, inbox: post.clone(), deployer, checker, teller };
         let driver = FleetDriver::new(tools, opened, profile, Arc::clone(&self.guard), (post, inbox));
         Ok((route, driver))
     }

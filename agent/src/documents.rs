@@ -3,13 +3,17 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use muster_daemon::Machine;
-use muster_model::{Code, Digest, Documents, FleetName, HostName, Refusal};
+use muster_model::{
+    Attestation, Closing, Code, Commitment, Digest, Documents, FleetName, HostName, Purpose, Refusal,
+    RolloutId, Roster, Verified,
+};
 use muster_rollout::host::Evidence;
 use muster_trust::{Authentic, ENVELOPE_BYTES_MAX, EVIDENCE_BYTES_MAX, RootChain, verify_evidence};
 use tonic::transport::Channel;
 
 use crate::blobs::pull;
 use crate::measure::on_thread;
+use crate::papers::{self, Papers};
 use crate::refusal;
 
 /// Pulls and verifies what a rollout rests on, by the root that is in force at that moment.
@@ -21,6 +25,8 @@ pub(crate) struct Library {
     fleet: FleetName,
     /// The last roster's envelope: the largest document, and the one that seldom changes.
     roster: Mutex<Option<(Digest, Arc<[u8]>)>>,
+    /// Where what was verified is kept.
+    papers: Arc<Papers>,
 }
 
 /// The bytes of a rollout's documents, of which nothing is verified but the digests.
@@ -37,8 +43,9 @@ impl Library {
         machine: Machine,
         host: HostName,
         fleet: FleetName,
+        papers: Arc<Papers>,
     ) -> Self {
-        Self { root, machine, host, fleet, roster: Mutex::new(None) }
+        Self { root, machine, host, fleet, roster: Mutex::new(None), papers }
     }
 
     /// Pulls all four documents and verifies their signatures. Whether they fit together and fit this host is for
@@ -46,6 +53,7 @@ impl Library {
     pub(crate) async fn verify(
         self: Arc<Self>,
         channel: Channel,
+        k: RolloutId,
         documents: Documents,
     ) -> Result<Box<Evidence>, Refusal> {
         let one = |what, digest, max| pull(channel.clone(), &self.machine, &self.host, what, digest, max);
@@ -57,7 +65,62 @@ impl Library {
         )?;
         let pulled = Pulled { order, release, roster, evidence };
         let (machine, host) = (self.machine.clone(), self.host.clone());
-        on_thread(&machine, &host, move || self.verify_signatures(&pulled)).await
+        on_thread(&machine, &host, move || {
+            let evidence = self.verify_signatures(&pulled)?;
+            self.keep(k, documents, &evidence, &pulled)?;
+            Ok(evidence)
+        })
+        .await
+    }
+
+    /// Pulls a roster that the coordinator shows, verifies it and keeps it. Nothing if it is the one that is kept.
+    pub(crate) async fn shown(
+        self: Arc<Self>,
+        channel: Channel,
+        digest: Digest,
+    ) -> Result<Option<Verified<Roster>>, Refusal> {
+        if self.papers.has_roster(digest) {
+            return Ok(None);
+        }
+        let bytes = self.roster(channel, digest).await?;
+        let (machine, host) = (self.machine.clone(), self.host.clone());
+        on_thread(&machine, &host, move || {
+            let refuse = |error| refusal::of_trust(&self.host, Code::SignatureInvalid, &error);
+            let verified = self.root.in_force().verify_roster(&bytes, self.machine.unix_time());
+            let roster = verified.map_err(refuse)?.into_document();
+            if roster.fleet() != &self.fleet {
+                let detail = format!("a roster of the fleet {} was shown", roster.fleet());
+                return Err(refusal::at(&self.host, Code::FleetUnknown, detail));
+            }
+            let kept = self.papers.keep_roster(roster.revision(), digest, &bytes);
+            kept.map_err(|error| refusal::of_io(&self.host, "keep the roster", &error))?;
+            Ok(Some(roster))
+        })
+        .await
+    }
+
+    /// What a rollout rests on is durable before the host is prepared for it: a lost coordinator is rebuilt from it.
+    fn keep(
+        &self,
+        k: RolloutId,
+        documents: Documents,
+        evidence: &Evidence,
+        pulled: &Pulled,
+    ) -> Result<(), Refusal> {
+        let commitment = |it: &Verified<Attestation>| match it.purpose {
+            Purpose::Rollout { commitment, .. } => Some(commitment),
+            Purpose::Check => None,
+        };
+        let commitments: Vec<Commitment> = evidence.attestations.iter().filter_map(commitment).collect();
+        let verified = papers::Verified {
+            k,
+            to: evidence.order.to,
+            documents,
+            closing: Closing::of_commitments(&commitments),
+            bytes: [&pulled.order, &pulled.release, &pulled.roster, &pulled.evidence],
+        };
+        let kept = self.papers.keep(&verified);
+        kept.map_err(|error| refusal::of_io(&self.host, "keep the rollout's documents", &error))
     }
 
     async fn roster(&self, channel: Channel, digest: Digest) -> Result<Arc<[u8]>, Refusal> {

@@ -8,6 +8,7 @@ mod audit;
 mod drill;
 mod effects;
 mod input;
+mod papers;
 mod work;
 
 use std::pin::pin;
@@ -34,6 +35,7 @@ use crate::guard_queue::{Answer, Ask, GuardQueue, Queued, told};
 use crate::guard_watch::GuardChange;
 use crate::journal::Journal;
 use crate::measure::{Lanes, Trees};
+use crate::papers::{Papers, ShownSecrets};
 use crate::uplink::Uplink;
 use crate::witness::Witness;
 use crate::{AgentError, JournalError, refusal};
@@ -61,6 +63,7 @@ pub(crate) struct Tools {
     pub(crate) trees: Arc<Trees>,
     pub(crate) lanes: Arc<Lanes>,
     pub(crate) library: Arc<Library>,
+    pub(crate) papers: Arc<Papers>,
     pub(crate) key: Arc<SigningKey>,
     pub(crate) deployer: Deployer,
     /// After what time a fence is tried anew at first.
@@ -86,6 +89,8 @@ pub(crate) struct FleetDriver {
     drill: Drilled,
     drills: Drills,
     works: Works,
+    /// What the host was last told to open with.
+    shown_secrets: Option<ShownSecrets>,
     due: Option<Instant>,
     again: Backoff,
 }
@@ -139,6 +144,7 @@ impl FleetDriver {
             drill: Drilled::No,
             drills: Drills::new(drill_again),
             works: Works::default(),
+            shown_secrets: None,
             due: None,
             again: Backoff::new(AGAIN_FIRST, AGAIN_MAX),
         }
@@ -180,6 +186,9 @@ impl FleetDriver {
                 // Whoever asked may have gone.
                 let _ = reply.send(self.host.is_at_rest());
             }
+            Input::Mandated(mandate) => self.step(Event::Mandated(mandate)).await?,
+            Input::RosterShown(roster) => self.step(Event::RosterShown(roster)).await?,
+            Input::Recall => self.testify(),
             Input::Said(leadership, message) => self.said(leadership, message).await?,
             Input::Answered(answer) => self.answered(*answer).await?,
             Input::GuardChanged(change) => self.guard_changed(change).await?,

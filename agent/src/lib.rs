@@ -43,9 +43,11 @@ mod journal;
 mod local;
 mod manifests;
 mod measure;
+mod papers;
 mod refusal;
 mod renewal;
 mod stream;
+mod teller;
 #[cfg(test)]
 mod tests;
 mod uplink;

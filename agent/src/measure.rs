@@ -153,7 +153,8 @@ impl Trees {
         })
     }
 
-    fn manifest_bytes(&self, release: Digest) -> Result<Vec<u8>, ArtifactError> {
+    /// The bytes of a manifest, verified by its digest.
+    pub(crate) fn manifest_bytes(&self, release: Digest) -> Result<Vec<u8>, ArtifactError> {
         let mut reader = self.blobs.reader(release)?;
         let size = reader.size();
         if size > MAX_MANIFEST_BYTES as u64 {

@@ -22,6 +22,7 @@ use crate::backoff::Backoff;
 use crate::check::Checker;
 use crate::deploy::Deployer;
 use crate::driver::Input;
+use crate::teller::Teller;
 use crate::uplink::{FRAMES_MAX, Uplink};
 use crate::{AgentError, refusal, witness};
 
@@ -43,6 +44,7 @@ pub(crate) struct Route {
     pub(crate) inbox: mpsc::Sender<Input>,
     pub(crate) deployer: Deployer,
     pub(crate) checker: Checker,
+    pub(crate) teller: Teller,
 }
 
 /// Keeps the stream.
@@ -212,6 +214,15 @@ impl Line {
                 // A driver that has ended has ended the agent as well.
                 let _ = route.inbox.send(Input::AuditShown(Box::new(offer))).await;
             }
+            Some(Body::Mandate(mandate)) => {
+                route.teller.mandate(&mandate.envelope, &self.roots, &self.machine).await
+            }
+            Some(Body::Recall(v1::Recall {})) => {
+                // A driver that has ended has ended the agent as well.
+                let _ = route.inbox.send(Input::Recall).await;
+            }
+            Some(Body::ReadDocument(read)) => route.teller.read(&read, uplink.clone())?,
+            Some(Body::RosterShown(shown)) => route.teller.roster(&shown, uplink)?,
             Some(Body::Check(check)) => route.checker.begin(check, uplink.clone()),
             Some(body) => {
                 if let Some(message) = convert::from_coordinator(body)? {

@@ -97,6 +97,8 @@ pub(crate) enum Command {
     Receipt(commands::receipt::ReceiptCommand),
     #[command(subcommand)]
     Audit(commands::audit::AuditCommand),
+    #[command(subcommand)]
+    Coordinator(commands::coordinator::CoordinatorCommand),
     Backup(commands::backup::Backup),
     Restore(commands::restore::Restore),
     Explain(commands::explain::Explain),

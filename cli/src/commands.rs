@@ -7,6 +7,7 @@ pub(crate) mod backup;
 pub(crate) mod certificate;
 pub(crate) mod check;
 pub(crate) mod completions;
+pub(crate) mod coordinator;
 pub(crate) mod deploy;
 pub(crate) mod dev;
 pub(crate) mod explain;
@@ -99,6 +100,7 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Result<Exit, CliError> {
         Command::Find(find) => Box::pin(find.run(&env)).await,
         Command::Receipt(receipt) => Box::pin(receipt.run(&env)).await,
         Command::Audit(audit) => Box::pin(audit.run(&env)).await,
+        Command::Coordinator(coordinator) => Box::pin(coordinator.run(&env)).await,
         Command::Backup(backup) => Box::pin(backup.run(&env)).await,
         Command::Restore(restore) => restore.run(&env),
         Command::Explain(explain) => explain.run(&env),

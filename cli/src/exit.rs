@@ -60,6 +60,7 @@ impl Exit {
             | Code::DuplicateHost
             | Code::SessionLost
             | Code::FleetUnknown
+            | Code::Rebuilding
             | Code::NothingToReconcile
             | Code::OrderUnknown
             | Code::ReleaseUnknown => Self::Missing,
@@ -90,6 +91,7 @@ impl Exit {
             | Code::ClockUncertain
             | Code::HookFailed
             | Code::AuditRewritten
+            | Code::Unmandated
             | Code::RolledBackCoordinator => Self::NotAllowed,
             Code::OrderExpired
             | Code::CertificateEnding

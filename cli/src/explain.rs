@@ -49,6 +49,14 @@ explanations! {
         "A host's journal is older than what it told before.",
         "The host's disk was set back to an earlier state, as by restoring a snapshot. It may have forgotten a promise that it made.",
         "make sure that the host is the only one with its identity, stop its agent, remove the journal folder of the fleet from its state, then `muster host readmit HOST` and start the agent; do not restore snapshots of agent state";
+    Unmandated =>
+        "No operators have signed that this coordinator leads the fleet.",
+        "The coordinator's database began a new life: it is new, was restored from a backup, or is not yours. A host that has obeyed another one obeys it only with a mandate that enough operators have signed. What the host serves it goes on serving.",
+        "if the coordinator is yours, have the operators sign: `muster coordinator rebuild --reason TEXT`; if not, find out who has a coordinator's certificate";
+    Rebuilding =>
+        "The coordinator is new or was restored, and does not lead the fleet yet.",
+        "It leads once the operators have signed a mandate, and every host of the roster was heard under it: only then is it known what was promised. Until then it changes nothing, and hosts go on serving what they serve.",
+        "run `muster coordinator rebuild --reason TEXT`, which says whom it waits for; a host whose machine is off for good is named with --fenced";
     AuditRewritten =>
         "The coordinator's audit log does not continue the one that a host has seen.",
         "Each host remembers the last checkpoint of the audit log and asks for proof that the log goes on from there. Entries that the host has seen are gone or are others: somebody cut or rewrote the log, put back an old copy of the coordinator's state, or stands between. The host takes part in no rollout of this coordinator; what it serves it goes on serving.",

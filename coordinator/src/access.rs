@@ -48,6 +48,8 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/fleet.v1.Operations/ListEnrolled", &[Operator, Pipeline, Viewer]),
     ("/fleet.v1.Operations/EvictHost", &[Operator]),
     ("/fleet.v1.Operations/RevokeCertificate", &[Operator]),
+    ("/fleet.v1.Operations/SurveyFleet", &[Operator, Pipeline, Viewer]),
+    ("/fleet.v1.Operations/RebuildFleet", &[Operator]),
     ("/fleet.v1.Operations/ShowReceipt", &[Operator, Pipeline, Viewer]),
     ("/grpc.health.v1.Health/Check", &[Agent, Operator, Pipeline, Viewer]),
     ("/grpc.health.v1.Health/List", &[Agent, Operator, Pipeline, Viewer]),

@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::coordinator::{ROOTS_IN_MESSAGE_MAX, Shared};
 use crate::fleet::{FleetHandle, Held, HostAnswer, Input, OUTBOX_FRAMES, Outbox, RosterInForce, Said};
+use crate::rebuild::{self, RebuildHandle};
 use crate::status::{chain, root_cause};
 
 /// Releases that are read of one inventory.
@@ -56,6 +57,7 @@ impl v1::control_server::Control for Control {
             shared: Arc::clone(&self.shared),
             host,
             sessions: BTreeMap::new(),
+            asked: BTreeMap::new(),
             frames,
             hang_up: Arc::default(),
         };
@@ -69,6 +71,8 @@ struct Attachment {
     shared: Arc<Shared>,
     host: HostName,
     sessions: BTreeMap<FleetName, (SessionId, Arc<FleetHandle>)>,
+    /// Of fleets that are not led yet.
+    asked: BTreeMap<FleetName, (SessionId, Arc<RebuildHandle>)>,
     frames: mpsc::Sender<v1::CoordinatorFrame>,
     /// Ends the stream from the coordinator's side.
     hang_up: Arc<Notify>,
@@ -110,6 +114,11 @@ impl Attachment {
             // The coordinator is ending if nobody listens.
             let _ = fleet.tell(Input::Event(Box::new(event))).await;
         }
+        for (session, rebuild) in self.asked.values() {
+            let left = rebuild::Input::Left { host: self.host.clone(), session: *session };
+            // The fleet is led by now, or the coordinator is ending.
+            let _ = rebuild.tell(left).await;
+        }
     }
 
     async fn frame(&mut self, frame: v1::AgentFrame) -> Result<(), Refusal> {
@@ -125,6 +134,9 @@ impl Attachment {
             };
             return self.join(&fleet, report, seen).await;
         }
+        if let Some((session, rebuild)) = self.asked.get(&fleet).cloned() {
+            return self.while_not_led(&rebuild, session, body).await;
+        }
         let Some((session, handle)) = self.sessions.get(&fleet).cloned() else {
             return Err(Refusal::of(
                 Code::StaleSession,
@@ -136,6 +148,8 @@ impl Attachment {
             Body::Inventory(_) | Body::DeployProgress(_) | Body::DeployEnded(_) | Body::CheckEnded(_) => {
                 self.outside_of_rollouts(&handle, session, body).await.map_err(unreadable)
             }
+            // Asked for by a task that has ended.
+            Body::Testimony(_) | Body::DocumentPart(_) => Ok(()),
             Body::Join(_)
             | Body::Confirmed(_)
             | Body::Fresh(_)
@@ -201,11 +215,11 @@ impl Attachment {
         report: muster_model::JoinReport,
         seen: Option<v1::AuditSeen>,
     ) -> Result<(), Refusal> {
+        let before = self.asked.remove(fleet);
         let Some(handle) = self.shared.fleet(fleet) else {
-            let refusal = Refusal::of(Code::FleetUnknown, format!("there is no fleet {fleet}"));
-            self.refuse(fleet, refusal);
-            return Ok(());
+            return self.join_what_is_not_led(fleet, report, seen).await;
         };
+        drop(before);
         // A second session over the same stream ends the first, whatever becomes of the second.
         if let Some((session, before)) = self.sessions.remove(fleet) {
             let event = Event::Left { host: self.host.clone(), session };
@@ -214,6 +228,7 @@ impl Attachment {
         // Before anything that the keys of a new root may have signed.
         self.relay_roots(Some(fleet))?;
         let audit_shown = self.show_audit(fleet, seen).await?;
+        self.show_mandate(&handle)?;
         let session = self.shared.next_session();
         let outbox =
             Outbox { session, frames: self.frames.clone(), audit_shown, hang_up: Arc::clone(&self.hang_up) };
@@ -222,6 +237,96 @@ impl Attachment {
         handle.tell(Input::Joining(Box::new(event), self.host.clone(), outbox)).await?;
         self.sessions.insert(fleet.clone(), (session, handle));
         Ok(())
+    }
+
+    /// The host is asked what it has promised; it joins for good once the fleet is led.
+    async fn join_what_is_not_led(
+        &mut self,
+        fleet: &FleetName,
+        report: muster_model::JoinReport,
+        seen: Option<v1::AuditSeen>,
+    ) -> Result<(), Refusal> {
+        let Some(rebuild) = self.shared.claimed(fleet) else {
+            let refusal = Refusal::of(Code::FleetUnknown, format!("there is no fleet {fleet}"));
+            self.refuse(fleet, refusal);
+            return Ok(());
+        };
+        self.relay_roots(Some(fleet))?;
+        let audit_shown = self.show_audit(fleet, seen).await?;
+        let session = self.shared.next_session();
+        let outbox =
+            Outbox { session, frames: self.frames.clone(), audit_shown, hang_up: Arc::clone(&self.hang_up) };
+        let next = Token::from_bytes(crate::random(&self.shared.machine)?);
+        let joining =
+            rebuild::Input::Joining { host: self.host.clone(), report: Box::new(report), outbox, next };
+        // The fleet is led by now if nobody listens; the host asks again.
+        if rebuild.tell(joining).await.is_ok() {
+            self.asked.insert(fleet.clone(), (session, rebuild));
+        }
+        Ok(())
+    }
+
+    /// What a host says of whose fleet nothing is led. All but what it was asked is of no use yet.
+    async fn while_not_led(
+        &self,
+        rebuild: &RebuildHandle,
+        session: SessionId,
+        body: Body,
+    ) -> Result<(), Refusal> {
+        let host = self.host.clone();
+        let input = match body {
+            Body::Testimony(told) => {
+                let testimony = Box::new(rebuild::testimony(&host, &told)?);
+                rebuild::Input::Told { host, session, testimony }
+            }
+            Body::DocumentPart(part) => {
+                rebuild.parts.arrived(&host, part);
+                return Ok(());
+            }
+            Body::Confirmed(v1::Confirmed {}) => rebuild::Input::Confirmed { host, session },
+            Body::Refused(refused) => {
+                let unreadable =
+                    |error: convert::ConvertError| Refusal::of(Code::Unsupported, error.to_string());
+                let refusal = convert::refusal(refused.refusal).map_err(unreadable)?;
+                rebuild::Input::Refused { host, session, refusal }
+            }
+            Body::Join(_)
+            | Body::Attested(_)
+            | Body::Inventory(_)
+            | Body::DeployProgress(_)
+            | Body::DeployEnded(_)
+            | Body::CheckEnded(_)
+            | Body::Fresh(_)
+            | Body::CannotAttest(_)
+            | Body::Prepared(_)
+            | Body::Probed(_)
+            | Body::Renew(_)
+            | Body::SwitchSet(_)
+            | Body::Armed(_)
+            | Body::Closed(_)
+            | Body::Disarmed(_)
+            | Body::Serving(_)
+            | Body::Measured(_)
+            | Body::Dark(_) => return Ok(()),
+        };
+        // The fleet is led by now, or the coordinator is ending.
+        let _ = rebuild.tell(input).await;
+        Ok(())
+    }
+
+    /// Shows what makes hosts obey this life of the database, if it is not their first, and the roster in force.
+    fn show_mandate(&self, fleet: &FleetHandle) -> Result<(), Refusal> {
+        let leadership = muster_model::Leadership::default();
+        if let Some(mandate) = self.shared.ledger.history(&fleet.name).mandate {
+            let envelope = mandate.envelope.clone().into_bytes();
+            let body = v1::coordinator_frame::Body::Mandate(v1::Mandate { envelope });
+            let frame = crate::fleet::stamp(&fleet.name, leadership, body);
+            self.frames.try_send(frame).map_err(out_of_room)?;
+        }
+        let roster = fleet.roster().envelope.as_bytes().to_vec();
+        let body = v1::coordinator_frame::Body::RosterShown(v1::RosterShown { roster });
+        let frame = crate::fleet::stamp(&fleet.name, leadership, body);
+        self.frames.try_send(frame).map_err(out_of_room)
     }
 
     /// Shows the host the audit log, as far as it has gone, before its session begins: the fleet is the witness.

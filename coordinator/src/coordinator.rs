@@ -21,6 +21,7 @@ use crate::config::UploadLimits;
 use crate::enrolment::Enrolments;
 use crate::fleet::{self, FleetHandle};
 use crate::ledger::{Documents, Entry, Ledger, LedgerHandle};
+use crate::rebuild::{self, Beginning, REBUILDS_MAX, RebuildHandle, Standing};
 use crate::status::{chain, not_stored};
 use crate::{CoordinatorConfig, Error};
 
@@ -53,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) uploads: UploadLimits,
     incarnation: Incarnation,
     fleets: RwLock<BTreeMap<FleetName, Arc<FleetHandle>>>,
+    /// Fleets that are not led yet.
+    rebuilds: RwLock<BTreeMap<FleetName, Arc<RebuildHandle>>>,
     /// Held while a fleet begins, so that none begins twice.
     founding: tokio::sync::Mutex<()>,
     /// Held while the orders that wait for approvals change, or one of them is begun.
@@ -87,6 +90,7 @@ impl Shared {
             config.records_between_snapshots,
         )?;
         let inherited = fleet::inherit_all(&ledger, &roots)?;
+        let beginnings = fleet::beginnings(&ledger, &roots)?;
         let incarnation = ledger.state().incarnation;
         let identity = credentials.identity();
         let audit = AuditHandle::open(
@@ -115,6 +119,7 @@ impl Shared {
             uploads: config.upload_limits(),
             incarnation,
             fleets: RwLock::default(),
+            rebuilds: RwLock::default(),
             founding: tokio::sync::Mutex::default(),
             ordering: tokio::sync::Mutex::default(),
             certificates: Mutex::default(),
@@ -125,6 +130,9 @@ impl Shared {
         });
         for (record, inheritance) in inherited {
             shared.lead(record, inheritance);
+        }
+        for (fleet, beginning) in beginnings {
+            shared.rebuild(fleet, beginning);
         }
         Ok((shared, Drivers(receiver)))
     }
@@ -137,6 +145,44 @@ impl Shared {
     /// All fleets, by name.
     pub(crate) fn fleets(&self) -> Vec<Arc<FleetHandle>> {
         self.fleets.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// The fleet of this name, if it is not led yet.
+    pub(crate) fn rebuilding(&self, name: &FleetName) -> Option<Arc<RebuildHandle>> {
+        self.rebuilds.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// The same of a fleet that hosts ask for, whether or not there is one. Of too many there is none.
+    pub(crate) fn claimed(self: &Arc<Self>, name: &FleetName) -> Option<Arc<RebuildHandle>> {
+        if let Some(known) = self.rebuilding(name) {
+            return Some(known);
+        }
+        let count = self.rebuilds.read().unwrap_or_else(PoisonError::into_inner).len();
+        (count < REBUILDS_MAX).then(|| self.rebuild(name.clone(), Beginning::default()))
+    }
+
+    fn rebuild(self: &Arc<Self>, fleet: FleetName, beginning: Beginning) -> Arc<RebuildHandle> {
+        let mut rebuilds = self.rebuilds.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = rebuilds.get(&fleet) {
+            return Arc::clone(known);
+        }
+        let (handle, running) = rebuild::spawn(self, fleet.clone(), beginning);
+        // Nobody runs it any more while the coordinator ends.
+        let _ = self.drivers.send(Box::pin(running));
+        rebuilds.insert(fleet, Arc::clone(&handle));
+        handle
+    }
+
+    /// Leads a fleet that was rebuilt from its hosts, and is durable.
+    pub(crate) fn lead_rebuilt(&self, record: FleetRecord, inheritance: Inheritance) {
+        let fleet = record.fleet.clone();
+        self.lead(record, inheritance);
+        self.rebuilds.write().unwrap_or_else(PoisonError::into_inner).remove(&fleet);
+    }
+
+    /// All roots.
+    pub(crate) fn roots(&self) -> Arc<RootChain> {
+        Arc::clone(&self.roots)
     }
 
     /// The root in force.
@@ -277,6 +323,12 @@ impl Shared {
         let _founding = self.founding.lock().await;
         if self.fleet(&name).is_some() {
             return Err(Refusal::of(Code::RosterChanged, format!("the fleet {name} has a roster already")));
+        }
+        if self.rebuilding(&name).is_some_and(|it| it.standing() == Standing::Known) {
+            return Err(Refusal::of(
+                Code::Rebuilding,
+                format!("the fleet {name} is there already, and is not led yet"),
+            ));
         }
         let record = FleetRecord::first(&roster, digest, envelope, self.incarnation);
         // P7: whoever applied the roster is told once the fleet is durable.

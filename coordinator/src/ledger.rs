@@ -14,7 +14,7 @@ use std::sync::Arc;
 use muster_artifact::ArtifactError;
 use muster_daemon::{crash_point, fault_point};
 use muster_model::{
-    Digest, Durable, Epoch, FleetName, HostName, Incarnation, PublicKey, RolloutId, UnixTime, Version,
+    Digest, Durable, Epoch, FleetName, HostName, Incarnation, PublicKey, RolloutId, Term, UnixTime, Version,
 };
 use muster_rollout::fleet::{End, FleetRecord, Opening, Record, SessionRecord};
 use muster_store::{AnchorPayload, Opened, Options, RecordKind, SledStore, Store, StoreError};
@@ -49,6 +49,8 @@ pub(crate) enum Entry {
     Order(Box<OrderEntry>),
     /// Orders are kept no more.
     OrdersDropped { fleet: FleetName, orders: BTreeSet<Digest> },
+    /// The operators have mandated this life of the database to lead a fleet.
+    Mandate(Box<MandateEntry>),
     /// A flip was completed; its receipt is a document.
     Receipt { fleet: FleetName, epoch: Epoch, receipt: Digest },
     /// Something about tokens or certificates.
@@ -89,6 +91,19 @@ pub(crate) struct OrderEntry {
     pub(crate) cancelled_by: Option<String>,
 }
 
+/// A mandate: hosts obey this life of the database because of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MandateEntry {
+    pub(crate) fleet: FleetName,
+    /// The signed mandate, which is JSON and small.
+    pub(crate) envelope: String,
+    /// The signed roster that it names, a document.
+    pub(crate) roster: Digest,
+    /// The number of the leadership that hears the hosts.
+    pub(crate) term: Term,
+}
+
 impl ReleaseEntry {
     /// Whether it is this version of this manifest, whoever signed it.
     pub(crate) fn is_of(&self, version: &Version, manifest: Digest) -> bool {
@@ -117,6 +132,11 @@ pub(crate) struct FleetState {
     receipts: Arc<BTreeMap<Epoch, Digest>>,
     #[serde(default)]
     orders: Arc<Vec<OrderEntry>>,
+    /// What the life before this one knew of the fleet, until this one leads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) former: Option<Box<FleetRecord>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mandate: Option<Arc<MandateEntry>>,
 }
 
 /// What is read of a fleet while it is led. A clone shares everything.
@@ -130,6 +150,8 @@ pub(crate) struct History {
     pub(crate) receipts: Arc<BTreeMap<Epoch, Digest>>,
     /// In the order in which they were proposed.
     pub(crate) orders: Arc<Vec<OrderEntry>>,
+    /// Shown to every host that joins.
+    pub(crate) mandate: Option<Arc<MandateEntry>>,
 }
 
 /// All fleets' histories, as of the last append.
@@ -354,6 +376,7 @@ impl Entry {
         match self {
             Self::Release(release) => Some(&release.fleet),
             Self::Order(order) => Some(&order.fleet),
+            Self::Mandate(mandate) => Some(&mandate.fleet),
             Self::Ended { fleet, .. } | Self::Receipt { fleet, .. } | Self::OrdersDropped { fleet, .. } => {
                 Some(fleet)
             }
@@ -382,6 +405,7 @@ impl FleetState {
             last_end: self.last_end.clone(),
             receipts: Arc::clone(&self.receipts),
             orders: Arc::clone(&self.orders),
+            mandate: self.mandate.clone(),
         }
     }
 }
@@ -396,16 +420,19 @@ impl State {
         match entry {
             Entry::Incarnation(incarnation) => {
                 self.incarnation = incarnation;
-                // A restored database speaks for a new life; its fleets follow when they are taken over.
+                // A restored database begins a new life, and may have forgotten what its hosts remember: it leads no fleet
+                // before the operators have mandated it and all hosts were heard.
                 for fleet in self.fleets.values_mut() {
-                    if let Some(record) = &mut fleet.record {
-                        record.leadership.incarnation = incarnation;
+                    fleet.mandate = None;
+                    if let Some(record) = fleet.record.take() {
+                        fleet.former = Some(Box::new(record));
                     }
                 }
             }
             Entry::Fleet(record) => {
                 let fleet = self.fleets.entry(record.fleet.clone()).or_default();
                 fleet.record = Some(*record);
+                fleet.former = None;
             }
             Entry::Session { fleet, session } => {
                 self.fleets.entry(fleet).or_default().sessions.insert(session.host.clone(), *session);
@@ -430,6 +457,10 @@ impl State {
                 let fleet = self.fleets.entry(fleet).or_default();
                 Arc::make_mut(&mut fleet.orders).retain(|known| !orders.contains(&known.id));
             }
+            Entry::Mandate(mandate) => {
+                let fleet = self.fleets.entry(mandate.fleet.clone()).or_default();
+                fleet.mandate = Some(Arc::new(*mandate));
+            }
             Entry::Ended { fleet, end } => {
                 self.fleets.entry(fleet).or_default().last_end = Some(Arc::new(*end));
             }
@@ -448,7 +479,8 @@ impl State {
             named.extend(fleet.releases.iter().map(|release| release.envelope));
             named.extend(fleet.orders.iter().map(|order| order.envelope));
             named.extend(fleet.orders.iter().filter_map(|order| order.contingency));
-            if let Some(record) = &fleet.record {
+            named.extend(fleet.mandate.iter().map(|mandate| mandate.roster));
+            for record in fleet.record.iter().chain(fleet.former.as_deref()) {
                 named.push(record.roster_envelope);
                 named.extend(record.phase.documents());
                 named.extend(record.completed.iter().flat_map(Opening::documents));
@@ -461,7 +493,7 @@ impl State {
 }
 
 /// A document that could not be written is as bad as a record that could not; a full disk keeps its name.
-fn document_failed(action: &'static str, error: ArtifactError) -> StoreError {
+pub(crate) fn document_failed(action: &'static str, error: ArtifactError) -> StoreError {
     if let ArtifactError::NoSpace { path, source, .. } = error {
         return StoreError::NoSpace { path, source };
     }

@@ -17,6 +17,7 @@ mod error;
 mod fleet;
 mod ledger;
 mod operations;
+mod rebuild;
 mod receipt;
 mod status;
 #[cfg(test)]

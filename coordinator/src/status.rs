@@ -59,7 +59,7 @@ pub(crate) fn blob_refusal(error: &ArtifactError) -> Refusal {
     Refusal::of(blob_code(error), format!("in the coordinator's store: {}", chain(error)))
 }
 
-fn blob_code(error: &ArtifactError) -> Code {
+pub(crate) fn blob_code(error: &ArtifactError) -> Code {
     if let ArtifactError::BlobMissing { .. } = error {
         return Code::BlobMissing;
     }
@@ -178,6 +178,8 @@ fn grpc_code(code: Code) -> tonic::Code {
         | Code::StaleSession
         | Code::RolledBackCoordinator
         | Code::AuditRewritten
+        | Code::Unmandated
+        | Code::Rebuilding
         | Code::NothingToReconcile
         | Code::ClosingUnproven
         | Code::WrongState

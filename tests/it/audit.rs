@@ -315,6 +315,7 @@ fn a_restored_coordinator_begins_a_log_that_names_the_one_before() {
     )
     .expect_code(0);
     coordinator.start(&[]);
+    fleet.rebuild();
     fleet.wait_connected(2);
     let log = fleet.json(&["audit", "log"]).expect_code(0);
     let began = log.json()["results"][0].clone();

@@ -20,6 +20,7 @@ mod keys;
 mod nemesis;
 mod phases;
 mod receipts;
+mod rebuild;
 mod recovery;
 mod roles;
 mod rollouts;

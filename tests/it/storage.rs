@@ -305,6 +305,7 @@ fn a_backup_taken_at_any_moment_of_a_flip_is_whole() {
     fs::remove_dir_all(&state).unwrap();
     run(&["restore", newest.to_str().unwrap(), "--state", state.to_str().unwrap()], &[]).expect_code(0);
     fleet.coordinator().start(&[]);
+    fleet.rebuild();
     let digest = fleet.host(1).serves().unwrap();
     wait_well(&fleet, &digest);
     // Blobs are in no backup: a deployment says which are missing, and whoever has the tree brings them back.

@@ -16,10 +16,14 @@ impl FleetDriver {
             self.send(FromHost::Refused { k: Some(k), refusal });
             return Ok(());
         }
-        if let ToHost::Joined { .. } = message {
+        // Of a coordinator that this host does not obey, the log is of no interest.
+        if let ToHost::Joined { .. } = message
+            && !self.host.is_unmandated(leadership)
+        {
             let kept = self.tools.witness.judge(leadership.incarnation);
             self.keep(kept).await?;
         }
+        self.note_secrets(&message);
         self.step(Event::Message { leadership, message }).await
     }
 

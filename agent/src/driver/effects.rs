@@ -64,6 +64,9 @@ impl FleetDriver {
             | FromHost::Disarmed { .. }
             | FromHost::Measured { .. } => {}
         }
+        if let FromHost::Serving { epoch, .. } = &message {
+            self.keep_secrets(*epoch);
+        }
         let tells_inventory = message == FromHost::Confirmed;
         // These say that all is well with the host, which takes back what it said before.
         let is_well =
@@ -137,7 +140,7 @@ impl FleetDriver {
         let host = self.tools.host.clone();
         self.works.begin(Kind::Verify, self.post.clone(), async move {
             let outcome = match channel {
-                Some(channel) => library.verify(channel, documents).await,
+                Some(channel) => library.verify(channel, k, documents).await,
                 None => Err(refusal::at(&host, Code::SessionLost, "the stream to the coordinator is gone")),
             };
             Event::Verified { k, outcome }

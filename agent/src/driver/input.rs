@@ -1,7 +1,7 @@
 //! What a driver is told, by the stream, by the guard and by what runs beside it.
 
 use muster_audit::Offer;
-use muster_model::{Attestation, Digest, Leadership, ToHost};
+use muster_model::{Attestation, Digest, Leadership, Mandate, Roster, ToHost, Verified};
 use muster_rollout::host::{Event, Measured};
 use tokio::sync::oneshot;
 
@@ -27,6 +27,12 @@ pub(crate) enum Input {
     CertificateChanged,
     /// Whether a new stream would disturb nothing at this moment.
     AskAtRest(oneshot::Sender<bool>),
+    /// The coordinator showed a mandate, and it verifies.
+    Mandated(Box<Verified<Mandate>>),
+    /// The coordinator showed a roster, and it verifies.
+    RosterShown(Box<Verified<Roster>>),
+    /// The coordinator asks what this host has promised.
+    Recall,
     /// The guard answered.
     Answered(Box<Answer>),
     /// The guard told something unasked.

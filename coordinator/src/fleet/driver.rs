@@ -10,6 +10,7 @@ use muster_model::{
     Blocker, BootTime, Durable, Epoch, FleetName, HostName, Refusal, RolloutId, SessionId, ToHost,
 };
 use muster_proto::convert::to_agent;
+use muster_proto::v1;
 use muster_proto::v1::coordinator_frame::Body as FrameBody;
 use muster_rollout::fleet::{
     Effect, Event, Fleet, FleetRecord, NextRoster, Outcome, Phase, Proposal, Record, Report, Step,
@@ -434,9 +435,9 @@ impl Driver {
         Ok(())
     }
 
-    fn publish_roster(&self) {
+    fn publish_roster(&mut self) {
         let record = self.fleet.record();
-        self.roster.send_if_modified(|in_force| {
+        let has_changed = self.roster.send_if_modified(|in_force| {
             let changed = in_force.envelope != record.roster_envelope;
             if changed {
                 let roster = Arc::clone(self.fleet.roster());
@@ -445,6 +446,11 @@ impl Driver {
             }
             changed
         });
+        if has_changed {
+            let roster = record.roster_envelope.as_bytes().to_vec();
+            let body = FrameBody::RosterShown(v1::RosterShown { roster });
+            self.connections.send_all(&stamp(&self.handle.name, record.leadership, body));
+        }
     }
 
     fn note_rollout(&mut self, now: BootTime) {

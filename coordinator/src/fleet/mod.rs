@@ -11,4 +11,4 @@ pub(crate) use answers::{Answers, HostAnswer, Said};
 pub(crate) use connections::{Connected, OUTBOX_FRAMES, Outbox};
 pub(crate) use driver::{Input, Place, blocking, spawn};
 pub(crate) use handle::{Attested, FleetHandle, Held, RosterInForce, View, stamp};
-pub(crate) use takeover::{first, inherit_all};
+pub(crate) use takeover::{beginnings, first, inherit_all};

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use muster_model::{
-    Commitment, Digest, FleetName, HostName, Purpose, Roster, Secrets, SigningRole, Verified,
+    Commitment, Digest, FleetName, HostName, Mandate, Purpose, Roster, Secrets, SigningRole, Verified,
 };
 use muster_rollout::fleet::{FleetRecord, Inheritance, Phase, SessionRecord};
 use muster_trust::{Authentic, RootChain, verify_evidence};
 
 use crate::Error;
-use crate::ledger::{Documents, Ledger};
+use crate::ledger::{Documents, Ledger, MandateEntry};
+use crate::rebuild::{Beginning, Signed};
 
 /// Reads what all fleets inherit from their last leader.
 pub(crate) fn inherit_all(
@@ -24,6 +25,46 @@ pub(crate) fn inherit_all(
         inherited.push((record.clone(), inheritance));
     }
     Ok(inherited)
+}
+
+/// Reads what is known of the fleets that this life of the database does not lead yet.
+pub(crate) fn beginnings(ledger: &Ledger, roots: &RootChain) -> Result<Vec<(FleetName, Beginning)>, Error> {
+    let mut beginnings = Vec::new();
+    for (fleet, state) in &ledger.state().fleets {
+        if state.record.is_some() || (state.former.is_none() && state.mandate.is_none()) {
+            continue;
+        }
+        let mandated = match &state.mandate {
+            Some(mandate) => Some((signed(fleet, mandate, ledger.documents(), roots)?, mandate.term)),
+            None => None,
+        };
+        let (former, sessions) = (state.former.clone(), state.sessions.clone());
+        beginnings.push((fleet.clone(), Beginning { former, sessions, mandated }));
+    }
+    Ok(beginnings)
+}
+
+fn signed(
+    fleet: &FleetName,
+    mandate: &MandateEntry,
+    documents: &Documents,
+    roots: &RootChain,
+) -> Result<Signed, Error> {
+    let reader = Reader { fleet, documents };
+    let failed = |error| reader.failed("the mandate", mandate.roster, error);
+    let verified: Authentic<Mandate> =
+        roots.verify_history(SigningRole::Operator, mandate.envelope.as_bytes()).map_err(failed)?;
+    let bytes = reader.read("the roster", mandate.roster)?;
+    let roster: Authentic<Roster> = roots
+        .verify_history(SigningRole::Operator, &bytes)
+        .map_err(|error| reader.failed("the roster", mandate.roster, error))?;
+    Ok(Signed {
+        mandate: verified.into_document(),
+        envelope: mandate.envelope.clone(),
+        roster_digest: roster.payload_digest(),
+        roster_envelope: mandate.roster,
+        roster: Arc::new(roster.into_document()),
+    })
 }
 
 /// Reads what a fleet inherits from its last leader. Every document is verified again: the disk is not trusted.

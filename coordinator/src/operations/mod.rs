@@ -7,6 +7,7 @@ mod deploy;
 mod find;
 mod flip;
 mod orders;
+mod rebuild;
 mod release;
 mod roster;
 mod view;
@@ -32,6 +33,7 @@ use tonic::{Request, Response, Status};
 
 use crate::coordinator::{ROOTS_IN_MESSAGE_MAX, Shared};
 use crate::fleet::FleetHandle;
+use crate::rebuild::Standing;
 use crate::status::{malformed, refused};
 
 /// Events that wait for a slow operator.
@@ -63,7 +65,7 @@ pub(crate) fn service(shared: &Arc<Shared>) -> OperationsServer<Operations> {
 impl Operations {
     fn fleet(&self, name: &str) -> Result<Arc<FleetHandle>, Status> {
         let name = convert::fleet(name).map_err(malformed)?;
-        self.shared.fleet(&name).ok_or_else(|| refused(fleet_unknown(&name)))
+        self.shared.fleet(&name).ok_or_else(|| refused(not_led(&self.shared, &name)))
     }
 }
 
@@ -371,6 +373,24 @@ impl Service for Operations {
         certificates::revoke(&self.shared, request.into_inner(), &operator).await.map(Response::new)
     }
 
+    async fn survey_fleet(
+        &self,
+        request: Request<v1::SurveyFleetRequest>,
+    ) -> Result<Response<v1::SurveyFleetResponse>, Status> {
+        let fleet = convert::fleet(&request.into_inner().fleet).map_err(malformed)?;
+        rebuild::survey(&self.shared, &fleet).await.map(Response::new).map_err(refused)
+    }
+
+    async fn rebuild_fleet(
+        &self,
+        request: Request<v1::RebuildFleetRequest>,
+    ) -> Result<Response<v1::RebuildFleetResponse>, Status> {
+        let operator = caller(&request);
+        let begun = rebuild::begin(&self.shared, request.into_inner(), &operator).await;
+        let begun = audit::settled(&self.shared, &operator, "rebuild a fleet", None, begun).await;
+        begun.map(Response::new).map_err(refused)
+    }
+
     async fn show_receipt(
         &self,
         request: Request<v1::ShowReceiptRequest>,
@@ -398,6 +418,18 @@ fn timeout(ms: u64) -> Duration {
 
 fn caller<T>(request: &Request<T>) -> String {
     request.extensions().get::<Peer>().map_or_else(|| "nobody".to_owned(), |peer| peer.identity.to_string())
+}
+
+/// Why a fleet cannot be asked for anything.
+fn not_led(shared: &Shared, name: &FleetName) -> Refusal {
+    let is_known = shared.rebuilding(name).is_some_and(|it| it.standing() == Standing::Known);
+    if !is_known {
+        return fleet_unknown(name);
+    }
+    let detail = format!(
+        "{name} is not led before the operators have mandated this coordinator and all hosts were heard"
+    );
+    Refusal::of(Code::Rebuilding, detail)
 }
 
 fn fleet_unknown(name: &FleetName) -> Refusal {

@@ -145,6 +145,7 @@ impl RootHistory {
             | Kind::Revoke
             | Kind::Evict
             | Kind::Alarm
+            | Kind::Rebuild
             | Kind::Phase
             | Kind::Ended
             | Kind::Reconcile => Ok(()),

@@ -68,6 +68,8 @@ pub enum Kind {
     Evict,
     /// Something happened that looks like theft. As an override it stays in the status until somebody has looked at it.
     Alarm,
+    /// Override: the operators have mandated a new coordinator, which is rebuilt from the hosts.
+    Rebuild,
     /// A fleet reached another phase.
     Phase,
     /// A rollout ended.
@@ -101,6 +103,7 @@ impl Kind {
         Self::Revoke,
         Self::Evict,
         Self::Alarm,
+        Self::Rebuild,
         Self::Phase,
         Self::Ended,
         Self::Reconcile,
@@ -132,6 +135,7 @@ impl Kind {
             Self::Revoke => "revoke",
             Self::Evict => "evict",
             Self::Alarm => "alarm",
+            Self::Rebuild => "rebuild",
             Self::Phase => "phase",
             Self::Ended => "ended",
             Self::Reconcile => "reconcile",
@@ -149,7 +153,8 @@ impl Kind {
             | Self::Halt
             | Self::Restore
             | Self::Evict
-            | Self::Alarm => true,
+            | Self::Alarm
+            | Self::Rebuild => true,
             Self::Began
             | Self::Lead
             | Self::Root

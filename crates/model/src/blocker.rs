@@ -162,6 +162,10 @@ codes! {
     StaleSession = "stale-session",
     /// The coordinator's database is older than what hosts remember.
     RolledBackCoordinator = "rolled-back-coordinator",
+    /// The operators have not signed that a coordinator of this incarnation leads the fleet.
+    Unmandated = "unmandated",
+    /// The coordinator is being rebuilt, and leads nothing before all hosts were heard.
+    Rebuilding = "rebuilding",
     /// The coordinator's audit log does not continue the one that the host has seen.
     AuditRewritten = "audit-rewritten",
     /// The audit log has no such override that nobody has looked at.

@@ -19,6 +19,8 @@ pub enum DocumentKind {
     Order,
     /// What one host measured.
     Attestation,
+    /// That a coordinator of a new incarnation leads a fleet.
+    Mandate,
 }
 
 impl DocumentKind {
@@ -31,6 +33,7 @@ impl DocumentKind {
             Self::Release => "release",
             Self::Order => "order",
             Self::Attestation => "attestation",
+            Self::Mandate => "mandate",
         }
     }
 
@@ -43,6 +46,7 @@ impl DocumentKind {
             Self::Release => "application/vnd.in-toto+json",
             Self::Order => "application/vnd.muster.order+json",
             Self::Attestation => "application/vnd.muster.attestation+json",
+            Self::Mandate => "application/vnd.muster.mandate+json",
         }
     }
 }

@@ -12,6 +12,7 @@ mod document;
 mod evidence;
 mod ids;
 mod key;
+mod mandate;
 mod manifest;
 mod merkle;
 mod message;
@@ -32,6 +33,7 @@ pub use document::{Document, DocumentError, DocumentKind, MAX_DOCUMENT_BYTES};
 pub use evidence::{Closing, Closure, Commitment, Secret, Secrets};
 pub use ids::{BootId, Epoch, HaltId, Incarnation, Nonce, RolloutId, RosterRevision, SessionId, Term, Token};
 pub use key::{KeyId, PublicKey, PublicKeyError};
+pub use mandate::Mandate;
 pub use manifest::{
     Change, ChangeKind, Difference, DifferenceKind, Entry, EntryKind, External, ExternalCheck, MAX_ENTRIES,
     MAX_FILE_BYTES, MAX_LINKS, MAX_MANIFEST_BYTES, MAX_RULES, MAX_TREE_BYTES, Manifest, ManifestError, Mode,

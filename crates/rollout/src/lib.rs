@@ -10,6 +10,7 @@
 pub mod fleet;
 pub mod gate;
 pub mod host;
+pub mod rebuild;
 mod step;
 #[cfg(test)]
 mod tests;

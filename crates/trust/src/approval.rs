@@ -1,6 +1,6 @@
 //! Orders and rosters while operators are being asked for their signatures.
 
-use muster_model::{Digest, Document, Order, PublicKey, Roster, SigningRole, UnixTime};
+use muster_model::{Digest, Document, Mandate, Order, PublicKey, Roster, SigningRole, UnixTime};
 
 use crate::authentic::{open, parse, signers};
 use crate::dsse::ENVELOPE_BYTES_MAX;
@@ -27,6 +27,9 @@ pub type OrderProposal = Proposal<Order>;
 /// A roster that may still lack signatures.
 pub type RosterProposal = Proposal<Roster>;
 
+/// A mandate that may still lack signatures.
+pub type MandateProposal = Proposal<Mandate>;
+
 impl<T> Proposal<T> {
     /// How many more operators have to sign before the document holds by `root`.
     #[must_use]
@@ -44,6 +47,11 @@ impl TrustRoot {
 
     /// The same for a roster.
     pub fn review_roster(&self, raw: &[u8], now: UnixTime) -> Result<RosterProposal, TrustError> {
+        self.review_by_operators(&[raw], now)
+    }
+
+    /// The same for a mandate.
+    pub fn review_mandate(&self, raw: &[u8], now: UnixTime) -> Result<MandateProposal, TrustError> {
         self.review_by_operators(&[raw], now)
     }
 

@@ -223,7 +223,7 @@ pub(crate) fn signers(
 const fn signing_role(kind: DocumentKind) -> &'static str {
     match kind {
         DocumentKind::Root => "root",
-        DocumentKind::Roster | DocumentKind::Order => "operator",
+        DocumentKind::Roster | DocumentKind::Order | DocumentKind::Mandate => "operator",
         DocumentKind::Release => "release",
         DocumentKind::Attestation => "attestation",
     }

@@ -26,7 +26,7 @@ mod fixture;
 #[cfg(test)]
 mod vectors;
 
-pub use approval::{OrderProposal, Proposal, RosterProposal};
+pub use approval::{MandateProposal, OrderProposal, Proposal, RosterProposal};
 pub use authentic::{Authentic, add_signature, join_signatures, sign, verify};
 pub use chain::{RootChain, Succession};
 pub use dsse::{ENVELOPE_BYTES_MAX, Envelope, EnvelopeError, SIGNATURES_MAX, Signature, pae};

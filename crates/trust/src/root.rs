@@ -1,8 +1,8 @@
 //! The root of trust, and what it vouches for.
 
 use muster_model::{
-    Document, DocumentKind, FleetName, Order, PublicKey, Release, Root, Roster, SigningRole, UnixTime,
-    Verified,
+    Document, DocumentKind, FleetName, Mandate, Order, PublicKey, Release, Root, Roster, SigningRole,
+    UnixTime, Verified,
 };
 
 use crate::authentic::{check_threshold, open, parse, signers};
@@ -117,6 +117,11 @@ impl TrustRoot {
         now: UnixTime,
     ) -> Result<Authentic<Release>, TrustError> {
         self.release_of(raw, fleet, RootExpiry::Enforced { now })
+    }
+
+    /// Verifies a mandate. Whose it is, and whether it fits, is for the caller.
+    pub fn verify_mandate(&self, raw: &[u8], now: UnixTime) -> Result<Authentic<Mandate>, TrustError> {
+        self.verify_by(SigningRole::Operator, raw, RootExpiry::Enforced { now })
     }
 
     /// Verifies an order. Whether it is open, fits the fleet and was not used before is for the gate and the hosts.

@@ -92,7 +92,9 @@ pub fn from_host(body: FromAgent) -> Result<Option<FromHost>, ConvertError> {
         | FromAgent::Inventory(_)
         | FromAgent::DeployProgress(_)
         | FromAgent::DeployEnded(_)
-        | FromAgent::CheckEnded(_) => return Ok(None),
+        | FromAgent::CheckEnded(_)
+        | FromAgent::Testimony(_)
+        | FromAgent::DocumentPart(_) => return Ok(None),
     }))
 }
 
@@ -194,7 +196,11 @@ pub fn from_coordinator(body: FromCoordinator) -> Result<Option<ToHost>, Convert
         FromCoordinator::AuditShown(_)
         | FromCoordinator::Deploy(_)
         | FromCoordinator::Check(_)
-        | FromCoordinator::Roots(_) => return Ok(None),
+        | FromCoordinator::Roots(_)
+        | FromCoordinator::Mandate(_)
+        | FromCoordinator::Recall(_)
+        | FromCoordinator::ReadDocument(_)
+        | FromCoordinator::RosterShown(_) => return Ok(None),
     }))
 }
 

@@ -139,6 +139,33 @@ impl Fleet {
         self.places.insert(folder, place);
     }
 
+    /// Waits until the coordinator answers, whatever it says.
+    #[track_caller]
+    pub(crate) fn wait_answers(&self) {
+        wait_until("the coordinator answers", PATIENCE, || (self.json(&["status"]).code != 1).then_some(()));
+    }
+
+    /// Has the operators mandate the coordinator that runs, and waits until it leads.
+    #[track_caller]
+    pub(crate) fn rebuild(&self) -> Output {
+        self.wait_answers();
+        self.json(&["coordinator", "rebuild", "--reason", "a test", "--timeout", "60s"]).expect_code(0)
+    }
+
+    /// Kills the coordinator, takes its state away and starts one that knows nothing. Returns where the old state is.
+    #[track_caller]
+    pub(crate) fn lose_coordinator(&self) -> PathBuf {
+        let coordinator = self.coordinator();
+        if coordinator.is_running() {
+            coordinator.kill();
+        }
+        let lost = self.scratch().join("lost");
+        fs::rename(self.dir.join("coordinator/state"), &lost).unwrap();
+        coordinator.start(&[]);
+        self.wait_answers();
+        lost
+    }
+
     fn daemon(&self, program: &'static str, folder: &Path) -> Daemon {
         Daemon::new(program, folder.to_owned(), &self.children).at(self.places.get(folder).cloned())
     }

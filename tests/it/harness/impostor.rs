@@ -141,6 +141,16 @@ impl Impostor {
         frames.blocking_send(Ok(in_name_of(self.leadership, body))).unwrap();
     }
 
+    /// The same in a later life of the database, with nothing to show for it.
+    pub(crate) fn say_in_next_life(&self, body: ToAgent) {
+        let streams = self.shared.frames.lock().unwrap().clone();
+        assert!(!streams.is_empty(), "no agent is connected");
+        for frames in streams.into_values() {
+            let frame = in_name_of((self.leadership.0 + 1, 1), body.clone());
+            frames.blocking_send(Ok(frame)).unwrap();
+        }
+    }
+
     /// Waits for something that any agent says, and passes over everything else.
     #[track_caller]
     pub(crate) fn hear<T>(&self, what: &str, mut take: impl FnMut(FromAgent) -> Option<T>) -> T {

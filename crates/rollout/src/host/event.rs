@@ -2,7 +2,7 @@
 
 use muster_model::{
     Attestation, BootId, BootTime, Comparable, Digest, Documents, Epoch, FromHost, HaltId, HostFacts,
-    Leadership, Nonce, Order, Refusal, Release, RolloutId, Roster, ToHost, UnixTime, Verified,
+    Leadership, Mandate, Nonce, Order, Refusal, Release, RolloutId, Roster, ToHost, UnixTime, Verified,
 };
 
 /// Something that happened to the host.
@@ -24,6 +24,10 @@ pub enum Event {
         /// What it said.
         message: ToHost,
     },
+    /// The operators have signed that a coordinator of a new incarnation leads the fleet.
+    Mandated(Box<Verified<Mandate>>),
+    /// The coordinator showed a roster of the fleet, and it verifies.
+    RosterShown(Box<Verified<Roster>>),
     /// A measurement that [`Effect::Measure`] asked for.
     Measured {
         /// Why it was made.

@@ -7,12 +7,13 @@ mod event;
 mod flip;
 mod halt;
 mod lease;
+mod mandate;
 mod prepare;
 mod record;
 
 use muster_model::{
-    BootTime, Code, Commitment, Digest, Epoch, FromHost, JoinReport, JournalHead, Leadership, Nonce, Refusal,
-    RolloutId, Secret, ServingReport, Timing, ToHost,
+    BootTime, Code, Commitment, Digest, Epoch, FromHost, Incarnation, JoinReport, JournalHead, Leadership,
+    Nonce, Refusal, RolloutId, Secret, ServingReport, Timing, ToHost,
 };
 
 pub use event::{
@@ -49,6 +50,8 @@ pub struct Host {
     lease: Option<Lease>,
     quiesced: Quiesced,
     halting: Halting,
+    /// The incarnation that the operators have signed for. Volatile: it is shown in every session.
+    mandated: Option<Incarnation>,
 }
 
 /// Whether the coordinator was told that the host has obeyed a halt.
@@ -147,6 +150,7 @@ impl Host {
             lease: None,
             quiesced: Quiesced::Unknown,
             halting: Halting::Told,
+            mandated: None,
         }
     }
 
@@ -159,6 +163,8 @@ impl Host {
             Event::Message { leadership, message } => {
                 self.message(leadership, message, now, entropy, &mut out);
             }
+            Event::Mandated(mandate) => self.mandated(&mandate, &mut out),
+            Event::RosterShown(roster) => self.roster_shown(&roster, &mut out),
             Event::Measured { purpose, outcome } => match purpose {
                 Purpose::Attest(k) => self.measured_to_attest(k, outcome, &mut out),
                 Purpose::Admit(epoch) => self.measured_to_admit(epoch, outcome, &mut out),
@@ -277,6 +283,9 @@ impl Host {
             return;
         }
         match (&self.stream, message) {
+            (Stream::Joining { .. }, ToHost::Joined { .. }) if self.is_unmandated(leadership) => {
+                self.refuse_unmandated(leadership, out);
+            }
             (Stream::Joining { nonce }, ToHost::Joined { next }) => {
                 self.stream = Stream::Joined { leadership, nonce: *nonce };
                 self.record.leadership = leadership;

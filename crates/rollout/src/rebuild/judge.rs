@@ -1,0 +1,200 @@
+//! Where a fleet stands, by the word of all its hosts.
+
+use std::collections::BTreeMap;
+
+use muster_model::{Blocker, Code, Digest, Epoch, FlipMode, HostName, Mandate, Member, RolloutId, Roster};
+
+use super::testimony::{Promise, Testimony, Told};
+use crate::gate;
+use crate::host::{History, Serving};
+
+/// What the records of all hosts come to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Verdict {
+    /// The epoch that the fleet is at.
+    pub epoch: Epoch,
+    /// Its manifest.
+    pub serving: Option<Digest>,
+    /// The newest rollout that some host knows.
+    pub last_k: RolloutId,
+    /// The last rollout when the fleet was halted, if it is.
+    pub halted: Option<RolloutId>,
+    /// The rollout that began this epoch, while hosts are still to open it.
+    pub opened: Option<Promise>,
+    /// The rollout that some host has closed for: it can only go forward.
+    pub decided: Option<Promise>,
+}
+
+/// Works out where the fleet stands. What is missing, or does not fit together, is a blocker: nothing is guessed.
+///
+/// A rollout for which some host has closed was decided, and goes forward. One for which hosts are armed and nobody has closed may
+/// have been decided by the coordinator that was lost, but nobody can act on that any more: every host has durably left it. It is
+/// given up.
+pub fn judge(
+    roster: &Roster,
+    mandate: &Mandate,
+    told: &BTreeMap<HostName, Testimony>,
+) -> Result<Verdict, Vec<Blocker>> {
+    let heard = hear(roster, mandate, told)?;
+    let epoch = epoch_of(&heard);
+    let opened = newest(heard.iter().filter_map(|it| it.mode.towards(epoch)));
+    let coming = newest(heard.iter().filter_map(|it| it.mode.towards(epoch.next())));
+    let decided = coming.filter(|promise| is_decided(&heard, promise));
+    let blockers: Vec<Blocker> =
+        heard.iter().filter_map(|it| contradiction(it, epoch, opened, decided)).collect();
+    if !blockers.is_empty() {
+        return Err(blockers);
+    }
+    let serving = release_of(&heard, epoch, opened)?;
+    let known = heard.iter().flat_map(|it| it.mode.promises().map(|it| it.k).chain([it.last_k]));
+    // A halt that reached only some is theirs: rebuilding stops nothing that is served.
+    let is_dark = heard.iter().all(|it| it.serving.is_none());
+    let halted = heard.iter().filter_map(|it| it.halted).max().filter(|_| is_dark);
+    Ok(Verdict { epoch, serving, last_k: known.max().unwrap_or_default(), halted, opened, decided })
+}
+
+/// Those who must be heard, if all of them were.
+fn hear<'a>(
+    roster: &Roster,
+    mandate: &Mandate,
+    told: &'a BTreeMap<HostName, Testimony>,
+) -> Result<Vec<&'a Testimony>, Vec<Blocker>> {
+    let mut heard = Vec::with_capacity(roster.hosts().len());
+    let mut blockers = Vec::new();
+    for Member { name, .. } in roster.hosts() {
+        match (told.get(name), mandate.fenced.binary_search(name).is_ok()) {
+            (Some(testimony), false) => match distrust(roster, testimony) {
+                Some(blocker) => blockers.push(blocker),
+                None => heard.push(testimony),
+            },
+            (None, false) => blockers.push(gate::missing(name)),
+            (Some(_), true) => {
+                let detail = "the operators state that its machine is off, and it is connected";
+                blockers.push(Blocker::host(Code::RemovalNeedsEvidence, name, detail));
+            }
+            (None, true) => {}
+        }
+    }
+    if blockers.is_empty() { Ok(heard) } else { Err(blockers) }
+}
+
+/// Why a host's word cannot be used, whatever the others say.
+fn distrust(roster: &Roster, it: &Testimony) -> Option<Blocker> {
+    if it.history == History::Lost {
+        let detail = "its journal was damaged, so that it cannot say what it promised";
+        return Some(Blocker::host(Code::HistoryLost, &it.host, detail));
+    }
+    if it.roster_revision > roster.revision() {
+        let detail = format!(
+            "it has seen revision {} of the roster, and the mandate is for revision {}",
+            it.roster_revision,
+            roster.revision()
+        );
+        return Some(Blocker::host(Code::RosterChanged, &it.host, detail));
+    }
+    match it.mode {
+        Told::Armed { k, set: true, .. } => {
+            let detail = format!("its guard flips by itself for rollout {k}; that is waited for");
+            Some(Blocker::host(Code::Busy, &it.host, detail))
+        }
+        Told::Armed { set: false, .. } | Told::Serve(_) | Told::Closed { .. } => None,
+    }
+}
+
+/// The newest epoch that was opened to some host.
+///
+/// What hosts serve was opened, and so was what a host falls back to. Where all are closed without a way back, what they closed
+/// from is the newest.
+fn epoch_of(heard: &[&Testimony]) -> Epoch {
+    let served = heard.iter().filter_map(|it| it.mode.serving()).map(|serving| serving.epoch);
+    let fallback = heard.iter().filter_map(|it| match it.mode {
+        Told::Closed { fallback, .. } => fallback.map(|promise| promise.epoch),
+        Told::Serve(_) | Told::Armed { .. } => None,
+    });
+    let opened = served.chain(fallback).max();
+    let closed = heard.iter().filter_map(|it| match it.mode {
+        Told::Closed { next, .. } => Some(Epoch(next.epoch.0.saturating_sub(1))),
+        Told::Serve(_) | Told::Armed { .. } => None,
+    });
+    opened.or_else(|| closed.max()).unwrap_or_default()
+}
+
+/// The promise of the newest rollout.
+fn newest(promises: impl Iterator<Item = Promise>) -> Option<Promise> {
+    promises.max_by_key(|promise| promise.k)
+}
+
+/// Whether a rollout must go forward: some host has closed for it and has no way back, or all have closed for it, which is as
+/// good. A host that was dark when it armed is closed all the same, and can be told that the rollout was given up.
+fn is_decided(heard: &[&Testimony], promise: &Promise) -> bool {
+    let is_closed = |it: &&&Testimony| match &it.mode {
+        Told::Closed { next, .. } => next.k == promise.k,
+        Told::Serve(_) | Told::Armed { .. } => false,
+    };
+    let has_no_way_back = |it: &&Testimony| match &it.mode {
+        Told::Closed { next, fallback: None, .. } => next.k == promise.k,
+        Told::Serve(_) | Told::Armed { .. } | Told::Closed { .. } => false,
+    };
+    promise.mode == FlipMode::Strict
+        && (heard.iter().any(has_no_way_back) || heard.iter().filter(is_closed).count() == heard.len())
+}
+
+/// Why what a host says cannot be, given what the others say.
+fn contradiction(
+    it: &Testimony,
+    epoch: Epoch,
+    opened: Option<Promise>,
+    decided: Option<Promise>,
+) -> Option<Blocker> {
+    let set_back = |detail: String| Some(Blocker::host(Code::RolledBackDisk, &it.host, detail));
+    if let Some(decided) = decided
+        && it.mode.towards(decided.epoch) != Some(decided)
+    {
+        let k = decided.k;
+        return set_back(format!("others have closed for rollout {k}, for which it must have armed as well"));
+    }
+    let waits = it.mode.towards(epoch);
+    if waits.is_some() && waits != opened {
+        return set_back(format!("it waits for another epoch {epoch} than the others"));
+    }
+    let is_new =
+        it.last_k == RolloutId(0) && it.mode == Told::Serve(Serving { epoch: Epoch(0), release: None });
+    let is_at = it.mode.serving().is_some_and(|serving| serving.epoch == epoch);
+    let closed_from = it.mode.serving().is_none() && it.mode.towards(epoch.next()).is_some();
+    if is_new || is_at || waits.is_some() || closed_from {
+        return None;
+    }
+    let at = it.mode.serving().map_or_else(
+        || "it is closed".to_owned(),
+        |serving| format!("it is settled on epoch {}", serving.epoch),
+    );
+    set_back(format!("{at}, and others have reached epoch {epoch}, which needed it"))
+}
+
+/// The release of the epoch, on which all must agree.
+fn release_of(
+    heard: &[&Testimony],
+    epoch: Epoch,
+    opened: Option<Promise>,
+) -> Result<Option<Digest>, Vec<Blocker>> {
+    let named = |it: &Testimony| {
+        let serving = it.mode.serving().filter(|serving| serving.epoch == epoch);
+        serving.and_then(|serving| serving.release)
+    };
+    let reference = opened.map(|it| it.release).or_else(|| heard.iter().find_map(|it| named(it)));
+    let Some(reference) = reference else { return Ok(None) };
+    let others =
+        heard.iter().filter_map(|it| named(it).filter(|found| *found != reference).map(|found| (it, found)));
+    let blockers: Vec<Blocker> = others
+        .map(|(it, found)| Blocker {
+            expected: Some(reference.to_string()),
+            measured: Some(found.to_string()),
+            ..Blocker::host(
+                Code::Mismatch,
+                &it.host,
+                format!("hosts do not agree on which release epoch {epoch} is"),
+            )
+        })
+        .collect();
+    if blockers.is_empty() { Ok(Some(reference)) } else { Err(blockers) }
+}

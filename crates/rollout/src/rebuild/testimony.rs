@@ -1,0 +1,182 @@
+//! What one host tells.
+
+use muster_model::{
+    Closing, Digest, Epoch, FleetName, FlipMode, HostName, Leadership, RolloutId, RosterRevision,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::fleet::Papers;
+use crate::host::{GuardState, History, Host, Mode, Next, Serving, SwitchStage};
+
+/// The version of a testimony's format.
+pub const TESTIMONY_FORMAT: u32 = 1;
+
+/// A host's record without its secrets, and the documents that it keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Testimony {
+    /// [`TESTIMONY_FORMAT`].
+    pub format: u32,
+    /// The fleet.
+    pub fleet: FleetName,
+    /// The host.
+    pub host: HostName,
+    /// The newest leadership it has obeyed: only what is told under the new incarnation counts.
+    pub leadership: Leadership,
+    /// The last rollout it armed for.
+    pub last_k: RolloutId,
+    /// The newest roster it has verified.
+    pub roster_revision: RosterRevision,
+    /// Its mode.
+    pub mode: Told,
+    /// Whether its journal is whole.
+    pub history: History,
+    /// The last rollout when it was halted, if it is.
+    pub halted: Option<RolloutId>,
+    /// What its guard serves at this moment.
+    pub serving: Option<Serving>,
+    /// The envelope of the newest roster that it keeps.
+    pub roster: Option<Digest>,
+    /// The documents of the last rollouts that it has verified.
+    pub kept: Vec<Kept>,
+}
+
+/// A host's mode, without its closing secret.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Told {
+    /// It may serve an epoch without a lease.
+    Serve(Serving),
+    /// It is armed.
+    Armed {
+        /// The rollout.
+        k: RolloutId,
+        /// What it serves meanwhile.
+        serving: Serving,
+        /// What follows.
+        next: Promise,
+        /// Whether its guard was told to flip at an instant: then that will be so, whoever leads.
+        set: bool,
+    },
+    /// It is closed.
+    Closed {
+        /// The rollout it last armed for.
+        k: RolloutId,
+        /// What follows if that is completed.
+        next: Promise,
+        /// What follows if it is given up.
+        fallback: Option<Promise>,
+    },
+}
+
+/// What a host will serve once all hosts have closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Promise {
+    /// The rollout whose order leads there.
+    pub k: RolloutId,
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The manifest.
+    pub release: Digest,
+    /// What all N hosts committed to.
+    pub closing: Closing,
+    /// Of how many hosts the order accepts a lapsed lease.
+    pub max_lapsed: u32,
+    /// Strict or fast.
+    pub mode: FlipMode,
+}
+
+/// The documents of one rollout that a host keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    /// The rollout.
+    pub k: RolloutId,
+    /// The manifest that it leads to.
+    pub to: Digest,
+    /// The envelopes that it rests on.
+    pub papers: Papers,
+    /// The N attestations.
+    pub evidence: Digest,
+    /// What the N hosts committed to.
+    pub closing: Closing,
+    /// Why each of the N hosts counted as closed, if this host was opened.
+    pub secrets: Option<Digest>,
+}
+
+impl Host {
+    /// What this host tells a coordinator that is being rebuilt. Which documents are kept is for the driver to add.
+    #[must_use]
+    pub fn testify(&self) -> Testimony {
+        let record = self.record();
+        Testimony {
+            format: TESTIMONY_FORMAT,
+            fleet: record.fleet.clone(),
+            host: record.host.clone(),
+            leadership: record.leadership,
+            last_k: record.last_k,
+            roster_revision: record.roster_revision,
+            mode: Told::from(&record.mode),
+            history: record.history,
+            halted: record.halted.map(|halted| halted.after),
+            serving: match self.guard() {
+                GuardState::Open(epoch, digest) => Some(Serving { epoch, release: Some(digest) }),
+                GuardState::Unknown | GuardState::Dark => None,
+            },
+            roster: None,
+            kept: Vec::new(),
+        }
+    }
+}
+
+impl From<&Mode> for Told {
+    fn from(mode: &Mode) -> Self {
+        match mode {
+            Mode::Serve(serving) => Self::Serve(*serving),
+            Mode::Armed { k, serving, next, switch } => Self::Armed {
+                k: *k,
+                serving: *serving,
+                next: Promise::from(next),
+                set: switch.is_some_and(|switch| switch.stage == SwitchStage::Set),
+            },
+            Mode::Closed { k, next, fallback, at_boot_ms: _ } => Self::Closed {
+                k: *k,
+                next: Promise::from(next),
+                fallback: fallback.as_ref().map(Promise::from),
+            },
+        }
+    }
+}
+
+impl From<&Next> for Promise {
+    fn from(next: &Next) -> Self {
+        let Next { k, epoch, release, closing, secret: _, max_lapsed, mode } = *next;
+        Self { k, epoch, release, closing, max_lapsed, mode }
+    }
+}
+
+impl Told {
+    /// What the host may serve.
+    pub(super) const fn serving(&self) -> Option<Serving> {
+        match self {
+            Self::Serve(serving) | Self::Armed { serving, .. } => Some(*serving),
+            Self::Closed { .. } => None,
+        }
+    }
+
+    /// Every promise that the host holds.
+    pub(super) fn promises(&self) -> impl Iterator<Item = Promise> {
+        let (next, fallback) = match self {
+            Self::Serve(_) => (None, None),
+            Self::Armed { next, .. } => (Some(*next), None),
+            Self::Closed { next, fallback, .. } => (Some(*next), *fallback),
+        };
+        next.into_iter().chain(fallback)
+    }
+
+    /// The promise that leads to `epoch`.
+    pub(super) fn towards(&self, epoch: Epoch) -> Option<Promise> {
+        self.promises().find(|promise| promise.epoch == epoch)
+    }
+}
