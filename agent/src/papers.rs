@@ -180,7 +180,7 @@ impl Papers {
     }
 
     fn path(&self, name: Digest) -> PathBuf {
-        self.folder.join(name.hex().to_string())
+        self.folder.join(name.hex())
     }
 
     fn lock(&self) -> MutexGuard<'_, Index> {

@@ -161,7 +161,8 @@ impl Shared {
         (count < REBUILDS_MAX).then(|| self.rebuild(name.clone(), Beginning::default()))
     }
 
-    fn rebuild(self: &Arc<Self>, fleet: FleetName, beginning: Beginning) -> Arc<RebuildHandle> {
+    /// The same of a fleet that operators name: they are refused none.
+    pub(crate) fn rebuild(self: &Arc<Self>, fleet: FleetName, beginning: Beginning) -> Arc<RebuildHandle> {
         let mut rebuilds = self.rebuilds.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = rebuilds.get(&fleet) {
             return Arc::clone(known);

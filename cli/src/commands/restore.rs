@@ -71,6 +71,6 @@ impl Report for Restored {
             Tone::Good,
             format_args!("restored {} to {}", self.backup.display(), self.state.display()),
         );
-        page.line("Next: start the coordinator, look at `muster status`, and push releases whose blobs are gone again");
+        page.line("Next: start the coordinator, and have the operators sign that it leads: `muster coordinator rebuild`");
     }
 }

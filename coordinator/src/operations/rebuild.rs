@@ -10,7 +10,7 @@ use muster_rollout::rebuild::Testimony;
 
 use super::blocking;
 use crate::coordinator::Shared;
-use crate::rebuild::{Signed, Surveyed};
+use crate::rebuild::{Beginning, Signed, Surveyed};
 use crate::status::{blob_refusal, chain};
 
 /// What hosts tell of a fleet that is not led.
@@ -54,8 +54,7 @@ pub(super) async fn begin(
         let detail = format!("this coordinator leads {fleet}: there is nothing to be rebuilt");
         return Err(Refusal::of(Code::WrongState, detail));
     }
-    let too_many = || Refusal::of(Code::FleetUnknown, "too many fleets are waiting to be rebuilt");
-    let rebuild = shared.claimed(&fleet).ok_or_else(too_many)?;
+    let rebuild = shared.rebuild(fleet.clone(), Beginning::default());
     let (documents, name) = (shared.documents.clone(), signed.roster_envelope);
     let mandate_name = muster_model::Digest::of(&request.mandate_envelope);
     blocking(&shared.machine, move || {

@@ -45,7 +45,7 @@ impl Sources {
     /// Finds what `verdict` needs, and what else is of use.
     pub(super) async fn gather(self, verdict: Verdict) -> Result<Gathered, Vec<Blocker>> {
         let mut failed = Vec::new();
-        let opened = match &verdict.opened {
+        let mut opened = match &verdict.opened {
             Some(promise) => self.find(|kept| is_for(kept, promise), &mut failed).await,
             // Settled: its receipt can be made again, and it can be rolled back, but nothing depends on that.
             None => {
@@ -61,6 +61,14 @@ impl Sources {
             || (verdict.decided.is_some() && decided.is_none());
         if lacks && !failed.is_empty() {
             return Err(failed);
+        }
+        if verdict.opened.is_some()
+            && let Some(secrets) = opened.as_mut().and_then(|dossier| dossier.reveal(&self.told))
+        {
+            let documents = self.documents.clone();
+            let put = move || documents.put(Digest::of(secrets.as_bytes()), secrets.as_bytes());
+            let kept = blocking(&self.machine, put).await;
+            kept.map_err(|error| vec![Blocker::fleet(blob_code(&error), chain(&error))])?;
         }
         let releases = self.releases().await;
         Ok(Gathered { verdict, opened, decided, releases })

@@ -23,6 +23,9 @@ use crate::fleet::Outbox;
 /// Inputs that wait; senders wait when it is full.
 const INBOX_INPUTS: usize = 1024;
 
+/// Rollouts of which a host may keep the documents.
+const KEPT_MAX: usize = 16;
+
 /// Fleets that are not led and of which hosts have asked. Whoever has an agent's certificate can name fleets that there are not.
 pub(crate) const REBUILDS_MAX: usize = 64;
 
@@ -135,6 +138,9 @@ pub(crate) fn testimony(host: &HostName, told: &v1::Testimony) -> Result<Testimo
     let strange = |detail: String| Refusal::because(Blocker::host(Code::Unsupported, host, detail));
     let testimony: Testimony = serde_json::from_slice(&told.body)
         .map_err(|error| strange(format!("what it tells cannot be read: {error}")))?;
+    if testimony.kept.len() > KEPT_MAX {
+        return Err(strange(format!("it keeps the documents of more than {KEPT_MAX} rollouts")));
+    }
     if testimony.format != muster_rollout::rebuild::TESTIMONY_FORMAT || testimony.host != *host {
         return Err(strange("it tells of another host, or in another format".to_owned()));
     }

@@ -390,7 +390,15 @@ impl Rebuilder {
             let (Some(outbox), Some(digest)) = (&it.outbox, testimony.roster) else { continue };
             let max = muster_trust::ENVELOPE_BYTES_MAX as u64;
             match self.handle.parts.read(&self.fleet, (host, outbox), digest, max).await {
-                Ok(bytes) => return Some(bytes),
+                // A host that claims the highest revision and has nothing to show for it is passed over.
+                Ok(bytes)
+                    if self.shared.root().verify_roster(&bytes, self.shared.machine.unix_time()).is_ok() =>
+                {
+                    return Some(bytes);
+                }
+                Ok(_) => {
+                    tracing::warn!(fleet = %self.fleet, %host, "the roster that it keeps does not verify")
+                }
                 Err(blocker) => {
                     tracing::warn!(fleet = %self.fleet, %blocker, "a roster is not to be had there")
                 }

@@ -30,8 +30,8 @@ const ROSTER_BYTES_MAX: u64 = muster_trust::ENVELOPE_BYTES_MAX as u64;
 /// promised, and says whom it waits for; meanwhile hosts serve what they serve.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  muster coordinator rebuild --reason 'the disk of rack 4 burned'
-  muster coordinator rebuild --reason 'lost with host-5' --fenced host-5
+  muster coordinator rebuild --reason burned
+  muster coordinator rebuild --reason burned --fenced host-5
   muster coordinator rebuild --mandate mandate.json   # signed by all who must")]
 pub(crate) struct Rebuild {
     #[command(flatten)]

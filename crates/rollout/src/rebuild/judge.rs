@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_model::{Blocker, Code, Digest, Epoch, FlipMode, HostName, Mandate, Member, RolloutId, Roster};
+use muster_model::{Blocker, Code, Digest, Epoch, HostName, Mandate, Member, RolloutId, Roster};
 
 use super::testimony::{Promise, Testimony, Told};
 use crate::gate;
@@ -92,26 +92,17 @@ fn distrust(roster: &Roster, it: &Testimony) -> Option<Blocker> {
         );
         return Some(Blocker::host(Code::RosterChanged, &it.host, detail));
     }
-    match it.mode {
-        Told::Armed { k, set: true, .. } => {
-            let detail = format!("its guard flips by itself for rollout {k}; that is waited for");
-            Some(Blocker::host(Code::Busy, &it.host, detail))
-        }
-        Told::Armed { set: false, .. } | Told::Serve(_) | Told::Closed { .. } => None,
-    }
+    None
 }
 
 /// The newest epoch that was opened to some host.
 ///
-/// What hosts serve was opened, and so was what a host falls back to. Where all are closed without a way back, what they closed
-/// from is the newest.
+/// What hosts serve was opened, and so was what a host waited for when a later rollout came. Where there is neither, all are closed
+/// and what they closed from is the newest.
 fn epoch_of(heard: &[&Testimony]) -> Epoch {
     let served = heard.iter().filter_map(|it| it.mode.serving()).map(|serving| serving.epoch);
-    let fallback = heard.iter().filter_map(|it| match it.mode {
-        Told::Closed { fallback, .. } => fallback.map(|promise| promise.epoch),
-        Told::Serve(_) | Told::Armed { .. } => None,
-    });
-    let opened = served.chain(fallback).max();
+    let passed = heard.iter().filter_map(|it| it.mode.opened_to_others()).map(|promise| promise.epoch);
+    let opened = served.chain(passed).max();
     let closed = heard.iter().filter_map(|it| match it.mode {
         Told::Closed { next, .. } => Some(Epoch(next.epoch.0.saturating_sub(1))),
         Told::Serve(_) | Told::Armed { .. } => None,
@@ -124,19 +115,15 @@ fn newest(promises: impl Iterator<Item = Promise>) -> Option<Promise> {
     promises.max_by_key(|promise| promise.k)
 }
 
-/// Whether a rollout must go forward: some host has closed for it and has no way back, or all have closed for it, which is as
-/// good. A host that was dark when it armed is closed all the same, and can be told that the rollout was given up.
+/// Whether a rollout must go forward: some host has closed for it and has no way back, or its guard was told to flip at an
+/// instant. A host that was dark when it armed is closed as well, and can be told that the rollout was given up.
 fn is_decided(heard: &[&Testimony], promise: &Promise) -> bool {
-    let is_closed = |it: &&&Testimony| match &it.mode {
-        Told::Closed { next, .. } => next.k == promise.k,
-        Told::Serve(_) | Told::Armed { .. } => false,
-    };
-    let has_no_way_back = |it: &&Testimony| match &it.mode {
-        Told::Closed { next, fallback: None, .. } => next.k == promise.k,
+    heard.iter().any(|it| match &it.mode {
+        Told::Closed { next, fallback: None, .. } | Told::Armed { next, set: true, .. } => {
+            next.k == promise.k
+        }
         Told::Serve(_) | Told::Armed { .. } | Told::Closed { .. } => false,
-    };
-    promise.mode == FlipMode::Strict
-        && (heard.iter().any(has_no_way_back) || heard.iter().filter(is_closed).count() == heard.len())
+    })
 }
 
 /// Why what a host says cannot be, given what the others say.

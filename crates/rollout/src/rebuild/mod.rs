@@ -12,4 +12,4 @@ mod testimony;
 
 pub use judge::{Verdict, judge};
 pub use record::Dossier;
-pub use testimony::{Kept, Promise, TESTIMONY_FORMAT, Testimony, Told};
+pub use testimony::{Kept, Promise, Revealed, TESTIMONY_FORMAT, Testimony, Told};

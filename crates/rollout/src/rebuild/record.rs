@@ -1,19 +1,23 @@
 //! The record that a rebuilt coordinator takes over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use muster_model::{
-    Blocker, Closing, Code, Commitment, Digest, FlipMode, HostName, Leadership, Order, Roster, RosterRef,
-    Secrets, Verified,
+    Blocker, Closing, Closure, Code, Commitment, Digest, FlipMode, HostName, Leadership, Order, RolloutId,
+    Roster, RosterRef, Secrets, UnixTime, Verified,
 };
 
 use super::judge::Verdict;
-use super::testimony::Promise;
+use super::testimony::{Promise, Testimony};
 use crate::fleet::{
     Armament, Base, FleetRecord, Inheritance, Offers, Opening, Papers, Phase, RECORD_FORMAT, Rollout,
     SessionRecord,
 };
+
+/// How far the numbers of rollouts leap. Those that were given up before any host had armed for them are not known any more, and
+/// the orders for them, which nobody may use again, are still valid for a while.
+pub(crate) const ROLLOUTS_LEAPT: u64 = 1_000;
 
 /// The documents of one rollout, each verified with the keys that may sign it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +44,25 @@ impl Dossier {
             && self.order.to == promise.release
             && self.order.mode == promise.mode
             && Closing::of_commitments(&self.commitments) == promise.closing
+    }
+
+    /// Takes the closing secrets of a rollout that was opened to others from those who are still closed for it, if nobody has kept
+    /// them. Returns what is to be kept then.
+    ///
+    /// Of a host that says nothing what it had committed to stands for it, as far as the order allows: the wait for it was over when
+    /// the rollout was opened.
+    pub fn reveal(&mut self, told: &BTreeMap<HostName, Testimony>) -> Option<Secrets> {
+        if self.is_proven() {
+            return None;
+        }
+        let revealed = |host: &HostName| told.get(host)?.revealed.filter(|it| it.k == self.order.counter);
+        let closures = self.roster.hosts().iter().zip(&self.commitments).map(|(member, commitment)| {
+            let known = revealed(&member.name).filter(|it| it.secret.commitment() == *commitment);
+            known.map_or(Closure::Lapsed(*commitment), |it| Closure::Revealed(it.secret))
+        });
+        let secrets: Secrets = closures.collect();
+        self.secrets = Some((Digest::of(secrets.as_bytes()), secrets.clone()));
+        if self.is_proven() { Some(secrets) } else { None }
     }
 
     /// Whether they prove that all hosts were closed.
@@ -96,7 +119,7 @@ impl Verdict {
             revision: 0,
             roster: reference,
             roster_envelope: envelope,
-            last_k: self.last_k,
+            last_k: RolloutId(self.last_k.0 + ROLLOUTS_LEAPT),
             epoch: self.epoch,
             serving: self.serving,
             previous: opened
@@ -132,7 +155,12 @@ impl Verdict {
                 contingency: None,
                 base: Base::Settled,
             };
-            let armament = Armament { rollout, evidence: dossier.evidence, instant: None };
+            // Hosts that were told know the instant by themselves; the others have fenced.
+            let instant = match promise.mode {
+                FlipMode::Fast => Some(UnixTime(0)),
+                FlipMode::Strict => None,
+            };
+            let armament = Armament { rollout, evidence: dossier.evidence, instant };
             return Ok((Phase::Decided(armament), dossier.commitments.clone()));
         }
         let Some(promise) = &self.opened else { return Ok((Phase::Settled, Vec::new())) };

@@ -1,7 +1,7 @@
 //! What one host tells.
 
 use muster_model::{
-    Closing, Digest, Epoch, FleetName, FlipMode, HostName, Leadership, RolloutId, RosterRevision,
+    Closing, Digest, Epoch, FleetName, FlipMode, HostName, Leadership, RolloutId, RosterRevision, Secret,
 };
 use serde::{Deserialize, Serialize};
 
@@ -35,10 +35,22 @@ pub struct Testimony {
     pub halted: Option<RolloutId>,
     /// What its guard serves at this moment.
     pub serving: Option<Serving>,
+    /// Its secret of the rollout that it has closed for, which it tells to whoever asks it to close again.
+    pub revealed: Option<Revealed>,
     /// The envelope of the newest roster that it keeps.
     pub roster: Option<Digest>,
     /// The documents of the last rollouts that it has verified.
     pub kept: Vec<Kept>,
+}
+
+/// A closing secret that is out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revealed {
+    /// The rollout.
+    pub k: RolloutId,
+    /// The secret.
+    pub secret: Secret,
 }
 
 /// A host's mode, without its closing secret.
@@ -124,9 +136,21 @@ impl Host {
                 GuardState::Open(epoch, digest) => Some(Serving { epoch, release: Some(digest) }),
                 GuardState::Unknown | GuardState::Dark => None,
             },
+            revealed: revealed(&record.mode),
             roster: None,
             kept: Vec::new(),
         }
+    }
+}
+
+/// A host that is closed for a rollout says so, and one that has armed for a later one while it was dark was closed for the one
+/// before. For what it has armed for itself it has closed only once it was told to.
+const fn revealed(mode: &Mode) -> Option<Revealed> {
+    match mode {
+        Mode::Closed { fallback: Some(next), .. } | Mode::Closed { next, fallback: None, .. } => {
+            Some(Revealed { k: next.k, secret: next.secret })
+        }
+        Mode::Serve(_) | Mode::Armed { .. } => None,
     }
 }
 
@@ -173,6 +197,15 @@ impl Told {
             Self::Closed { next, fallback, .. } => (Some(*next), *fallback),
         };
         next.into_iter().chain(fallback)
+    }
+
+    /// The promise that this host still waited for when a later rollout was armed, or is to fall back to: only one that is open
+    /// to others leaves a fleet free for the next.
+    pub(super) fn opened_to_others(&self) -> Option<Promise> {
+        match self {
+            Self::Closed { k, next, fallback } => fallback.or_else(|| (*k > next.k).then_some(*next)),
+            Self::Serve(_) | Self::Armed { .. } => None,
+        }
     }
 
     /// The promise that leads to `epoch`.

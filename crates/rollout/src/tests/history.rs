@@ -232,6 +232,36 @@ fn live(world: &mut World) {
     }
 }
 
+/// The first part of a history, until the coordinator is lost for good; then everything on the hosts that people can put right
+/// is put right, and they are on their own until all that runs by itself has ended.
+pub(super) fn lived_until_the_loss(seed: u64) -> World {
+    let mut world = new_world(seed, None);
+    world.deploy_everywhere();
+    let weather = some_weather(&mut world);
+    set_machines(&mut world);
+    world.start_all();
+    for _ in 0..world.random.below(ACTIONS_MAX) {
+        act(&mut world, weather);
+        world.check();
+    }
+    mend(&mut world);
+    world.crash_coordinator();
+    for index in 0..world.machines.len() {
+        world.start_agent(index);
+    }
+    world.rest();
+    outlast_leases(&mut world);
+    world
+}
+
+/// A coordinator leads again: the fleet must settle, and flip.
+pub(super) fn goes_on(world: &mut World) {
+    heal(world);
+    if world.violation.is_none() {
+        flip_once_more(world);
+    }
+}
+
 fn some_weather(world: &mut World) -> Weather {
     let rarely = |per_mille: u64, hosts: u64| (per_mille * FAIR_HOSTS / hosts.max(FAIR_HOSTS)).max(1);
     let hosts = world.machines.len() as u64;
@@ -369,6 +399,27 @@ fn cut_a_lease_short(world: &mut World) {
 /// No faults any more, and everything that people can put right is put right: then the fleet must settle.
 fn heal(world: &mut World) {
     note!(world, "--- heal ---");
+    mend(world);
+    world.deploy_everywhere();
+    world.start_all();
+    // What is still under way may show an old token.
+    world.rest();
+    for index in 0..world.machines.len() {
+        if is_duplicate(world, index) {
+            world.readmit(&host_name(index + 1));
+        }
+    }
+    world.rest();
+    pass_deadlines(world);
+    outlast_leases(world);
+    world.report_deployed();
+    world.rest();
+    resume(world);
+    expect_settled(world, "after everything was put right");
+}
+
+/// No faults any more, on any machine.
+fn mend(world: &mut World) {
     world.crash_per_mille = 0;
     world.guard_fails_per_mille = 0;
     world.guard_disk_fails_per_mille = 0;
@@ -388,22 +439,6 @@ fn heal(world: &mut World) {
             }
         }
     }
-    world.deploy_everywhere();
-    world.start_all();
-    // What is still under way may show an old token.
-    world.rest();
-    for index in 0..world.machines.len() {
-        if is_duplicate(world, index) {
-            world.readmit(&host_name(index + 1));
-        }
-    }
-    world.rest();
-    pass_deadlines(world);
-    outlast_leases(world);
-    world.report_deployed();
-    world.rest();
-    resume(world);
-    expect_settled(world, "after everything was put right");
 }
 
 /// A fleet that was halted, or a host, serves nothing until an order resumes it.

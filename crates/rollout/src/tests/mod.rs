@@ -2,7 +2,7 @@
 //!
 //! `world` is the simulator: `clock`, `disk` and `link` are what its machines are made of, `machine` and `agent` the hosts,
 //! `guard`, `warden` and `ledger` a guard's requests, duties and disk around the lease of the real one, `coordinator` and `store` those who lead, `operator` the people. `invariants` is what must always hold in it,
-//! `history` random histories with their `faults`, `mistakes` the proof that these find what they look for, which
+//! `history` random histories with their `faults`, `rebuild` those in which the coordinator is lost for good, `mistakes` the proof that these find what they look for, which
 //! `provoke` brings to light, and `scenarios` readable examples.
 
 #![expect(
@@ -37,6 +37,7 @@ mod operator;
 mod papers;
 mod provoke;
 mod random;
+mod rebuild;
 mod scenarios;
 mod store;
 mod warden;

@@ -19,7 +19,7 @@ use crate::host::Mode;
 
 impl World {
     /// Three hosts that serve release 0 in epoch 1.
-    fn settled() -> Self {
+    pub(super) fn settled() -> Self {
         let mut world = Self::running(3, 1);
         world.flip(0);
         world.expect_all_serve(0, 1);

@@ -1,0 +1,236 @@
+//! The coordinator is lost for good at any moment of a random history, and is rebuilt from its hosts.
+
+use std::collections::BTreeMap;
+
+use muster_model::{
+    Blocker, Closing, Code, Commitment, Digest, HostName, Incarnation, Leadership, Mandate, Purpose, Secrets,
+    Term,
+};
+
+use super::history::{goes_on, lived_until_the_loss};
+use super::papers::host_name;
+use super::world::World;
+use crate::fleet::{Papers, Phase, roster_ref};
+use crate::host::{Host, HostRecord, Mode};
+use crate::rebuild::{Dossier, Promise, Testimony, Told, Verdict, judge};
+
+/// How many histories are run.
+const HISTORIES: u64 = 1_500;
+
+/// The life of the database that follows.
+const NEXT: Leadership = Leadership { incarnation: Incarnation(2), term: Term(1) };
+
+#[test]
+fn a_coordinator_that_is_lost_at_any_moment_is_rebuilt_and_every_invariant_holds() {
+    let mut seen = BTreeMap::new();
+    for seed in 0..HISTORIES {
+        let mut world = lived_until_the_loss(seed);
+        let found = world.violation.is_none().then(|| rebuild(&mut world));
+        if let Some(Err(blockers)) = &found {
+            world.violate(format!("it cannot be rebuilt: {blockers:?}"));
+        }
+        goes_on(&mut world);
+        assert_eq!(world.violation, None, "seed {seed}, {found:?}");
+        if let Some(Ok(verdict)) = found {
+            let what = (verdict.opened.is_some(), verdict.decided.is_some(), verdict.epoch.0 > 0);
+            *seen.entry(what).or_insert(0_u64) += 1;
+        }
+    }
+    // A search that finds fleets in one state only has looked at nothing.
+    for what in [(false, false, true), (true, false, true), (false, true, true)] {
+        assert!(seen.get(&what).is_some_and(|count| *count > 2), "{seen:?}");
+    }
+}
+
+/// Hears all hosts of the roster under the new incarnation, and puts what follows in the place of what was lost.
+fn rebuild(world: &mut World) -> Result<Verdict, Vec<Blocker>> {
+    let signed = world.rosters.iter().find(|it| it.digest == world.coordinator.record.roster.digest);
+    let signed = signed.expect("a roster of this world").clone();
+    let reference = roster_ref(&signed.roster, signed.digest);
+    let fleet = signed.roster.fleet().clone();
+    let mandate = Mandate::new(fleet, NEXT.incarnation, reference, Vec::new(), "lost".to_owned());
+    let mandate = mandate.expect("a mandate");
+    let mut told = BTreeMap::new();
+    for index in 0..world.machines.len() {
+        if signed.roster.position(&world.machines[index].name).is_some() {
+            told.insert(world.machines[index].name.clone(), hear(world, index));
+        }
+    }
+    let verdict = judge(&signed.roster, &mandate, &told)?;
+    let mut opened = verdict.opened.and_then(|promise| dossier(world, &promise, has_opened(&told, &promise)));
+    if let Some(secrets) = opened.as_mut().and_then(|dossier| dossier.reveal(&told)) {
+        let bytes = secrets.as_bytes();
+        world.coordinator.documents.insert(Digest::of(bytes), bytes.clone());
+    }
+    if verdict.opened.is_none() {
+        opened = settled_on(world, &verdict);
+    }
+    let decided = verdict.decided.and_then(|promise| dossier(world, &promise, Kept::No));
+    let roster = (&signed.roster, reference, signed.envelope);
+    let made = verdict.record(NEXT, roster, Vec::new(), opened.as_ref(), decided.as_ref());
+    let (record, _) = made.map_err(|blocker| vec![blocker])?;
+    // What the coordinator that was lost had decided, and nobody has acted on, is forgotten.
+    if let Phase::Decided(armament) = &world.coordinator.record.phase
+        && verdict.decided.is_none()
+        && verdict.epoch == world.coordinator.record.epoch
+    {
+        world.fates.remove(&armament.rollout.k);
+    }
+    world.coordinator.sessions.clear();
+    world.coordinator.install(record);
+    Ok(verdict)
+}
+
+/// The host obeys the new incarnation, durably, and tells what it has promised.
+fn hear(world: &mut World, index: usize) -> Testimony {
+    world.crash_agent(index);
+    world.start_agent(index);
+    world.crash_agent(index);
+    let machine = &mut world.machines[index];
+    let record = HostRecord { leadership: NEXT, token: None, ..machine.record.clone() };
+    machine.install(record.clone(), machine.journal);
+    let mut testimony = Host::new(record, machine.profile(false)).testify();
+    testimony.serving = match (&machine.record.mode, machine.guard) {
+        (Mode::Serve(serving) | Mode::Armed { serving, .. }, Some(_)) => Some(*serving),
+        (Mode::Serve(_) | Mode::Armed { .. } | Mode::Closed { .. }, _) => None,
+    };
+    world.start_agent(index);
+    testimony
+}
+
+/// Whether some host keeps the closing secrets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    No,
+    Yes,
+}
+
+/// A host that was opened keeps what it was opened with.
+fn has_opened(told: &BTreeMap<HostName, Testimony>, promise: &Promise) -> Kept {
+    let serves = |it: &Testimony| match &it.mode {
+        Told::Serve(serving) | Told::Armed { serving, .. } => serving.epoch == promise.epoch,
+        Told::Closed { .. } => false,
+    };
+    if told.values().any(serves) { Kept::Yes } else { Kept::No }
+}
+
+/// What hosts have kept of the rollout that settled on what they serve.
+fn settled_on(world: &World, verdict: &Verdict) -> Option<Dossier> {
+    let record = &world.coordinator.record;
+    let last = record.phase.opening().or(record.completed.as_ref())?;
+    let order = world.orders.get(&last.papers.order).filter(|order| Some(order.to) == verdict.serving)?;
+    let signed = world.rosters.iter().find(|it| it.digest == order.roster)?;
+    let evidence = world.attestations_in(world.coordinator.documents.get(&last.evidence)?);
+    let commitment = |purpose: &Purpose| match purpose {
+        Purpose::Rollout { commitment, .. } => Some(*commitment),
+        Purpose::Check => None,
+    };
+    let secrets = Secrets::from_bytes(world.coordinator.documents.get(&last.secrets)?)?;
+    Some(Dossier {
+        order: order.clone(),
+        roster: (*signed.roster).clone(),
+        papers: last.papers,
+        evidence: last.evidence,
+        commitments: evidence.iter().filter_map(|it| commitment(&it.purpose)).collect(),
+        secrets: Some((last.secrets, secrets)),
+    })
+}
+
+/// What hosts have kept of a rollout, as the simulated store still has it.
+fn dossier(world: &World, promise: &Promise, kept: Kept) -> Option<Dossier> {
+    let (order_name, order) = world.orders.iter().find(|(_, order)| {
+        order.counter == promise.k && order.to == promise.release && order.mode == promise.mode
+    })?;
+    let signed = world.rosters.iter().find(|it| it.digest == order.roster)?;
+    let commitments_in = |bytes: &[u8]| -> Option<Vec<Commitment>> {
+        let lines = std::str::from_utf8(bytes).ok()?.lines();
+        let known = lines.map(|line| world.attestations.get(line.parse::<usize>().ok()?));
+        known
+            .map(|it| match it?.purpose {
+                Purpose::Rollout { commitment, .. } => Some(commitment),
+                Purpose::Check => None,
+            })
+            .collect()
+    };
+    let documents = &world.coordinator.documents;
+    let (evidence, commitments) = documents.iter().find_map(|(digest, bytes)| {
+        let commitments =
+            commitments_in(bytes).filter(|it| Closing::of_commitments(it) == promise.closing)?;
+        Some((*digest, commitments))
+    })?;
+    let secrets = documents.iter().find_map(|(digest, bytes)| {
+        let secrets = Secrets::from_bytes(bytes).filter(|it| !it.as_bytes().is_empty())?;
+        promise.closing.is_proven_by(&secrets, promise.max_lapsed).then_some((*digest, secrets))
+    });
+    let release: Digest = world.release_papers[world.position_of(promise.release)];
+    Some(Dossier {
+        order: order.clone(),
+        roster: (*signed.roster).clone(),
+        papers: Papers { order: *order_name, release, roster: signed.envelope },
+        evidence,
+        commitments,
+        secrets: secrets.filter(|_| kept == Kept::Yes),
+    })
+}
+
+/// Three hosts that serve the first release, as they would tell it.
+fn settled() -> (World, BTreeMap<HostName, Testimony>, Mandate) {
+    let mut world = World::settled();
+    world.crash_coordinator();
+    let told = (0..3).map(|index| (host_name(index + 1), hear(&mut world, index))).collect();
+    let signed = &world.rosters[0];
+    let reference = roster_ref(&signed.roster, signed.digest);
+    let fleet = signed.roster.fleet().clone();
+    let mandate = Mandate::new(fleet, NEXT.incarnation, reference, Vec::new(), "lost".to_owned());
+    (world, told, mandate.expect("a mandate"))
+}
+
+fn codes(outcome: Result<Verdict, Vec<Blocker>>) -> Vec<(Code, String)> {
+    let blockers = outcome.expect_err("it does not fit together");
+    blockers.into_iter().map(|it| (it.code, it.host.map(String::from).unwrap_or_default())).collect()
+}
+
+#[test]
+fn nothing_is_concluded_before_all_hosts_were_heard_and_agree() {
+    let (world, told, mandate) = settled();
+    let roster = &world.rosters[0].roster;
+    let good = judge(roster, &mandate, &told).expect("all were heard");
+    assert_eq!((good.epoch.0, good.opened, good.decided), (1, None, None));
+    let with = |change: &dyn Fn(&mut BTreeMap<HostName, Testimony>)| {
+        let mut told = told.clone();
+        change(&mut told);
+        codes(judge(roster, &mandate, &told))
+    };
+    let second = host_name(2);
+    let at = |code| vec![(code, second.to_string())];
+    assert_eq!(with(&|told| drop(told.remove(&second))), at(Code::HostMissing));
+    let edit =
+        |change: &dyn Fn(&mut Testimony)| with(&|told| change(told.get_mut(&second).expect("it was heard")));
+    assert_eq!(edit(&|it| it.history = crate::host::History::Lost), at(Code::HistoryLost));
+    assert_eq!(edit(&|it| it.roster_revision.0 += 1), at(Code::RosterChanged));
+    let other = Digest::of(b"another release");
+    let serve = |epoch, release| {
+        Told::Serve(crate::host::Serving { epoch: muster_model::Epoch(epoch), release: Some(release) })
+    };
+    assert_eq!(edit(&|it| it.mode = serve(1, other)), at(Code::Mismatch));
+    // One that has gone ahead alone cannot be: the others are named, whose disks were set back.
+    let ahead = edit(&|it| it.mode = serve(2, other));
+    assert!(ahead.iter().all(|(code, host)| *code == Code::RolledBackDisk && *host != second.to_string()));
+    assert_eq!(ahead.len(), 2);
+}
+
+#[test]
+fn a_host_that_is_stated_to_be_off_is_not_heard() {
+    let (world, mut told, mandate) = settled();
+    let roster = &world.rosters[0].roster;
+    let (fleet, reason) = (mandate.fleet.clone(), "it burned".to_owned());
+    let fenced =
+        Mandate::new(fleet, NEXT.incarnation, mandate.roster, vec![host_name(3)], reason).expect("a mandate");
+    assert_eq!(
+        codes(judge(roster, &fenced, &told)),
+        [(Code::RemovalNeedsEvidence, "host-3".to_owned())],
+        "it is connected"
+    );
+    told.remove(&host_name(3));
+    assert_eq!(judge(roster, &fenced, &told).expect("the others were heard").epoch.0, 1);
+}
