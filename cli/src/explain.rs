@@ -200,7 +200,7 @@ explanations! {
     RemovalNeedsEvidence =>
         "A host cannot leave the roster without proof.",
         "It may still serve the old release, and nobody would notice once it is off the roster.",
-        "make sure that its machine is off or wiped, then state it: `muster roster apply FILE --fenced HOST`";
+        "make sure that its machine is off or wiped, then state it: `muster roster apply FILE --fenced HOST --reason TEXT`";
     SignatureInvalid =>
         "A document's signatures do not hold.",
         "Too few of the keys that the root names have signed it, or the root has expired.",
@@ -300,7 +300,7 @@ explanations! {
     RolledBackCoordinator =>
         "The coordinator's database is older than what hosts remember.",
         "It was restored from a backup or lost its newest records, and could contradict what it promised.",
-        "do not force it: restore the newest backup with `muster restore`, and read the recovery section of the documentation";
+        "restore the newest backup with `muster restore`, start the coordinator, and have it rebuilt from its hosts: `muster coordinator rebuild --reason TEXT`";
     ClosingUnproven =>
         "Not all hosts have shown that they stopped.",
         "A host opens only with the closing secrets of all hosts. One is missing or wrong, so some host may still serve the old release.",

@@ -17,6 +17,7 @@ mod harness;
 mod hostile;
 mod impostor;
 mod keys;
+mod membership;
 mod nemesis;
 mod phases;
 mod receipts;

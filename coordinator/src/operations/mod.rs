@@ -12,14 +12,13 @@ mod release;
 mod roster;
 mod view;
 
-use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use muster_audit::Kind;
 use muster_daemon::Machine;
-use muster_model::{Blocker, Code, FleetName, HostName, Refusal, RolloutId};
+use muster_model::{Blocker, Code, FleetName, Refusal, RolloutId};
 use muster_mtls::Peer;
 use muster_proto::convert;
 use muster_proto::v1;
@@ -99,20 +98,15 @@ impl Service for Operations {
     ) -> Result<Response<v1::ApplyRosterResponse>, Status> {
         let operator = caller(&request);
         let request = request.into_inner();
-        let fenced = request.fenced.iter().map(|host| convert::host(host)).collect::<Result<_, _>>();
-        let fenced: BTreeSet<HostName> = fenced.map_err(malformed)?;
-        let mut fence = None;
-        if !fenced.is_empty() {
-            tracing::warn!(%operator, ?fenced, "an operator states that hosts serve nothing any more");
-            let entry = self.shared.audit.entry(Kind::Fence, &operator).of_hosts(&fenced);
-            // The fleet is named where it can be: whether the roster is signed is not known yet.
-            let entry = match roster::fleet_of(&self.shared, &request.envelope) {
-                Some(fleet) => entry.of_fleet(&fleet),
-                None => entry,
-            };
-            fence = Some(self.shared.audit(vec![entry]).await.map_err(refused)?);
+        if !request.fenced.is_empty() {
+            let detail = "that a machine is off is stated in the roster, and signed with it";
+            return Err(refused(Refusal::of(Code::RemovalNeedsEvidence, detail)));
         }
-        let applied = roster::apply(&self.shared, request.envelope, fenced, &operator).await;
+        let mut fence = None;
+        if let Some(stated) = roster::fences(&self.shared, &request.envelope, &operator) {
+            fence = Some(self.shared.audit(vec![stated]).await.map_err(refused)?);
+        }
+        let applied = roster::apply(&self.shared, request.envelope, &operator).await;
         let applied = audit::settled(&self.shared, &operator, "apply a roster", fence, applied).await;
         applied.map(Response::new).map_err(refused)
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use muster_audit::Kind;
-use muster_model::{Code, FleetName, HostName, Refusal, RosterRevision};
+use muster_audit::{Entry, Kind};
+use muster_model::{Code, HostName, Refusal, RosterRevision};
 use muster_proto::v1;
 use muster_rollout::fleet::NextRoster;
 
@@ -17,13 +17,13 @@ use crate::status::{blob_refusal, chain};
 pub(super) async fn apply(
     shared: &Arc<Shared>,
     envelope: Vec<u8>,
-    fenced: BTreeSet<HostName>,
     operator: &str,
 ) -> Result<v1::ApplyRosterResponse, Refusal> {
     let invalid = |error| Refusal::of(Code::SignatureInvalid, chain(&error));
     let verified = shared.root().verify_roster(&envelope, shared.machine.unix_time()).map_err(invalid)?;
     let (digest, name) = (verified.payload_digest(), verified.envelope_digest());
     let roster = verified.into_document();
+    let fenced: BTreeSet<HostName> = roster.fenced().iter().map(|fence| fence.host.clone()).collect();
     let answer = v1::ApplyRosterResponse {
         fleet: roster.fleet().as_str().to_owned(),
         revision: roster.revision().0,
@@ -54,10 +54,22 @@ pub(super) async fn apply(
     Ok(answer)
 }
 
-/// The fleet of a roster that holds.
-pub(super) fn fleet_of(shared: &Shared, envelope: &[u8]) -> Option<FleetName> {
+/// What a roster that holds states of hosts that serve nothing any more, for the audit log.
+pub(super) fn fences(shared: &Shared, envelope: &[u8], operator: &str) -> Option<Entry> {
     let verified = shared.root().verify_roster(envelope, shared.machine.unix_time()).ok()?;
-    Some(verified.document().fleet().clone())
+    let (roster, signers) = (verified.document(), verified.signers());
+    if roster.fenced().is_empty() {
+        return None;
+    }
+    let hosts = roster.fenced().iter().map(|fence| &fence.host);
+    let reasons: Vec<String> =
+        roster.fenced().iter().map(|it| format!("{}: {}", it.host, it.reason)).collect();
+    let by: Vec<String> = signers.iter().map(ToString::to_string).collect();
+    let solo = if signers.len() < 2 { "; solo mode: one operator alone stated it" } else { "" };
+    tracing::warn!(fleet = %roster.fleet(), operator, ?reasons, "operators state that hosts serve nothing any more");
+    let entry = shared.audit.entry(Kind::Fence, operator).of_fleet(roster.fleet()).of_hosts(hosts);
+    let said = format!("{}; signed by {}{solo}", reasons.join(", "), by.join(" and "));
+    Some(entry.with("roster", verified.envelope_digest()).saying(said))
 }
 
 /// The envelope of the roster in force.

@@ -51,6 +51,6 @@ pub use path::{
 pub use proof::{Durable, Verified};
 pub use release::{FlagDeclaration, FlagKind, Release};
 pub use root::{KEY_NAME_BYTES_MAX, RoleKeys, Root, SigningRole};
-pub use roster::{BootGatePolicy, ClockPolicy, Member, Policy, Roster};
+pub use roster::{BootGatePolicy, ClockPolicy, Fence, Member, Policy, Roster};
 pub use time::{BootTime, UnixTime};
 pub use timing::Timing;

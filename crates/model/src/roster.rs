@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::document::{check_format, parse_json, to_json};
-use crate::{Document, DocumentError, DocumentKind, FleetName, HostName, PublicKey, RosterRevision, Timing};
+use crate::{
+    Document, DocumentError, DocumentKind, FleetName, HostName, PublicKey, RosterRevision, Timing, UnixTime,
+};
 
 const FORMAT: &str = "muster.roster/1";
 
@@ -15,6 +17,26 @@ pub struct Member {
     pub name: HostName,
     /// The key that signs the host's attestations, and nothing else.
     pub attestation_key: PublicKey,
+}
+
+/// A statement of the operators who sign the roster: this host serves nothing any more, because its machine is off or wiped.
+///
+/// It is the only evidence for a host that cannot answer. It is signed with the roster that leaves the host out, so that nobody states
+/// it alone where two must sign.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fence {
+    /// The host, as the roster before lists it.
+    pub host: HostName,
+    /// How that is known.
+    pub reason: String,
+    /// Milliseconds since 1970 when it was stated.
+    pub stated_unix_ms: UnixTime,
+}
+
+impl Fence {
+    /// The longest reason, in bytes.
+    pub const REASON_BYTES_MAX: usize = 400;
 }
 
 /// What a fleet accepts of its hosts.
@@ -63,6 +85,8 @@ pub struct Roster {
     revision: RosterRevision,
     policy: Policy,
     hosts: Vec<Member>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    fenced: Vec<Fence>,
 }
 
 impl Roster {
@@ -77,9 +101,23 @@ impl Roster {
         mut hosts: Vec<Member>,
     ) -> Result<Self, DocumentError> {
         hosts.sort_by(|a, b| a.name.cmp(&b.name));
-        let roster = Self { format: FORMAT.to_owned(), fleet, revision, policy, hosts };
+        let roster = Self { format: FORMAT.to_owned(), fleet, revision, policy, hosts, fenced: Vec::new() };
         roster.check()?;
         Ok(roster)
+    }
+
+    /// The same with statements about hosts that leave with it; they may come in any order.
+    pub fn stating(mut self, mut fenced: Vec<Fence>) -> Result<Self, DocumentError> {
+        fenced.sort_by(|a, b| a.host.cmp(&b.host));
+        self.fenced = fenced;
+        self.check()?;
+        Ok(self)
+    }
+
+    /// The hosts that are stated to serve nothing any more, sorted by name.
+    #[must_use]
+    pub fn fenced(&self) -> &[Fence] {
+        &self.fenced
     }
 
     /// The fleet.
@@ -145,6 +183,16 @@ impl Roster {
                 ));
             }
         }
+        if self.fenced.len() > Self::HOSTS_MAX
+            || self.fenced.windows(2).any(|pair| pair[0].host >= pair[1].host)
+        {
+            return invalid("the hosts that are stated to be off are not sorted, or listed twice".to_owned());
+        }
+        let is_short = |reason: &str| !reason.trim().is_empty() && reason.len() <= Fence::REASON_BYTES_MAX;
+        if let Some(fence) = self.fenced.iter().find(|fence| !is_short(&fence.reason)) {
+            let max = Fence::REASON_BYTES_MAX;
+            return invalid(format!("that {} is off needs a reason of at most {max} bytes", fence.host));
+        }
         let mut keys: Vec<_> =
             self.hosts.iter().map(|member| (&member.attestation_key, &member.name)).collect();
         keys.sort();
@@ -185,6 +233,25 @@ mod tests {
     #[test]
     fn an_empty_roster_is_an_error() {
         assert!(matches!(roster(vec![]), Err(DocumentError::Invalid { .. })));
+    }
+
+    #[test]
+    fn a_statement_that_a_host_is_off_has_a_reason_and_is_made_once() {
+        let fence = |host: &str, reason: &str| Fence {
+            host: HostName::new(host).expect("a name"),
+            reason: reason.to_owned(),
+            stated_unix_ms: UnixTime(7),
+        };
+        let one = || roster(vec![member("host-1", 1)]).expect("valid");
+        let stated = one().stating(vec![fence("host-3", "off"), fence("host-2", "wiped")]).expect("valid");
+        assert_eq!(stated.fenced()[0].host.as_str(), "host-2");
+        assert_eq!(Roster::parse(&stated.to_bytes()), Ok(stated));
+        assert!(
+            !String::from_utf8(one().to_bytes()).expect("JSON").contains("fenced"),
+            "older readers know none"
+        );
+        assert!(one().stating(vec![fence("host-2", " ")]).is_err());
+        assert!(one().stating(vec![fence("host-2", "off"), fence("host-2", "off")]).is_err());
     }
 
     #[test]

@@ -161,6 +161,13 @@ impl Caller {
         self.wait(client.apply_roster(v1::ApplyRosterRequest { envelope, fenced: Vec::new() })).map(drop)
     }
 
+    /// The same, with a statement beside it that hosts are off.
+    pub(crate) fn apply_roster_stating(&self, envelope: Vec<u8>, fenced: &[&str]) -> Result<(), Status> {
+        let mut client = self.operations();
+        let fenced = fenced.iter().map(|host| (*host).to_owned()).collect();
+        self.wait(client.apply_roster(v1::ApplyRosterRequest { envelope, fenced })).map(drop)
+    }
+
     /// Proposes a flip, and does not stay to see how it goes.
     pub(crate) fn flip(&self, order_envelope: Vec<u8>) -> Result<(), Status> {
         let mut client = self.operations();

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use muster_model::{Code, FleetName, HostName, Member, Refusal, Roster, RosterRevision};
+use muster_model::{Code, Fence, FleetName, HostName, Member, Refusal, Roster, RosterRevision};
 use muster_proto::v1;
 use muster_trust::{Authentic, Signer, sign};
 use serde::Serialize;
@@ -22,15 +22,48 @@ pub(super) const ROSTER_BYTES_MAX: u64 = muster_trust::ENVELOPE_BYTES_MAX as u64
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   muster roster apply roster.toml
-  muster roster apply roster.toml --fenced host-5   # its machine is off")]
+  muster roster apply roster.toml --fenced host-5 --reason unplugged")]
 pub(crate) struct Apply {
     /// The roster: TOML to be signed with the context's operator key, or a signed roster (JSON)
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    #[command(flatten)]
+    statement: Statement,
+}
+
+/// That hosts are off. It is signed with the roster.
+#[derive(Debug, Args)]
+pub(super) struct Statement {
     /// State that this host, which leaves or gets another key, serves nothing any more: its machine is off or wiped. May be
     /// repeated. Be sure: nothing else keeps it from serving what the fleet has left behind
-    #[arg(long, value_name = "HOST")]
+    #[arg(long, value_name = "HOST", requires = "reason")]
     fenced: Vec<HostName>,
+    /// How you know that it is off. It is signed, and stays in the audit log
+    #[arg(long, value_name = "TEXT", requires = "fenced")]
+    reason: Option<String>,
+}
+
+impl Statement {
+    /// Adds it to a roster that is about to be signed.
+    pub(super) fn made_in(&self, roster: Roster) -> Result<Roster, CliError> {
+        let doing = format!("sign the roster of {}", roster.fleet());
+        let (reason, stated_unix_ms) = (self.reason.clone().unwrap_or_default(), unix_time());
+        let fence = |host: &HostName| Fence { host: host.clone(), reason: reason.clone(), stated_unix_ms };
+        let fenced = self.fenced.iter().map(fence).collect();
+        roster.stating(fenced).map_err(|source| CliError::Document { doing, source })
+    }
+
+    /// A roster that others have signed says what it says.
+    pub(super) fn refuse_late(&self) -> Result<(), CliError> {
+        if self.fenced.is_empty() {
+            return Ok(());
+        }
+        Err(CliError::Usage {
+            what: "the roster is signed, and what it does not state cannot be added".to_owned(),
+            next: "state it when the roster is signed first: `muster roster sign roster.toml --fenced HOST --reason TEXT`"
+                .to_owned(),
+        })
+    }
 }
 
 impl Apply {
@@ -38,11 +71,12 @@ impl Apply {
         let bytes = read_bounded(&self.file, ROSTER_BYTES_MAX)?;
         let session = env.session().await?;
         let (current, next) = if bytes.trim_ascii_start().starts_with(b"{") {
+            self.statement.refuse_late()?;
             let doing = format!("apply the signed roster {}", self.file.display());
             let next = session.root().verify_roster(&bytes, unix_time()).map_err(CliError::trust(doing))?;
             (present(&session, next.document().fleet()).await?, next)
         } else {
-            sign_alone(&session, &self.file, &bytes).await?
+            sign_alone(&session, &self.file, &bytes, &self.statement).await?
         };
         let roster = next.document();
         let change = Change::of(current.as_ref().map(|roster| &**roster.document()), roster);
@@ -51,10 +85,7 @@ impl Apply {
         }
         let doing = format!("apply revision {} of the roster of {}", roster.revision(), roster.fleet());
         let mut client = session.operations();
-        let request = v1::ApplyRosterRequest {
-            envelope: next.raw().to_vec(),
-            fenced: self.fenced.iter().map(HostName::to_string).collect(),
-        };
+        let request = v1::ApplyRosterRequest { envelope: next.raw().to_vec(), fenced: Vec::new() };
         let applied = Box::pin(answer(&doing, client.apply_roster(request))).await?;
         env.ui.report(&Applied {
             fleet: applied.fleet,
@@ -73,8 +104,10 @@ async fn sign_alone(
     session: &Session,
     path: &Path,
     bytes: &[u8],
+    statement: &Statement,
 ) -> Result<(Option<Authentic<Roster>>, Authentic<Roster>), CliError> {
     let (current, roster) = draft(session, path, bytes).await?;
+    let roster = statement.made_in(roster)?;
     if session.operators_needed() > 1 {
         let path = path.display();
         return Err(CliError::Usage {
@@ -147,6 +180,8 @@ pub(super) struct Change {
     pub(super) removed: Vec<HostName>,
     /// Those that get another key to attest with.
     pub(super) rekeyed: Vec<HostName>,
+    /// Those that are stated to be off.
+    pub(super) fenced: Vec<Fence>,
 }
 
 impl Change {
@@ -166,6 +201,7 @@ impl Change {
                 .filter(|host| is_rekeyed(host))
                 .map(|host| host.name.clone())
                 .collect(),
+            fenced: next.fenced().to_vec(),
         }
     }
 
@@ -178,6 +214,9 @@ impl Change {
         }
         for host in &self.rekeyed {
             env.ui.say(format_args!("~ {host} (another key)"));
+        }
+        for Fence { host, reason, .. } in &self.fenced {
+            env.ui.warn(format_args!("it states that {host} is off or wiped: {reason}"));
         }
     }
 }

@@ -1,7 +1,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use muster_model::{BootGatePolicy, ClockPolicy, Digest, FleetName, HostName, Policy, PublicKey, Timing};
+use muster_model::{
+    BootGatePolicy, ClockPolicy, Digest, Fence, FleetName, HostName, Policy, PublicKey, Timing,
+};
 use serde::Serialize;
 
 use crate::args::FleetArg;
@@ -45,6 +47,7 @@ impl Show {
                 .iter()
                 .map(|host| Row { host: host.name.clone(), attestation_key: host.attestation_key.clone() })
                 .collect(),
+            fenced: document.fenced().to_vec(),
         })?;
         Ok(Exit::Proven)
     }
@@ -60,6 +63,9 @@ struct Shown {
     signers: Vec<PublicKey>,
     solo: bool,
     hosts: Vec<Row>,
+    /// Hosts that left with this revision because they are stated to be off.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    fenced: Vec<Fence>,
 }
 
 #[derive(Debug, Serialize)]
@@ -81,6 +87,9 @@ impl Report for Shown {
         }
         if self.solo {
             page.labelled(Tone::Warning, "solo mode", "one operator alone may change it");
+        }
+        for Fence { host, reason, .. } in &self.fenced {
+            page.labelled(Tone::Warning, "stated to be off", format_args!("{host}: {reason}"));
         }
         page.gap();
         let rows = self.hosts.iter().map(|row| [row.host.to_string(), row.attestation_key.to_string()]);

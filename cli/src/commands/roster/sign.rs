@@ -5,7 +5,7 @@ use muster_model::{Code, FleetName, Policy, Refusal, Roster, RosterRevision, Sig
 use muster_trust::{Envelope, Signer, add_signature, sign};
 use serde::Serialize;
 
-use super::apply::{Change, ROSTER_BYTES_MAX, draft, present};
+use super::apply::{Change, ROSTER_BYTES_MAX, Statement, draft, present};
 use crate::clock::unix_time;
 use crate::commands::Env;
 use crate::commands::order::Approvals;
@@ -28,6 +28,8 @@ pub(crate) struct Sign {
     /// Write to this file [default: the FILE with the ending `.json`]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    statement: Statement,
 }
 
 impl Sign {
@@ -43,12 +45,13 @@ impl Sign {
         }
         let is_envelope = bytes.trim_ascii_start().starts_with(b"{");
         let (current, next, held): (_, Roster, Option<Envelope>) = if is_envelope {
+            self.statement.refuse_late()?;
             let proposal = session.root().review_roster(&bytes, unix_time()).map_err(trust())?;
             let current = present(&session, proposal.document.fleet()).await?;
             (current, proposal.document, Some(proposal.envelope))
         } else {
             let (current, next) = draft(&session, &self.file, &bytes).await?;
-            (current, next, None)
+            (current, self.statement.made_in(next)?, None)
         };
         let before = current.as_ref().map(|roster| &**roster.document());
         refuse_out_of_turn(before, &next).map_err(|refusal| CliError::refused(doing.as_str(), refusal))?;
