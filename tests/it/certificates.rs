@@ -226,7 +226,7 @@ fn a_private_key_that_others_may_read_is_not_used() {
     let issue = ["host", "issue", "host-9", "--fleet", "demo"];
     for (path, command) in [
         (&root_key, &["root", "sign", draft, "--key", root_key.to_str().unwrap()][..]),
-        (&fleet.dir().join("ca/ca.key"), &issue),
+        (&fleet.dir().join("coordinator/issuer/ca.key"), &issue),
     ] {
         open(path);
         let refused = fleet.json(command);

@@ -89,4 +89,6 @@ pub(crate) const REQUESTS: &[Reading] = requests![
     ListEnrolledRequest,
     EvictHostRequest,
     RevokeCertificateRequest,
+    SurveyFleetRequest,
+    RebuildFleetRequest,
 ];
