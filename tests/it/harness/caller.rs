@@ -8,6 +8,7 @@ use muster_proto::convert;
 use muster_proto::v1;
 use muster_proto::v1::blobs_client::BlobsClient;
 use muster_proto::v1::control_client::ControlClient;
+use muster_proto::v1::coordinator_frame::Body;
 use muster_proto::v1::operations_client::OperationsClient;
 use muster_proto::v1::upload_request::Part;
 use muster_trust::{SigningKey, sign};
@@ -191,12 +192,12 @@ impl Attached<'_> {
         let _ = self.caller.wait(self.frames.send(frame));
     }
 
-    /// What the coordinator says next beside showing its audit log; nothing once it has ended the stream in good order.
-    pub(crate) fn hear(&mut self) -> Result<Option<v1::coordinator_frame::Body>, Status> {
+    /// What the coordinator says next beside showing its audit log and roster; nothing once it has ended the stream in good order.
+    pub(crate) fn hear(&mut self) -> Result<Option<Body>, Status> {
         loop {
             let frame = self.caller.wait(self.incoming.message())?;
             let body = frame.map(|frame| frame.body.expect("a frame has a body"));
-            if !matches!(body, Some(v1::coordinator_frame::Body::AuditShown(_))) {
+            if !matches!(body, Some(Body::AuditShown(_) | Body::RosterShown(_))) {
                 return Ok(body);
             }
         }

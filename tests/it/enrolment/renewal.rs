@@ -1,0 +1,122 @@
+//! The certificates of hosts that have enrolled: renewal, recovery, and what is said before anybody is stranded.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use muster_mtls::{CredentialPaths, Credentials};
+
+use super::{Invitation, audit, join, reconfigure, serial, wait_for_log};
+use crate::harness::{Fleet, PATIENCE, artifact, now, until, wait_until};
+
+#[test]
+fn certificates_are_renewed_again_and_again_while_the_fleet_flips() {
+    let fleet = Fleet::up(1);
+    let tree = artifact(&[("lib/a", "a")]);
+    let one = fleet.release(&tree, "1.0");
+    reconfigure(&fleet, &[("host_certificate_ms", 10_000), ("revocation_list_ms", 12_000)], 1);
+    let host = join(&fleet, "host-x", 2);
+    fleet.json(&["deploy", "1.0"]).expect_code(0);
+    until("it is let in", || host.serves().as_deref() == Some(one.as_str()));
+    let folder = host.folder().to_owned();
+    let list = fleet.dir().join("coordinator/state/crl.pem");
+    let (first, first_list) = (serial(&folder), fs::read(&list).unwrap());
+    let mut seen = BTreeSet::from([first]);
+    for version in ["2.0", "3.0", "4.0"] {
+        wait_until("another certificate", PATIENCE, || seen.insert(serial(&folder)).then_some(()));
+        fleet.wait_connected(2);
+        tree.write("lib/a", version);
+        let digest = fleet.push(&tree, version);
+        // A stream that begins anew is one of a host that is at rest; whoever asks in that moment asks again.
+        wait_until("it is deployed", PATIENCE, || (fleet.json(&["deploy", version]).code == 0).then_some(()));
+        fleet.json(&["flip", version]).expect_code(0);
+        assert_eq!(host.serves().as_deref(), Some(digest.as_str()));
+    }
+    assert!(fs::read(&list).unwrap() != first_list, "the list is renewed as well");
+    let status = fleet.json(&["status"]).expect_code(0).json();
+    let own = status["hosts"].as_array().unwrap().iter().find(|it| it["host"] == "host-x").unwrap().clone();
+    assert!(own["certificate"]["renews_in_ms"].is_number() && own["certificate"]["failures"] == 0, "{own}");
+    assert!(status["coordinator_certificate"]["list_expires"].is_string(), "{status}");
+    assert_eq!(fs::read_dir(folder.join("identity")).unwrap().count(), 2, "old keys are gone");
+}
+
+#[test]
+fn an_agent_that_dies_while_it_renews_has_the_old_certificate_or_the_new_one() {
+    let fleet = Fleet::up(1);
+    reconfigure(&fleet, &[("host_certificate_ms", 8_000)], 1);
+    let host = join(&fleet, "host-x", 2);
+    for point in ["written", "named", "linked"] {
+        host.agent.kill_if_running();
+        host.agent.wait_until_gone();
+        host.agent.start(&[("MUSTER_CRASH_AT", &format!("agent.identity.{point}"))]);
+        host.agent.wait_until_gone();
+        // Whichever it is, it is whole.
+        serial(host.folder());
+        host.agent.start(&[]);
+        fleet.wait_connected(2);
+    }
+}
+
+#[test]
+fn a_host_recovers_from_an_expired_certificate_a_few_times() {
+    let fleet = Fleet::up(1);
+    reconfigure(&fleet, &[("host_certificate_ms", 4_000)], 1);
+    let host = join(&fleet, "host-x", 2);
+    for time in 1..=3 {
+        host.agent.kill();
+        let expired = || {
+            let folder = host.folder().join("identity/current");
+            let (certificate, key) = if folder.exists() {
+                (folder.join("certificate.pem"), folder.join("key.pem"))
+            } else {
+                (host.folder().join("agent.pem"), host.folder().join("agent.key"))
+            };
+            let paths = CredentialPaths { certificate, key, ca: host.folder().join("ca.pem"), crl: None };
+            Credentials::load(&paths).unwrap().validity().not_after.0 + 1_000 < now().0
+        };
+        until("its certificate has expired", expired);
+        host.agent.start(&[]);
+        let recovered = format!("left={}", 3 - time);
+        wait_for_log(&host.agent, &recovered);
+        fleet.wait_connected(2);
+    }
+    let entries = audit(&fleet);
+    let recoveries =
+        entries.iter().filter(|it| it["kind"] == "certificate" && it.to_string().contains("recovered"));
+    assert_eq!(recoveries.count(), 3);
+
+    host.agent.kill();
+    let stopped = now();
+    until("its certificate has expired", || now().0 > stopped.0 + 6_000);
+    host.agent.start(&[]);
+    wait_for_log(&host.agent, "recovery-refused");
+    wait_for_log(&fleet.coordinator(), "it has recovered as often as a host may");
+    fleet.wait_connected(1);
+    // A new token is the way back.
+    host.agent.kill();
+    Invitation::of(&fleet, "host-x", &[]).accept(host.folder(), &[]).expect_code(0);
+    host.agent.start(&[]);
+    fleet.wait_connected(2);
+}
+
+#[test]
+fn a_status_warns_long_before_a_host_is_stranded() {
+    let fleet = Fleet::up(1);
+    reconfigure(&fleet, &[("host_certificate_ms", 30_000)], 1);
+    let host = join(&fleet, "host-x", 2);
+    let warned = |text: &str| {
+        let status = fleet.json(&["status"]).expect_code(0).json();
+        let mut warnings = status["warnings"].as_array().unwrap().iter();
+        warnings.any(|it| {
+            it["code"] == "certificate-ending" && it["host"] == "host-x" && it.to_string().contains(text)
+        })
+    };
+    assert!(!warned(""));
+    // Something is in the way of what it is given.
+    fs::write(host.folder().join("identity"), "in the way").unwrap();
+    until("two attempts have failed", || warned("attempts to renew its certificate have failed"));
+    assert!(fleet.muster(&["status"]).expect_code(0).stdout.contains("certificate-ending at host-x"));
+    fleet.wait_connected(2);
+    fs::remove_file(host.folder().join("identity")).unwrap();
+    until("nobody needs to look any more", || !warned(""));
+    fleet.wait_connected(2);
+}
