@@ -8,6 +8,7 @@
 //! ```text
 //! STATE/identity/SERIAL/{certificate.pem,key.pem}
 //! STATE/identity/current -> SERIAL
+//! STATE/identity/.pending        the key of a recovery whose answer has not come yet
 //! ```
 
 use std::fs::{self, File};
@@ -17,12 +18,14 @@ use std::path::{Path, PathBuf};
 
 use muster_daemon::crash_point;
 use muster_mtls::{
-    CredentialPaths, Credentials, Error, create_private_directory, write_private, write_public,
+    CredentialPaths, Credentials, Error, create_private_directory, read_private, write_private, write_public,
 };
+use zeroize::Zeroizing;
 
 const FOLDER: &str = "identity";
 const CURRENT: &str = "current";
 const UNFINISHED: &str = ".new";
+const PENDING: &str = ".pending";
 const CERTIFICATE: &str = "certificate.pem";
 const KEY: &str = "key.pem";
 
@@ -51,6 +54,24 @@ impl CertificateFiles {
         let is_ours = given.identity() == configured.identity();
         let is_newer = given.validity().not_before > configured.validity().not_before;
         Ok(if is_ours && is_newer { given } else { configured })
+    }
+
+    /// The key that a certificate was asked for and that none has come for, if there is one. Blocks.
+    pub(crate) fn pending_key(&self) -> Option<Zeroizing<Vec<u8>>> {
+        read_private(&self.folder.join(PENDING)).ok()
+    }
+
+    /// Keeps the key that a certificate is asked for, until one has come: a lost answer is asked for again. Blocks.
+    pub(crate) fn keep_pending(&self, key: &str) -> Result<(), Error> {
+        create_private_directory(&self.folder)?;
+        self.forget_pending();
+        write_private(&self.folder.join(PENDING), key.as_bytes())
+    }
+
+    /// Forgets it.
+    pub(crate) fn forget_pending(&self) {
+        // What is left is asked for again, and refused or given.
+        let _ = fs::remove_file(self.folder.join(PENDING));
     }
 
     /// Keeps a certificate that was given, and reads it again as it will be read from now on. Blocks.

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use muster_daemon::{Machine, Shutdown};
+use muster_daemon::{Machine, Shutdown, crash_point};
 use muster_model::{Code, HostName, UnixTime};
 use muster_mtls::{
     Address, Anchor, ClientTls, ConnectOptions, Credentials, KeyRequest, Start, Validity, connect_through,
@@ -196,7 +196,9 @@ impl Renewal {
                           it anew with a token";
             return Err(Failed::Because(reason.to_owned()));
         };
-        let (request, key) = new_request()?;
+        let files = self.files.clone();
+        let (request, key) =
+            self.machine.run_blocking(move || pending_request(&files)).await.map_err(because)??;
         let anchor = Anchor::Trusted(Box::new(self.tls().credentials()));
         let door = introduce(address, anchor, ConnectOptions::default()).await.map_err(because)?;
         let at = self.machine.unix_time();
@@ -206,8 +208,11 @@ impl Renewal {
         let request = v1::RecoverRequest { host, request, at_unix_ms: at.0, possession };
         let mut client = EnrolmentClient::new(door.channel);
         let answer = within(client.recover(request)).await?;
+        crash_point("agent.recovery.answered");
         tracing::warn!(left = answer.left, "recovered from an expired certificate");
-        self.put_in_force(answer.certificate, key).await
+        let credentials = self.put_in_force(answer.certificate, key).await?;
+        self.files.forget_pending();
+        Ok(credentials)
     }
 
     /// Durable first, then in use.
@@ -267,6 +272,18 @@ fn half_way(validity: Validity, random: u64) -> UnixTime {
     let life = validity.not_after.0.saturating_sub(began.0);
     let fifth = life / 5;
     UnixTime(began.0.saturating_add(2 * fifth).saturating_add(random % (fifth + 1)))
+}
+
+/// The request that has had no answer, or a new one, whose key is kept before anybody is asked: each answer counts.
+fn pending_request(files: &CertificateFiles) -> Result<(Vec<u8>, Zeroizing<String>), Failed> {
+    let pending = files.pending_key();
+    let pending = pending.as_ref().and_then(|pem| std::str::from_utf8(pem).ok());
+    if let Some(request) = pending.and_then(|pem| KeyRequest::from_key_pem(pem).ok()) {
+        return Ok((request.to_der().map_err(because)?, request.key_pem()));
+    }
+    let (request, key) = new_request()?;
+    files.keep_pending(&key).map_err(because)?;
+    Ok((request, key))
 }
 
 fn new_request() -> Result<(Vec<u8>, Zeroizing<String>), Failed> {

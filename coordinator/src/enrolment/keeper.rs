@@ -207,6 +207,8 @@ impl Keeper {
 impl Enrolments {
     /// Lets the server keep out whom the registry does, from the next handshake on.
     pub(super) fn refresh_exclusions(&self, shared: &Shared) {
+        // Of two at once the last to come sees what both have changed.
+        let _one_by_one = self.excluding.lock().unwrap_or_else(PoisonError::into_inner);
         shared.tls.exclude(self.registry().exclusions());
     }
 

@@ -49,6 +49,8 @@ pub(crate) struct Enrolments {
     /// Tells the keeper that somebody is to be kept out.
     revoked: Notify,
     standing: Mutex<Standing>,
+    /// Held while the server is told whom to keep out.
+    excluding: Mutex<()>,
 }
 
 /// The authority that issues certificates, and for how long.
@@ -99,6 +101,7 @@ impl Enrolments {
             main: OnceLock::new(),
             revoked: Notify::new(),
             standing: Mutex::default(),
+            excluding: Mutex::default(),
         })
     }
 

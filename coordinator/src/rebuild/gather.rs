@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use muster_daemon::Machine;
 use muster_model::{
@@ -20,6 +21,9 @@ use crate::status::{blob_code, chain};
 
 /// The largest manifest that is asked for over a stream. A release with a larger one is pushed again.
 const MANIFEST_BYTES_MAX: u64 = 64 << 20;
+
+/// How long the releases of the last rollouts are read, all together.
+const RELEASES_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The hosts' word, and how to ask them for more.
 pub(super) struct Sources {
@@ -70,7 +74,11 @@ impl Sources {
             let kept = blocking(&self.machine, put).await;
             kept.map_err(|error| vec![Blocker::fleet(blob_code(&error), chain(&error))])?;
         }
-        let releases = self.releases().await;
+        // They are good to have, and nothing waits for them for long.
+        let releases = tokio::time::timeout(RELEASES_TIMEOUT, self.releases()).await.unwrap_or_else(|_| {
+            tracing::warn!(fleet = %self.fleet, "the releases of hosts are not to be had in time; push them again");
+            Vec::new()
+        });
         Ok(Gathered { verdict, opened, decided, releases })
     }
 
@@ -154,11 +162,11 @@ impl Sources {
         let release: Authentic<Release> =
             self.roots.verify_history(SigningRole::Release, &envelope).map_err(|error| bad(chain(&error)))?;
         let release = release.into_document();
-        let manifest_bytes = self.read(host, kept.to, MANIFEST_BYTES_MAX).await?;
-        let manifest = Manifest::parse(&manifest_bytes).map_err(|error| bad(chain(&error)))?;
         if release.fleet != self.fleet || release.manifest != kept.to {
             return Err(bad("the release is another one than the rollout's".to_owned()));
         }
+        let manifest_bytes = self.read(host, kept.to, MANIFEST_BYTES_MAX).await?;
+        let manifest = Manifest::parse(&manifest_bytes).map_err(|error| bad(chain(&error)))?;
         Ok(ReleaseEntry {
             fleet: release.fleet.clone(),
             version: release.version.clone(),

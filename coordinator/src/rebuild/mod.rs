@@ -10,7 +10,9 @@ mod task;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use muster_model::{Blocker, Code, Digest, HostName, Mandate, Refusal, Roster, SessionId, Token, Verified};
+use muster_model::{
+    Blocker, Code, Digest, HostName, Mandate, Refusal, Roster, SessionId, Term, Token, Verified,
+};
 use muster_proto::v1;
 use muster_rollout::rebuild::Testimony;
 use tokio::sync::{mpsc, oneshot};
@@ -64,8 +66,8 @@ pub(crate) enum Input {
     Begin { mandate: Box<Signed>, reply: oneshot::Sender<Result<(), Refusal>> },
     /// What is known so far?
     Survey(oneshot::Sender<Survey>),
-    /// The documents that were looked for.
-    Gathered(Box<Result<gather::Gathered, Vec<Blocker>>>),
+    /// The documents that were looked for in this term.
+    Gathered { term: Term, found: Box<Result<gather::Gathered, Vec<Blocker>>> },
 }
 
 /// A mandate and its roster, verified.

@@ -13,6 +13,8 @@ use crate::fleet::{Outbox, stamp};
 
 /// How long a host may take for a part.
 const PART_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long it may take for all of a document: the largest manifest has 64 MiB.
+const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Parts that wait to be taken; each is asked for when the one before has come.
 const PARTS_AHEAD: usize = 2;
 
@@ -42,7 +44,11 @@ impl Parts {
         let (sender, mut parts) = mpsc::channel(PARTS_AHEAD);
         let place = (host.clone(), digest);
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(place.clone(), sender);
-        let read = read_all(fleet, (host, outbox), digest, bytes_max, &mut parts).await;
+        let read = read_all(fleet, (host, outbox), digest, bytes_max, &mut parts);
+        let read = tokio::time::timeout(DOCUMENT_TIMEOUT, read).await.unwrap_or_else(|_| {
+            let detail = format!("it did not send {digest} within {} s", DOCUMENT_TIMEOUT.as_secs());
+            Err(Blocker::host(Code::HostSilent, host, detail))
+        });
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&place);
         read
     }

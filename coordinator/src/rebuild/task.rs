@@ -27,6 +27,9 @@ use crate::ledger::{Entry, MandateEntry};
 /// How soon hosts are asked again whose word did not fit yet.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
+/// How long one host may take to send the roster that it claims to keep.
+const ROSTER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What is known of the fleet from the coordinator's own disk.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Beginning {
@@ -167,7 +170,9 @@ impl Rebuilder {
                 let survey = self.survey().await;
                 let _ = reply.send(survey);
             }
-            Input::Gathered(gathered) => return self.gathered(*gathered).await,
+            // What was found for an earlier mandate was judged by that one.
+            Input::Gathered { term, .. } if term != self.leadership.term => {}
+            Input::Gathered { found, .. } => return self.gathered(*found).await,
         }
         Ok(Then::GoOn)
     }
@@ -265,6 +270,11 @@ impl Rebuilder {
         if self.stage == Stage::Gathering {
             return;
         }
+        if let Some(blocker) = self.newer_roster(mandate) {
+            self.ask_again = Some(Instant::now() + ASK_AGAIN);
+            self.blockers = vec![blocker];
+            return;
+        }
         let told = self.told();
         match judge(&mandate.roster, &mandate.mandate, &told) {
             Ok(verdict) => {
@@ -281,11 +291,11 @@ impl Rebuilder {
                     documents: self.shared.documents.clone(),
                     roots: self.shared.roots(),
                 };
-                let post = self.post.clone();
+                let (post, term) = (self.post.clone(), self.leadership.term);
                 tokio::spawn(async move {
-                    let gathered = sources.gather(verdict).await;
+                    let found = Box::new(sources.gather(verdict).await);
                     // The coordinator is ending if nobody listens.
-                    let _ = post.send(Input::Gathered(Box::new(gathered))).await;
+                    let _ = post.send(Input::Gathered { term, found }).await;
                 });
             }
             Err(blockers) => {
@@ -295,6 +305,22 @@ impl Rebuilder {
                 self.blockers = blockers;
             }
         }
+    }
+
+    /// Somebody has seen a later roster than the mandate's, whomever they obey: hosts of it may serve, and are not waited for.
+    fn newer_roster(&self, mandate: &Signed) -> Option<Blocker> {
+        let told = self.hosts.iter().filter_map(|(host, it)| Some((host, it.testimony.as_ref()?)));
+        let newer =
+            told.filter(|(_, it)| it.fleet == self.fleet).map(|(host, it)| (host, it.roster_revision));
+        let (host, revision) = newer.max_by_key(|(_, revision)| *revision)?;
+        (revision > mandate.roster.revision()).then(|| {
+            let detail = format!(
+                "it has seen revision {revision} of the roster, and the mandate is for revision {}; have the newest one \
+                 mandated, or evict the host if it is none of this fleet",
+                mandate.roster.revision()
+            );
+            Blocker::host(Code::RosterChanged, host, detail)
+        })
     }
 
     /// What hosts told after they had durably obeyed this very leadership.
@@ -313,7 +339,8 @@ impl Rebuilder {
         self.stage = Stage::Hearing;
         let sessions: Vec<SessionRecord> =
             self.told().keys().map(|host| self.hosts[host].session.clone()).collect();
-        let made = gathered.and_then(|found| {
+        let newer = self.newer_roster(&mandate).map_or(Ok(()), |blocker| Err(vec![blocker]));
+        let made = newer.and(gathered).and_then(|found| {
             let Gathered { verdict, opened, decided, releases } = found;
             let reference = roster_ref(&mandate.roster, mandate.roster_digest);
             let roster = (&mandate.roster, reference, mandate.roster_envelope);
@@ -389,7 +416,10 @@ impl Rebuilder {
         for (host, it, testimony) in kept {
             let (Some(outbox), Some(digest)) = (&it.outbox, testimony.roster) else { continue };
             let max = muster_trust::ENVELOPE_BYTES_MAX as u64;
-            match self.handle.parts.read(&self.fleet, (host, outbox), digest, max).await {
+            // Whoever asks waits here: a host that drips is passed over.
+            let read = self.handle.parts.read(&self.fleet, (host, outbox), digest, max);
+            let read = tokio::time::timeout(ROSTER_TIMEOUT, read).await;
+            match read.unwrap_or_else(|_| Err(muster_rollout::gate::missing(host))) {
                 // A host that claims the highest revision and has nothing to show for it is passed over.
                 Ok(bytes)
                     if self.shared.root().verify_roster(&bytes, self.shared.machine.unix_time()).is_ok() =>

@@ -8,6 +8,9 @@ use super::testimony::{Promise, Testimony, Told};
 use crate::gate;
 use crate::host::{History, Serving};
 
+/// Rollouts and epochs beyond this are made up: whoever leads counts on from the greatest one that a host tells of.
+pub(crate) const NUMBER_MAX: u64 = 1 << 48;
+
 /// What the records of all hosts come to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Verdict {
@@ -39,7 +42,8 @@ pub fn judge(
     let epoch = epoch_of(&heard);
     let opened = newest(heard.iter().filter_map(|it| it.mode.towards(epoch)));
     let coming = newest(heard.iter().filter_map(|it| it.mode.towards(epoch.next())));
-    let decided = coming.filter(|promise| is_decided(&heard, promise));
+    let decided =
+        coming.filter(|promise| is_decided(&heard, promise) || could_open_over_all(&heard, mandate, promise));
     let blockers: Vec<Blocker> =
         heard.iter().filter_map(|it| contradiction(it, epoch, opened, decided)).collect();
     if !blockers.is_empty() {
@@ -84,6 +88,10 @@ fn distrust(roster: &Roster, it: &Testimony) -> Option<Blocker> {
         let detail = "its journal was damaged, so that it cannot say what it promised";
         return Some(Blocker::host(Code::HistoryLost, &it.host, detail));
     }
+    if it.greatest_number() > NUMBER_MAX {
+        let detail = format!("it tells of a rollout or an epoch beyond {NUMBER_MAX}, which no fleet reaches");
+        return Some(Blocker::host(Code::HistoryLost, &it.host, detail));
+    }
     if it.roster_revision > roster.revision() {
         let detail = format!(
             "it has seen revision {} of the roster, and the mandate is for revision {}",
@@ -124,6 +132,14 @@ fn is_decided(heard: &[&Testimony], promise: &Promise) -> bool {
         }
         Told::Serve(_) | Told::Armed { .. } | Told::Closed { .. } => false,
     })
+}
+
+/// Whether the coordinator that was lost, if it is not, can still open a host that nobody hears: it may have decided, that host may
+/// have closed, and the order lets all that are heard lapse. The rollout goes forward then, so that there is one way only.
+fn could_open_over_all(heard: &[&Testimony], mandate: &Mandate, promise: &Promise) -> bool {
+    !mandate.fenced.is_empty()
+        && heard.len() <= promise.max_lapsed as usize
+        && heard.iter().all(|it| it.mode.towards(promise.epoch) == Some(*promise))
 }
 
 /// Why what a host says cannot be, given what the others say.

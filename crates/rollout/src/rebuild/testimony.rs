@@ -117,6 +117,16 @@ pub struct Kept {
     pub secrets: Option<Digest>,
 }
 
+impl Testimony {
+    /// The greatest rollout or epoch in it.
+    pub(super) fn greatest_number(&self) -> u64 {
+        let promised = self.mode.promises().flat_map(|promise| [promise.k.0, promise.epoch.0]);
+        let serving = self.mode.serving().into_iter().chain(self.serving).map(|serving| serving.epoch.0);
+        let others = [Some(self.last_k), self.halted, self.mode.rollout()].into_iter().flatten().map(|k| k.0);
+        promised.chain(serving).chain(others).max().unwrap_or_default()
+    }
+}
+
 impl Host {
     /// What this host tells a coordinator that is being rebuilt. Which documents are kept is for the driver to add.
     #[must_use]
@@ -186,6 +196,14 @@ impl Told {
         match self {
             Self::Serve(serving) | Self::Armed { serving, .. } => Some(*serving),
             Self::Closed { .. } => None,
+        }
+    }
+
+    /// The rollout that it has armed or closed for last, unless it is settled.
+    const fn rollout(&self) -> Option<RolloutId> {
+        match self {
+            Self::Armed { k, .. } | Self::Closed { k, .. } => Some(*k),
+            Self::Serve(_) => None,
         }
     }
 

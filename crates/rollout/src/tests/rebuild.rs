@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use muster_model::{
-    Blocker, Closing, Code, Commitment, Digest, HostName, Incarnation, Leadership, Mandate, Purpose, Secrets,
-    Term,
+    Blocker, Closing, Code, Commitment, Digest, Epoch, FlipMode, HostName, Incarnation, Leadership, Mandate,
+    Purpose, RolloutId, Secrets, Term,
 };
 
 use super::history::{goes_on, lived_until_the_loss};
@@ -208,10 +208,13 @@ fn nothing_is_concluded_before_all_hosts_were_heard_and_agree() {
         |change: &dyn Fn(&mut Testimony)| with(&|told| change(told.get_mut(&second).expect("it was heard")));
     assert_eq!(edit(&|it| it.history = crate::host::History::Lost), at(Code::HistoryLost));
     assert_eq!(edit(&|it| it.roster_revision.0 += 1), at(Code::RosterChanged));
+    // What would make whoever leads count past the end is no number of a rollout.
+    assert_eq!(edit(&|it| it.last_k.0 = u64::MAX - 7), at(Code::HistoryLost));
+    assert_eq!(edit(&|it| it.halted = Some(RolloutId(1 << 60))), at(Code::HistoryLost));
     let other = Digest::of(b"another release");
-    let serve = |epoch, release| {
-        Told::Serve(crate::host::Serving { epoch: muster_model::Epoch(epoch), release: Some(release) })
-    };
+    let serve =
+        |epoch, release| Told::Serve(crate::host::Serving { epoch: Epoch(epoch), release: Some(release) });
+    assert_eq!(edit(&|it| it.mode = serve(u64::MAX, other)), at(Code::HistoryLost));
     assert_eq!(edit(&|it| it.mode = serve(1, other)), at(Code::Mismatch));
     // One that has gone ahead alone cannot be: the others are named, whose disks were set back.
     let ahead = edit(&|it| it.mode = serve(2, other));
@@ -233,4 +236,36 @@ fn a_host_that_is_stated_to_be_off_is_not_heard() {
     );
     told.remove(&host_name(3));
     assert_eq!(judge(roster, &fenced, &told).expect("the others were heard").epoch.0, 1);
+}
+
+#[test]
+fn a_rollout_that_the_lost_coordinator_could_still_open_for_a_host_that_is_off_goes_forward() {
+    let (world, mut told, mandate) = settled();
+    let roster = &world.rosters[0].roster;
+    let fenced = vec![host_name(2), host_name(3)];
+    let fleet = mandate.fleet.clone();
+    let mandate = Mandate::new(fleet, NEXT.incarnation, mandate.roster, fenced.clone(), "lost".to_owned());
+    let mandate = mandate.expect("a mandate");
+    fenced.iter().for_each(|host| drop(told.remove(host)));
+    let mut decided = |max_lapsed| {
+        let k = RolloutId(2);
+        let next = Promise {
+            k,
+            epoch: Epoch(2),
+            release: Digest::of(b"another release"),
+            closing: Closing::of_commitments(&[]),
+            max_lapsed,
+            mode: FlipMode::Strict,
+        };
+        let only = told.get_mut(&host_name(1)).expect("it was heard");
+        let serving = Epoch(1);
+        let serving =
+            crate::host::Serving { epoch: serving, release: only.serving.and_then(|it| it.release) };
+        only.mode = Told::Armed { k, serving, next, set: false };
+        let verdict = judge(roster, &mandate, &told).expect("all were heard");
+        (verdict.decided == Some(next), verdict.epoch.0)
+    };
+    // The others may have closed, and that order would open them over this one.
+    assert_eq!(decided(1), (true, 1));
+    assert_eq!(decided(0), (false, 1), "nobody opens without this host's secret, which it destroys");
 }
