@@ -512,9 +512,23 @@ fn an_operator_renews_and_revokes_certificates() {
         )
     };
     as_before(&["status"]).expect_code(0);
-    fleet.json(&["certificate", "revoke", &before, "--reason", "the laptop was lost"]).expect_code(0);
+    // What a thief has renewed is not told apart from what its owner has, unless somebody knows.
+    let stolen = as_before(&["certificate", "renew"]).expect_code(0).text_at("/serial");
+    as_before(&["status"]).expect_code(0);
+    fleet.json(&["certificate", "revoke", &stolen, "--reason", "a thief's"]).expect_code(0);
     as_before(&["status"]).expect_code(1);
+    let alone = ["certificate", "revoke", &before, "--alone", "--reason", "the laptop was lost"];
+    assert_eq!(fleet.json(&alone).expect_code(0).json()["renewed"], 0);
     fleet.json(&["status"]).expect_code(0);
+    let all = ["certificate", "revoke", &before, "--reason", "the laptop was lost"];
+    let own = fleet.json(&all).expect_code(12);
+    assert!(own.stdout.contains("that you come with would go as well"), "{own}");
+    fleet.json(&["operator", "add", "bob"]).expect_code(0);
+    let bob = fleet.dir().join("people/bob/context.toml");
+    let as_bob = [("MUSTER_CONTEXT", text(&bob))];
+    let revoked = crate::harness::run(&[&all[..], &["--output", "json"]].concat(), &as_bob).expect_code(0);
+    assert_eq!(revoked.json()["renewed"], 2, "{revoked}");
+    fleet.json(&["status"]).expect_code(1);
     until("the list names it", || {
         let list = fleet.dir().join("coordinator/state/crl.pem");
         let shown = openssl(&["crl", "-in", text(&list), "-noout", "-text"]).to_lowercase();

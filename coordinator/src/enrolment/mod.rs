@@ -267,28 +267,52 @@ pub(crate) async fn evict(
     Ok(Evicted { certificates, connections })
 }
 
-/// Revokes one certificate, and cuts the connections that rest on it.
+/// Whether those go with a certificate that were renewed from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// They do: whoever stole it may have renewed it.
+    Renewed,
+    /// It is known that they are in good hands.
+    Alone,
+}
+
+/// Revokes a certificate and cuts the connections that rest on it: how many were renewed from it and go as well, and how many
+/// connections there were. Nobody revokes the certificate that they come with, whose serial number is `own`.
 pub(crate) async fn revoke(
     shared: &Arc<Shared>,
-    serial: &Serial,
+    (serial, reach): (&Serial, Reach),
     reason: &str,
-    operator: &str,
-) -> Result<usize, Refusal> {
+    (operator, own): (&str, &str),
+) -> Result<(usize, usize), Refusal> {
     check_reason(reason)?;
     let enrolments = &shared.enrolments;
     enrolments.issuer()?;
-    if enrolments.registry().revoked_count() >= REVOKED_MAX {
+    let turn = enrolments.turn.lock().await;
+    let (registry, serial) = (enrolments.registry(), serial.to_string());
+    let mut serials = match reach {
+        Reach::Renewed => registry.renewed_from(&serial),
+        Reach::Alone => Vec::new(),
+    };
+    let renewed = serials.len();
+    serials.push(serial);
+    if serials.iter().any(|it| it == own) {
+        let detail = "the certificate that you come with would go as well: have another operator do it, or issue yourself \
+                      another one first, or revoke this one alone";
+        return Err(Refusal::of(Code::RequestRefused, detail));
+    }
+    if registry.revoked_count() + serials.len() > REVOKED_MAX {
         let detail = format!("{REVOKED_MAX} certificates are on the list");
         return Err(Refusal::of(Code::TooManyCertificates, detail));
     }
-    let turn = enrolments.turn.lock().await;
-    let entry = shared.audit.entry(Kind::Revoke, operator).saying(format!("certificate {serial}: {reason}"));
-    shared.audit(vec![entry]).await?;
-    let change = Change::Revoked { serial: serial.to_string(), at: shared.machine.unix_time() };
-    enrolments.change(shared, vec![change]).await?;
+    let said = |serial: &String| format!("certificate {serial}: {reason}");
+    let entries = serials.iter().map(|it| shared.audit.entry(Kind::Revoke, operator).saying(said(it)));
+    shared.audit(entries.collect()).await?;
+    tracing::warn!(?serials, %operator, reason, "certificates revoked");
+    let at = shared.machine.unix_time();
+    let changes = serials.into_iter().map(|serial| Change::Revoked { serial, at });
+    enrolments.change(shared, changes.collect()).await?;
     drop(turn);
-    tracing::warn!(%serial, %operator, reason, "certificate revoked");
-    keeper::keep_out(shared).await
+    Ok((renewed, keeper::keep_out(shared).await?))
 }
 
 fn check_reason(reason: &str) -> Result<(), Refusal> {

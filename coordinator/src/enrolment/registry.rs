@@ -25,6 +25,9 @@ const CERTIFICATES_MAX: usize = 8;
 /// A host that has that many must wait for this part of a life since the last one.
 const CERTIFICATE_PAUSE_PART: u64 = 16;
 
+/// Certificates that were renewed in one person's name and have not ended.
+const RENEWALS_MAX: usize = 64;
+
 /// How often a host recovers within [`RECOVERY_WINDOW`].
 pub(super) const RECOVERIES_MAX: usize = 3;
 const RECOVERY_WINDOW: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -45,6 +48,9 @@ pub(crate) struct Registry {
     tokens: BTreeMap<Digest, TokenRecord>,
     pub(super) hosts: BTreeMap<HostName, HostRecord>,
     revoked: BTreeMap<String, Revocation>,
+    /// By its serial number, each certificate of a person that was given in place of another, until it ends.
+    #[serde(default)]
+    renewals: BTreeMap<String, Renewal>,
 }
 
 /// A token: never the secret itself, only its digest.
@@ -99,6 +105,15 @@ pub(crate) struct Issued {
     pub(super) not_after: UnixTime,
 }
 
+/// Which certificate another one was given for: whoever stole the first may have made the second.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Renewal {
+    who: String,
+    before: String,
+    not_after: UnixTime,
+}
+
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Revocation {
@@ -117,6 +132,7 @@ pub(crate) enum Change {
     Recovered { host: HostName, issued: Issued, spki: Digest, certificate_pem: String },
     Evicted { host: HostName, at: UnixTime },
     Revoked { serial: String, at: UnixTime },
+    PersonRenewed { who: String, before: String, issued: Issued },
 }
 
 /// What becomes of a wish to enrol.
@@ -195,6 +211,39 @@ impl Registry {
         let pause_ms = u64::try_from(life.as_millis()).unwrap_or(u64::MAX) / CERTIFICATE_PAUSE_PART;
         let last = record.certificates.iter().map(|issued| issued.at.0).max().unwrap_or(0);
         current.count() < CERTIFICATES_MAX || now.0.saturating_sub(last) >= pause_ms
+    }
+
+    /// Why a person is given no certificate in place of this one.
+    pub(super) fn may_renew_person(
+        &self,
+        who: &str,
+        before: &str,
+        now: UnixTime,
+    ) -> Result<(), PersonRefused> {
+        if self.is_revoked(before) {
+            return Err(PersonRefused::Revoked);
+        }
+        let held = self.renewals.values().filter(|it| it.who == who && it.not_after > now);
+        if held.count() < RENEWALS_MAX { Ok(()) } else { Err(PersonRefused::TooMany) }
+    }
+
+    /// Whether this certificate was revoked.
+    pub(super) fn is_revoked(&self, serial: &str) -> bool {
+        self.revoked.contains_key(serial)
+    }
+
+    /// All certificates that were given in place of this one, directly or not.
+    pub(super) fn renewed_from(&self, serial: &str) -> Vec<String> {
+        let mut family = BTreeSet::from([serial]);
+        loop {
+            let known = family.len();
+            let children = self.renewals.iter().filter(|(_, it)| family.contains(it.before.as_str()));
+            let children: Vec<&str> = children.map(|(child, _)| child.as_str()).collect();
+            family.extend(children);
+            if family.len() == known {
+                return family.into_iter().filter(|it| *it != serial).map(str::to_owned).collect();
+            }
+        }
     }
 
     /// Whether the host was evicted and has not enrolled since.
@@ -288,6 +337,11 @@ impl Registry {
             }
             Change::Evicted { host, at } => self.evict(host, at),
             Change::Revoked { serial, at } => self.revoke(serial, at, at.after(REVOKED_KEPT)),
+            Change::PersonRenewed { who, before, issued } => {
+                self.renewals.retain(|_, known| known.not_after > issued.at);
+                let renewal = Renewal { who, before, not_after: issued.not_after };
+                self.renewals.insert(issued.serial, renewal);
+            }
         }
     }
 
@@ -331,9 +385,19 @@ impl Registry {
     fn revoke(&mut self, serial: String, since: UnixTime, listed_until: UnixTime) {
         let known = self.hosts.values().flat_map(|record| &record.certificates);
         let ends = known.filter(|issued| issued.serial == serial).map(|issued| issued.not_after).next();
+        let ends = ends.or_else(|| self.renewals.get(&serial).map(|it| it.not_after));
         let revocation = Revocation { since, listed_until: ends.unwrap_or(listed_until) };
         self.revoked.entry(serial).or_insert(revocation);
     }
+}
+
+/// Why a person's certificate is not renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PersonRefused {
+    /// It was revoked meanwhile.
+    Revoked,
+    /// Many were given in its name, and have not ended.
+    TooMany,
 }
 
 /// What becomes of a wish to recover.

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::rate::{Pace, Rate};
+use super::registry::PersonRefused;
 use super::{Change, record_of};
 use crate::coordinator::Shared;
 use crate::status::refused;
@@ -58,11 +59,7 @@ impl Renewal {
                 let detail = "many certificates were renewed a moment ago; try again in a minute";
                 return Err(Refusal::of(Code::TooManyCertificates, detail));
             }
-            let issued = issuer.issue(&peer.identity, request, issuer.person_life, now)?;
-            let entry = shared.audit.entry(Kind::Certificate, &peer.identity.to_string());
-            let said = format!("certificate {} in place of {}", issued.serial, peer.serial);
-            shared.audit(vec![entry.saying(said)]).await?;
-            return Ok(issued.cert_pem);
+            return self.next_of_person(peer, request).await;
         }
         let host = peer.identity.name.to_host();
         let _turn = enrolments.turn.lock().await;
@@ -70,6 +67,9 @@ impl Renewal {
         if registry.is_evicted(&host) {
             let evicted = Blocker::host(Code::HostEvicted, &host, "an operator has evicted this host");
             return Err(Refusal::because(evicted));
+        }
+        if registry.is_revoked(&peer.serial.to_string()) {
+            return Err(revoked());
         }
         if !registry.may_renew(&host, issuer.host_life, now) {
             let detail = "it has several that are good, and was given the last one a short while ago";
@@ -82,4 +82,30 @@ impl Renewal {
         tracing::info!(%host, serial = %issued.serial, before = %peer.serial, "a certificate was renewed");
         Ok(issued.cert_pem)
     }
+
+    /// Which one it stands for is kept: whoever holds a stolen one may ask as well.
+    async fn next_of_person(&self, peer: &Peer, request: &[u8]) -> Result<String, Refusal> {
+        let (shared, enrolments) = (&self.shared, &self.shared.enrolments);
+        let (issuer, now) = (enrolments.issuer()?, shared.machine.unix_time());
+        let (who, before) = (peer.identity.to_string(), peer.serial.to_string());
+        let _turn = enrolments.turn.lock().await;
+        enrolments.registry().may_renew_person(&who, &before, now).map_err(|refused| match refused {
+            PersonRefused::Revoked => revoked(),
+            PersonRefused::TooMany => {
+                let detail = "many certificates were renewed in this name, and are good yet";
+                Refusal::of(Code::TooManyCertificates, detail)
+            }
+        })?;
+        let issued = issuer.issue(&peer.identity, request, issuer.person_life, now)?;
+        let entry = shared.audit.entry(Kind::Certificate, &who);
+        let said = format!("certificate {} in place of {before}", issued.serial);
+        shared.audit(vec![entry.saying(said)]).await?;
+        let change = Change::PersonRenewed { who, before, issued: record_of(&issued, now) };
+        enrolments.change(shared, vec![change]).await?;
+        Ok(issued.cert_pem)
+    }
+}
+
+fn revoked() -> Refusal {
+    Refusal::of(Code::RequestRefused, "the certificate was revoked meanwhile")
 }

@@ -12,7 +12,7 @@ use tonic::Status;
 
 use super::audit::settled;
 use crate::coordinator::Shared;
-use crate::enrolment;
+use crate::enrolment::{self, Reach};
 use crate::status::{malformed, refused};
 
 /// A host is in a few fleets; its agent takes no more.
@@ -70,12 +70,15 @@ pub(super) async fn evict(
 pub(super) async fn revoke(
     shared: &Arc<Shared>,
     request: v1::RevokeCertificateRequest,
-    operator: &str,
+    (operator, own): (&str, &str),
 ) -> Result<v1::RevokeCertificateResponse, Status> {
     let serial: Serial = request.serial.parse().map_err(Status::invalid_argument)?;
-    let revoked = enrolment::revoke(shared, &serial, &request.reason, operator).await;
-    let ended = settled(shared, operator, "revoke a certificate", None, revoked).await.map_err(refused)?;
-    Ok(v1::RevokeCertificateResponse { connections: u32::try_from(ended).unwrap_or(u32::MAX) })
+    let reach = if request.alone { Reach::Alone } else { Reach::Renewed };
+    let revoked = enrolment::revoke(shared, (&serial, reach), &request.reason, (operator, own)).await;
+    let revoked = settled(shared, operator, "revoke a certificate", None, revoked).await;
+    let (renewed, ended) = revoked.map_err(refused)?;
+    let count = |it: usize| u32::try_from(it).unwrap_or(u32::MAX);
+    Ok(v1::RevokeCertificateResponse { connections: count(ended), renewed: count(renewed) })
 }
 
 /// What the status says of the coordinator's own certificates.

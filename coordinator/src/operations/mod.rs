@@ -364,7 +364,9 @@ impl Service for Operations {
         request: Request<v1::RevokeCertificateRequest>,
     ) -> Result<Response<v1::RevokeCertificateResponse>, Status> {
         let operator = caller(&request);
-        certificates::revoke(&self.shared, request.into_inner(), &operator).await.map(Response::new)
+        let own = request.extensions().get::<muster_mtls::Peer>().map(|peer| peer.serial.to_string());
+        let own = own.unwrap_or_default();
+        certificates::revoke(&self.shared, request.into_inner(), (&operator, &own)).await.map(Response::new)
     }
 
     async fn survey_fleet(

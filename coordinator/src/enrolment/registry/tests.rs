@@ -154,3 +154,33 @@ fn what_is_kept_survives_writing() {
     assert_eq!(read.exclusions(), registry.exclusions());
     assert_eq!(read.revoked_count(), 1);
 }
+
+#[test]
+fn what_was_renewed_from_a_certificate_is_known_until_it_ends() {
+    let mut registry = Registry::default();
+    let who = "spiffe://a/operator/bob";
+    let mut renew = |before: &str, serial: &str, at| {
+        let before = before.to_owned();
+        registry.apply(Change::PersonRenewed { who: who.to_owned(), before, issued: issued(serial, at) });
+    };
+    renew("0a", "0b", START);
+    renew("0b", "0c", START);
+    renew("0a", "0d", START.after(DAY));
+    renew("ff", "0e", START);
+    assert_eq!(registry.renewed_from("0a"), ["0b", "0c", "0d"]);
+    assert_eq!(registry.renewed_from("0b"), ["0c"]);
+    assert!(registry.renewed_from("0d").is_empty());
+    assert_eq!(registry.may_renew_person(who, "0b", START), Ok(()));
+    registry.apply(Change::Revoked { serial: "0b".to_owned(), at: START });
+    assert_eq!(registry.may_renew_person(who, "0b", START), Err(PersonRefused::Revoked));
+
+    for number in 0..RENEWALS_MAX {
+        let issued = issued(&format!("{number:04x}"), START.after(8 * DAY));
+        registry.apply(Change::PersonRenewed { who: who.to_owned(), before: "0a".to_owned(), issued });
+    }
+    let (then, later) = (START.after(9 * DAY), START.after(16 * DAY));
+    assert_eq!(registry.renewed_from("0b").len(), 0, "those that have ended are forgotten");
+    assert_eq!(registry.may_renew_person(who, "0a", then), Err(PersonRefused::TooMany));
+    assert_eq!(registry.may_renew_person("spiffe://a/operator/ann", "0a", then), Ok(()));
+    assert_eq!(registry.may_renew_person(who, "0a", later), Ok(()));
+}

@@ -2,7 +2,7 @@
 //!
 //! "New incarnation by a signed order, read-only until all N have joined, state rebuilt from the agents' records and
 //! evidence, then leads with τ, k, e above every agent's." A host tells its [`Testimony`] only after it has durably obeyed
-//! the new incarnation, so that nobody can change it any more in the name of the coordinator that was lost. [`judge`] works
+//! the new incarnation, so that nobody can change it any more in the name of the coordinator that was lost. [`judge()`] works
 //! out where the fleet stands, and [`Verdict::record`] makes the record that a leader takes over. Both are pure; asking the
 //! hosts and verifying documents is the coordinator's edge.
 
