@@ -16,7 +16,7 @@ use tokio::runtime::{Builder, Runtime};
 use zeroize::Zeroizing;
 
 use crate::agent::{Agent, Parts};
-use crate::enrol::{self, Enrolment};
+use crate::enrol::{self, Enrolment, KeysWanted};
 use crate::local;
 use crate::refusal::chain;
 use crate::{AgentConfig, AgentError};
@@ -117,6 +117,10 @@ struct Enrol {
     /// their policy says otherwise. In the state if not given.
     #[arg(long, value_name = "PATH")]
     link: Option<PathBuf>,
+    /// Make new keys, as those that are there may have been stolen, and put these aside as `*.replaced`. Whoever has to run it
+    /// again with the same token leaves this out.
+    #[arg(long)]
+    new_keys: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -220,6 +224,7 @@ fn enrol(verb: Enrol) -> Result<(), AgentError> {
         folder: verb.config,
         state: verb.state,
         link: verb.link,
+        keys: if verb.new_keys { KeysWanted::New } else { KeysWanted::Present },
     };
     let enrolled = runtime()?.block_on(enrol::enrol(&enrolment))?;
     let fleets: Vec<&str> = enrolled.fleets.iter().map(FleetName::as_str).collect();

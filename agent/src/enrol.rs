@@ -26,6 +26,7 @@ use serde::Serialize;
 use tonic::Status;
 
 use crate::AgentError;
+use crate::identity::FOLDER as IDENTITY_FOLDER;
 
 /// How long the coordinator may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -55,6 +56,16 @@ pub(crate) struct Enrolment {
     pub(crate) state: Option<PathBuf>,
     /// The link that services use, for a host of one fleet; within the state if not said.
     pub(crate) link: Option<PathBuf>,
+    pub(crate) keys: KeysWanted,
+}
+
+/// Which keys a host enrols with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeysWanted {
+    /// Those that are there, so that an attempt that was interrupted goes on.
+    Present,
+    /// Others.
+    New,
 }
 
 /// What was made.
@@ -126,6 +137,10 @@ pub(crate) async fn enrol(enrolment: &Enrolment) -> Result<Enrolled, AgentError>
     create_private_directory(folder).map_err(|source| AgentError::Credentials { source })?;
     let folder = &std::path::absolute(folder).map_err(failed("find the folder"))?;
     let root = read_root(&enrolment.root)?;
+    if enrolment.keys == KeysWanted::New {
+        put_aside(folder, enrolment.state.as_deref().unwrap_or(folder))
+            .map_err(failed("put the old keys aside"))?;
+    }
     let keys = keys(folder)?;
     let answer = ask(enrolment, &keys).await?;
     let (introduction, answer) = answer;
@@ -160,6 +175,22 @@ fn read_root(path: &Path) -> Result<Vec<u8>, AgentError> {
     let bytes = fs::read(path).map_err(|source| AgentError::ReadRoot { path: path.to_owned(), source })?;
     TrustRoot::pin(&bytes).map_err(|source| AgentError::Trust { path: path.to_owned(), source })?;
     Ok(bytes)
+}
+
+/// What was kept under these names before is lost; of the keys themselves nothing is.
+fn put_aside(folder: &Path, state: &Path) -> io::Result<()> {
+    let identity = state.join(IDENTITY_FOLDER);
+    for path in [folder.join(ATTESTATION_KEY_FILE), folder.join(KEY_FILE), identity] {
+        let aside = path.with_added_extension("replaced");
+        let is_there = path.try_exists()?;
+        if is_there && aside.is_dir() {
+            fs::remove_dir_all(&aside)?;
+        }
+        if is_there {
+            fs::rename(&path, &aside)?;
+        }
+    }
+    sync(folder)
 }
 
 /// The keys of this host: made here, once, and never sent anywhere.

@@ -22,7 +22,8 @@ use muster_mtls::{
 };
 use zeroize::Zeroizing;
 
-const FOLDER: &str = "identity";
+/// The folder within the state.
+pub(crate) const FOLDER: &str = "identity";
 const CURRENT: &str = "current";
 const UNFINISHED: &str = ".new";
 const PENDING: &str = ".pending";

@@ -176,7 +176,8 @@ explanations! {
     FleetUnknown =>
         "There is no such fleet.",
         "The coordinator has no roster for this name.",
-        "check the name, or make the fleet by applying its first roster with `muster roster apply`";
+        "check the name; a new fleet begins with its first roster (`muster roster apply`), and one whose coordinator has lost its \
+         state is rebuilt from its hosts (`muster coordinator rebuild`)";
     ReleaseUnknown =>
         "There is no such release in this fleet.",
         "No release of the fleet has this version or digest.",

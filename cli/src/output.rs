@@ -185,8 +185,13 @@ impl Ui {
 
 /// A number of things in words: `1 file`, `4 files`.
 pub(crate) fn counted<N: Display + PartialEq + From<u8>>(count: N, noun: &str) -> String {
-    let plural = if count == N::from(1) { "" } else { "s" };
-    format!("{count} {noun}{plural}")
+    // One key, two keys; one entry, two entries.
+    let stem = noun.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'o', 'u']));
+    match stem {
+        _ if count == N::from(1) => format!("{count} {noun}"),
+        Some(stem) => format!("{count} {stem}ies"),
+        None => format!("{count} {noun}s"),
+    }
 }
 
 /// The line of JSON that a report becomes.
@@ -237,6 +242,16 @@ mod tests {
     use muster_model::{Code, Refusal};
 
     use super::*;
+
+    #[test]
+    fn things_are_counted_as_people_do() {
+        let said =
+            ["file", "entry", "key"].map(|noun| [0_u64, 1, 2].map(|count| counted(count, noun)).join(", "));
+        assert_eq!(
+            said,
+            ["0 files, 1 file, 2 files", "0 entries, 1 entry, 2 entries", "0 keys, 1 key, 2 keys"]
+        );
+    }
 
     #[test]
     fn a_failure_is_one_json_document_with_codes() {

@@ -45,10 +45,15 @@ impl Invitation {
 
     /// Enrols into a folder, with these variables in the environment.
     fn accept(&self, folder: &Path, environment: &[(&str, &str)]) -> Output {
+        self.accept_with(folder, &[], environment)
+    }
+
+    /// The same with further arguments.
+    fn accept_with(&self, folder: &Path, more: &[&str], environment: &[(&str, &str)]) -> Output {
         let arguments = ["enrol", "--coordinator", &self.coordinator, "--ca-pin", &self.ca_pin];
         let folders = ["--root", text(&self.root), "--config", text(folder)];
         let environment = [&[("MUSTER_JOIN_TOKEN", self.token.as_str())], environment].concat();
-        run_program("muster-agent", &[&arguments[..], &folders[..]].concat(), &environment)
+        run_program("muster-agent", &[&arguments[..], &folders[..], more].concat(), &environment)
     }
 }
 
@@ -422,6 +427,24 @@ fn the_first_hosts_of_a_fleet_wait_for_its_first_roster() {
         let status = fleet.json(&["status", "--fleet", "other"]).expect_code(0).json();
         status["hosts_connected"] == 1
     });
+}
+
+#[test]
+fn a_host_whose_keys_were_stolen_enrols_with_others() {
+    let fleet = Fleet::up(1);
+    let host = join(&fleet, "host-x", 2);
+    let keys = || ["attestation.key", "agent.key"].map(|file| fs::read(host.folder().join(file)).unwrap());
+    let stolen = keys();
+    fleet.json(&["host", "evict", "host-x", "--reason", "its keys were stolen"]).expect_code(0);
+    host.agent.kill();
+    let again = Invitation::of(&fleet, "host-x", &[]);
+    again.accept_with(host.folder(), &["--new-keys"], &[]).expect_code(0);
+    let new = keys();
+    assert!(new[0] != stolen[0] && new[1] != stolen[1]);
+    assert_eq!(fs::read(host.folder().join("agent.key.replaced")).unwrap(), stolen[1]);
+    again.accept(host.folder(), &[]).expect_code(0);
+    assert_eq!(keys(), new, "an attempt that is repeated goes on with them");
+    again.accept_with(host.folder(), &["--new-keys"], &[]).expect_code(1);
 }
 
 #[test]

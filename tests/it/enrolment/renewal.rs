@@ -28,7 +28,7 @@ fn certificates_are_renewed_again_and_again_while_the_fleet_flips() {
         let digest = fleet.push(&tree, version);
         // A stream that begins anew is one of a host that is at rest; whoever asks in that moment asks again.
         wait_until("it is deployed", PATIENCE, || (fleet.json(&["deploy", version]).code == 0).then_some(()));
-        fleet.json(&["flip", version]).expect_code(0);
+        wait_until("it is flipped", PATIENCE, || (fleet.json(&["flip", version]).code == 0).then_some(()));
         assert_eq!(host.serves().as_deref(), Some(digest.as_str()));
     }
     assert!(fs::read(&list).unwrap() != first_list, "the list is renewed as well");
