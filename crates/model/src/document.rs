@@ -13,6 +13,8 @@ pub enum DocumentKind {
     Root,
     /// The exact set of hosts of a fleet.
     Roster,
+    /// Hosts that a delegated key adds to a roster.
+    Addition,
     /// A named manifest of a fleet.
     Release,
     /// The statement of one flip.
@@ -30,6 +32,7 @@ impl DocumentKind {
         match self {
             Self::Root => "root",
             Self::Roster => "roster",
+            Self::Addition => "addition",
             Self::Release => "release",
             Self::Order => "order",
             Self::Attestation => "attestation",
@@ -43,6 +46,7 @@ impl DocumentKind {
         match self {
             Self::Root => "application/vnd.muster.root+json",
             Self::Roster => "application/vnd.muster.roster+json",
+            Self::Addition => "application/vnd.muster.addition+json",
             Self::Release => "application/vnd.in-toto+json",
             Self::Order => "application/vnd.muster.order+json",
             Self::Attestation => "application/vnd.muster.attestation+json",

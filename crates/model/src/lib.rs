@@ -5,12 +5,14 @@
 //! randomness; it knows nothing of the wire (`proto`), of signatures (`crates/trust`) or of where state is
 //! kept (`crates/store`).
 
+mod addition;
 mod attestation;
 mod blocker;
 mod digest;
 mod document;
 mod evidence;
 mod ids;
+mod joiners;
 mod key;
 mod mandate;
 mod manifest;
@@ -26,12 +28,14 @@ mod roster;
 mod time;
 mod timing;
 
+pub use addition::{Addition, AdditionError, Additions, FollowError};
 pub use attestation::{Assurance, Attestation, BootGate, ClockState, Comparable, HostFacts, Purpose, Scope};
 pub use blocker::{Blocker, Code, Refusal, UnknownCode};
 pub use digest::{Digest, DigestError};
 pub use document::{Document, DocumentError, DocumentKind, MAX_DOCUMENT_BYTES};
 pub use evidence::{Closing, Closure, Commitment, Secret, Secrets};
 pub use ids::{BootId, Epoch, HaltId, Incarnation, Nonce, RolloutId, RosterRevision, SessionId, Term, Token};
+pub use joiners::{FleetScope, Joiners};
 pub use key::{KeyId, PublicKey, PublicKeyError};
 pub use mandate::Mandate;
 pub use manifest::{

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::document::{check_format, parse_json, to_json};
-use crate::{Document, DocumentError, DocumentKind, PublicKey, UnixTime};
+use crate::{Document, DocumentError, DocumentKind, Joiners, PublicKey, UnixTime};
 
 const FORMAT: &str = "muster.root/1";
 
@@ -31,6 +31,21 @@ pub struct RoleKeys {
     pub keys: Vec<PublicKey>,
 }
 
+impl RoleKeys {
+    /// What is wrong with them, if anything.
+    pub(crate) fn check(&self, role: &str) -> Result<(), String> {
+        let unique: BTreeSet<&PublicKey> = self.keys.iter().collect();
+        if unique.len() != self.keys.len() {
+            return Err(format!("the role {role} lists a key twice"));
+        }
+        if self.threshold == 0 || self.threshold as usize > unique.len() {
+            let (keys, threshold) = (unique.len(), self.threshold);
+            return Err(format!("the role {role} has {keys} keys and a threshold of {threshold}"));
+        }
+        Ok(())
+    }
+}
+
 /// The root document. Hosts pin the first when they are provisioned; it never comes from the coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,6 +57,9 @@ pub struct Root {
     pub expires_unix_ms: UnixTime,
     /// All three roles.
     pub roles: BTreeMap<SigningRole, RoleKeys>,
+    /// Who may add hosts without operators; nobody unless it is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joiners: Option<Joiners>,
     /// What people call the keys, as far as they have names. It decides nothing.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub names: BTreeMap<PublicKey, String>,
@@ -57,8 +75,21 @@ impl Root {
         expires_unix_ms: UnixTime,
         roles: BTreeMap<SigningRole, RoleKeys>,
     ) -> Result<Self, DocumentError> {
-        let root =
-            Self { format: FORMAT.to_owned(), version, expires_unix_ms, roles, names: BTreeMap::new() };
+        let root = Self {
+            format: FORMAT.to_owned(),
+            version,
+            expires_unix_ms,
+            roles,
+            joiners: None,
+            names: BTreeMap::new(),
+        };
+        root.check()?;
+        Ok(root)
+    }
+
+    /// The same with keys that may add hosts.
+    pub fn with_joiners(self, joiners: Joiners) -> Result<Self, DocumentError> {
+        let root = Self { joiners: Some(joiners), ..self };
         root.check()?;
         Ok(root)
     }
@@ -100,21 +131,22 @@ impl Root {
             let Some(keys) = self.roles.get(&role) else {
                 return invalid(format!("the role {role:?} is missing"));
             };
-            let mut unique = keys.keys.clone();
-            unique.sort();
-            unique.dedup();
-            if unique.len() != keys.keys.len() {
-                return invalid(format!("the role {role:?} lists a key twice"));
-            }
-            if keys.threshold == 0 || keys.threshold as usize > unique.len() {
-                return invalid(format!(
-                    "the role {role:?} has {} keys and a threshold of {}",
-                    unique.len(),
-                    keys.threshold
-                ));
+            keys.check(&format!("{role:?}")).or_else(invalid)?;
+        }
+        if let Some(joiners) = &self.joiners {
+            joiners.check().or_else(invalid)?;
+            // It lies on a machine that makes hosts, so it must be worth no more than that.
+            let has_role = |key: &&PublicKey| self.roles.values().any(|role| role.keys.contains(key));
+            if let Some(key) = joiners.role.keys.iter().find(has_role) {
+                return invalid(format!("the joiner key {key} has another role as well"));
             }
         }
         self.check_names()
+    }
+
+    fn has_key(&self, key: &PublicKey) -> bool {
+        let joiners = self.joiners.iter().map(|joiners| &joiners.role);
+        self.roles.values().chain(joiners).any(|role| role.keys.contains(key))
     }
 
     /// A name is shown to whoever signs, so none may pass for another or for more than a name.
@@ -122,7 +154,7 @@ impl Root {
         let invalid = |reason: String| Err(DocumentError::Invalid { kind: "root", reason });
         let mut taken = BTreeSet::new();
         for (key, name) in &self.names {
-            if !self.roles.values().any(|role| role.keys.contains(key)) {
+            if !self.has_key(key) {
                 return invalid(format!("it names the key {key}, which has no role"));
             }
             let is_plain = !name.is_empty()

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::document::{check_format, parse_json, to_json};
 use crate::{
-    Document, DocumentError, DocumentKind, FleetName, HostName, PublicKey, RosterRevision, Timing, UnixTime,
+    Additions, Document, DocumentError, DocumentKind, FleetName, FollowError, HostName, PublicKey, RosterRevision,
+    Timing, UnixTime,
 };
 
 const FORMAT: &str = "muster.roster/1";
@@ -87,6 +88,12 @@ pub struct Roster {
     hosts: Vec<Member>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     fenced: Vec<Fence>,
+    /// When operators signed it; needed only where joiners may add to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    issued_unix_ms: Option<UnixTime>,
+    /// No part of any document: the rule by which an addition makes a roster sets it.
+    #[serde(skip)]
+    additions: Option<Box<Additions>>,
 }
 
 impl Roster {
@@ -101,7 +108,16 @@ impl Roster {
         mut hosts: Vec<Member>,
     ) -> Result<Self, DocumentError> {
         hosts.sort_by(|a, b| a.name.cmp(&b.name));
-        let roster = Self { format: FORMAT.to_owned(), fleet, revision, policy, hosts, fenced: Vec::new() };
+        let roster = Self {
+            format: FORMAT.to_owned(),
+            fleet,
+            revision,
+            policy,
+            hosts,
+            fenced: Vec::new(),
+            issued_unix_ms: None,
+            additions: None,
+        };
         roster.check()?;
         Ok(roster)
     }
@@ -112,6 +128,66 @@ impl Roster {
         self.fenced = fenced;
         self.check()?;
         Ok(self)
+    }
+
+    /// The same, signed at this time.
+    #[must_use]
+    pub fn issued(self, at: UnixTime) -> Self {
+        Self { issued_unix_ms: Some(at), ..self }
+    }
+
+    /// When the operators signed it, if it says so.
+    #[must_use]
+    pub const fn issued_unix_ms(&self) -> Option<UnixTime> {
+        self.issued_unix_ms
+    }
+
+    /// What joiners have added to what the operators signed; nothing if they signed it as it is.
+    #[must_use]
+    pub fn additions(&self) -> Option<&Additions> {
+        self.additions.as_deref()
+    }
+
+    /// The same with more hosts. What operators stated about the step to this roster is not stated again.
+    pub(crate) fn lengthened(
+        mut self,
+        revision: RosterRevision,
+        additions: Additions,
+    ) -> Result<Self, DocumentError> {
+        self.revision = revision;
+        self.fenced = Vec::new();
+        self.hosts.extend(additions.hosts.iter().cloned());
+        self.hosts.sort_by(|a, b| a.name.cmp(&b.name));
+        self.additions = Some(Box::new(additions));
+        self.check()?;
+        Ok(self)
+    }
+
+    /// Whether whoever has seen revision `held`, with these additions, may go on to this roster. That its revision is not
+    /// lower is for the caller.
+    ///
+    /// A joiner's key signs alone, so two rosters of one revision can come about. So what was added once stays until the
+    /// operators say otherwise, and they say it knowing of it: their roster has a higher revision than the one that added it.
+    pub fn check_follows(
+        &self,
+        held: RosterRevision,
+        additions: Option<&Additions>,
+    ) -> Result<(), FollowError> {
+        match (additions, self.additions()) {
+            (None, None) => Ok(()),
+            (Some(_), None) if self.revision > held => Ok(()),
+            (Some(_), None) => Err(FollowError::NotLater { found: self.revision, held }),
+            (Some(before), Some(next)) if before.base == next.base => {
+                let stays = |member: &&Member| next.hosts.contains(member);
+                match before.hosts.iter().find(|member| !stays(member)) {
+                    None => Ok(()),
+                    Some(gone) => Err(FollowError::Dropped { host: gone.name.clone(), held }),
+                }
+            }
+            (None, Some(next)) if next.base_revision >= held => Ok(()),
+            (Some(_), Some(next)) if next.base_revision > held => Ok(()),
+            (_, Some(next)) => Err(FollowError::StaleBase { base: next.base_revision, held }),
+        }
     }
 
     /// The hosts that are stated to serve nothing any more, sorted by name.
