@@ -67,6 +67,13 @@ impl<T> Authentic<T> {
         Envelope::parse(&self.raw).expect("an authentic envelope was parsed before").normal().digest()
     }
 
+    /// The same envelope for what its document stands for. The caller has worked that out of verified documents alone.
+    #[expect(clippy::disallowed_methods, reason = "the proof is that of the document it was worked out of")]
+    pub(crate) fn standing_for<U>(self, document: U) -> Authentic<U> {
+        let Self { document: _, payload_digest, envelope_digest, signers, raw } = self;
+        Authentic { document: Verified::assert(document), payload_digest, envelope_digest, signers, raw }
+    }
+
     /// Binds a document to the envelope that it was parsed from. The caller has verified `signers`.
     #[expect(clippy::disallowed_methods, reason = "this is the one place where the proof is made")]
     pub(crate) fn new(document: T, signers: Vec<PublicKey>, envelope: &Envelope) -> Self {
@@ -224,6 +231,7 @@ const fn signing_role(kind: DocumentKind) -> &'static str {
     match kind {
         DocumentKind::Root => "root",
         DocumentKind::Roster | DocumentKind::Order | DocumentKind::Mandate => "operator",
+        DocumentKind::Addition => "joiner",
         DocumentKind::Release => "release",
         DocumentKind::Attestation => "attestation",
     }

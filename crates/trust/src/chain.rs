@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use muster_model::{Digest, Document, SigningRole};
+use muster_model::{Digest, Document, Roster, SigningRole};
 
 use crate::root::ROOT_BYTES_MAX;
 use crate::{Authentic, Envelope, TrustError, TrustRoot, verify};
@@ -119,6 +119,16 @@ impl RootChain {
         };
         let earlier = self.all().into_iter().rev().skip(1);
         earlier.filter_map(|root| verify(raw, root.root().role(role)).ok()).next().ok_or(by_present)
+    }
+
+    /// The same for a roster, with what joiners may have added to it.
+    pub fn verify_roster_history(&self, raw: &[u8]) -> Result<Authentic<Roster>, TrustError> {
+        let by_present = match self.in_force().verify_past_roster(raw) {
+            Ok(roster) => return Ok(roster),
+            Err(error) => error,
+        };
+        let earlier = self.all().into_iter().rev().skip(1);
+        earlier.filter_map(|root| root.verify_past_roster(raw).ok()).next().ok_or(by_present)
     }
 }
 

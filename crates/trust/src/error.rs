@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use muster_model::{DocumentError, DocumentKind, FleetName, HostName, PublicKey, RosterRevision, UnixTime};
+use muster_model::{AdditionError, DocumentError, DocumentKind, FleetName, HostName, PublicKey, RosterRevision, UnixTime};
 
 use crate::dsse::EnvelopeError;
 use crate::keys::SigningFailure;
@@ -98,6 +98,16 @@ pub enum TrustError {
         threshold: usize,
         /// How many unique keys there are.
         keys: usize,
+    },
+    /// An addition where the root names nobody who may add.
+    #[error("this adds hosts to a roster, and the root lets nobody do that; have operators sign a roster")]
+    NoJoiners,
+    /// An addition that goes beyond what its signers may do.
+    #[error("hosts cannot be added to the roster like this")]
+    Addition {
+        /// Why not.
+        #[source]
+        source: AdditionError,
     },
     /// Signatures of different documents.
     #[error("this is another {document} than the one whose signatures are collected")]

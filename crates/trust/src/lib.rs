@@ -8,6 +8,7 @@
 //! roots that a machine has followed. What documents say is
 //! defined in `crates/model`; transport identities and certificates are the business of `crates/mtls`.
 
+mod addition;
 mod approval;
 mod authentic;
 mod chain;
@@ -26,6 +27,7 @@ mod fixture;
 #[cfg(test)]
 mod vectors;
 
+pub use addition::operators_roster;
 pub use approval::{MandateProposal, OrderProposal, Proposal, RosterProposal};
 pub use authentic::{Authentic, add_signature, join_signatures, sign, verify};
 pub use chain::{RootChain, Succession};

@@ -1,8 +1,7 @@
 //! The root of trust, and what it vouches for.
 
 use muster_model::{
-    Document, DocumentKind, FleetName, Mandate, Order, PublicKey, Release, Root, Roster, SigningRole,
-    UnixTime, Verified,
+    Document, DocumentKind, FleetName, Mandate, Order, PublicKey, Release, Root, SigningRole, UnixTime, Verified,
 };
 
 use crate::authentic::{check_threshold, open, parse, signers};
@@ -102,11 +101,6 @@ impl TrustRoot {
     #[must_use]
     pub const fn authentic(&self) -> &Authentic<Root> {
         &self.root
-    }
-
-    /// Verifies a roster. Whether its revision is the right one is for the caller.
-    pub fn verify_roster(&self, raw: &[u8], now: UnixTime) -> Result<Authentic<Roster>, TrustError> {
-        self.verify_by(SigningRole::Operator, raw, RootExpiry::Enforced { now })
     }
 
     /// Verifies a release, and that it is one of `fleet`. Whether it may still be flipped to is for the gate.
