@@ -44,6 +44,7 @@ impl Fleet {
                 format!("this roster has revision {}; the next one is {expected}", roster.revision());
             return Err(Refusal::of(Code::RosterChanged, detail));
         }
+        self.check_additions(&roster)?;
         self.check_removals(&roster, &fenced)?;
         let mut out = Out { record_changed: true, ..Out::default() };
         let mut previous: BTreeMap<HostName, Host> =
@@ -77,6 +78,20 @@ impl Fleet {
         self.roster = Arc::new(roster);
         self.settle_if_measured(&mut out);
         Ok(self.step(out))
+    }
+
+    /// An addition goes on from what is in force, and from nothing else.
+    fn check_additions(&self, next: &muster_model::Roster) -> Result<(), Refusal> {
+        let in_force = &self.record.roster;
+        let refused = |error| Refusal::of(Code::RosterChanged, format!("the roster is refused: {error}"));
+        next.check_follows(in_force.revision, self.roster.additions()).map_err(refused)?;
+        match next.additions() {
+            Some(additions) if additions.follows != in_force.digest => {
+                let detail = "hosts were added to another roster than the one in force";
+                Err(Refusal::of(Code::RosterChanged, detail))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn only_removes(&self, next: &muster_model::Roster) -> bool {

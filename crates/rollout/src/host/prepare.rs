@@ -115,9 +115,13 @@ impl Host {
             return;
         };
         let (to, nonce_root) = (*to, *nonce_root);
-        let accepted = outcome.and_then(|evidence| self.accept(k, to, nonce_root, &evidence));
+        let accepted = outcome.and_then(|evidence| {
+            let accepted = self.accept(k, to, nonce_root, &evidence)?;
+            Ok((accepted, evidence))
+        });
         match accepted {
-            Ok(accepted) => {
+            Ok((accepted, evidence)) => {
+                self.hold_additions(&evidence.roster, out);
                 self.round = Some(Round { k, to, stage: Stage::Verified(accepted) });
                 out.effects.push(Effect::Seal { k, release: to });
             }
@@ -202,6 +206,7 @@ impl Host {
         if roster.revision() < record.roster_revision {
             return refuse(Code::RosterChanged, "the roster is older than one that this host has seen");
         }
+        self.check_follows(roster)?;
         if roster.position(&record.host).is_none() {
             return refuse(Code::HostNotInRoster, "the roster does not list this host");
         }

@@ -1,7 +1,7 @@
 //! What an agent keeps durably of one fleet.
 
 use muster_model::{
-    BootTime, Closing, Digest, Epoch, FleetName, FlipMode, HaltId, HostMode, HostName, Leadership, RolloutId,
+    Additions, BootTime, Closing, Digest, Epoch, FleetName, FlipMode, HaltId, HostMode, HostName, Leadership, RolloutId,
     RosterRevision, Secret, Standing, Token,
 };
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,9 @@ pub struct HostRecord {
     pub leadership: Leadership,
     /// The newest roster it has verified.
     pub roster_revision: RosterRevision,
+    /// The hosts that it has in addition to what the operators signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub additions: Option<Additions>,
     /// What its attestation for a rollout committed to, until it arms or the rollout is over.
     pub committed: Option<Committed>,
     /// The token for its next session.
@@ -159,6 +162,7 @@ impl HostRecord {
             last_k: RolloutId(0),
             leadership: Leadership { incarnation: muster_model::Incarnation(0), term: muster_model::Term(0) },
             roster_revision: RosterRevision(0),
+            additions: None,
             committed: None,
             token: None,
             history: History::Whole,

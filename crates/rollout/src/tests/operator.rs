@@ -5,7 +5,7 @@ use muster_model::{
 };
 
 use super::machine::Machine;
-use super::papers::{fleet_name, host_name, signed_roster};
+use super::papers::{SignedRoster, fleet_name, host_name, signed_roster};
 use super::world::World;
 use crate::fleet::{Event, NextRoster, Papers, Proposal};
 
@@ -94,7 +94,12 @@ impl World {
 
     /// Applies the next roster, with machines 1 to `hosts`; those that are new start without anything deployed.
     pub(super) fn change_roster(&mut self, hosts: usize) -> Result<(), Refusal> {
-        let next = signed_roster(self.coordinator.record.roster.revision.0 + 1, hosts);
+        self.apply_roster(signed_roster(self.coordinator.record.roster.revision.0 + 1, hosts))
+    }
+
+    /// Applies this roster, of machines from 1 on.
+    pub(super) fn apply_roster(&mut self, next: SignedRoster) -> Result<(), Refusal> {
+        let hosts = next.roster.hosts().len();
         let fleet = self.coordinator.fleet.as_mut().expect("the coordinator is up");
         let step = fleet.apply_roster(NextRoster {
             roster: Verified::clone(&next.roster),

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use muster_model::{
-    Digest, Document, FleetName, HostName, Member, Policy, PublicKey, Release, Roster, RosterRevision,
-    Secrets, Timing, UnixTime, Verified, Version,
+    Addition, Digest, Document, FleetName, FleetScope, HostName, Joiners, Member, Policy, PublicKey, Release,
+    RoleKeys, Roster, RosterRevision, Secrets, Timing, UnixTime, Verified, Version,
 };
 
 /// A roster with the digests that documents refer to.
@@ -48,15 +48,37 @@ pub(super) fn policy() -> Policy {
 }
 
 pub(super) fn signed_roster(revision: u64, hosts: usize) -> SignedRoster {
-    let members = (1..=hosts)
-        .map(|number| Member {
-            name: host_name(number),
-            attestation_key: PublicKey::Ed25519([u8::try_from(number).expect("few hosts"); 32]),
-        })
-        .collect();
+    let members = (1..=hosts).map(member).collect();
     let roster = Roster::new(fleet_name(), RosterRevision(revision), policy(), members);
     let roster = roster.expect("unique names and keys");
     let digest = Digest::of(&roster.to_bytes());
-    let envelope = Digest::of_parts(&[b"envelope", digest.as_bytes()]);
-    SignedRoster { roster: Arc::new(Verified::assert(roster)), digest, envelope }
+    SignedRoster::of(roster, digest)
+}
+
+/// What a joiner's key makes of the operators' `base`: `added` are all hosts that it has more.
+pub(super) fn added_roster(base: &SignedRoster, follows: Digest, revision: u64, added: &[usize]) -> SignedRoster {
+    let added = added.iter().map(|number| member(*number)).collect();
+    let addition = Addition::new(fleet_name(), RosterRevision(revision), follows, "{}", added).expect("valid");
+    let limits = Joiners {
+        role: RoleKeys { threshold: 1, keys: vec![PublicKey::Ed25519([255; 32])] },
+        fleets: FleetScope::All,
+        hosts_max: 100,
+        base_age_ms_max: 1,
+    };
+    let roster = addition.onto(&base.roster, base.digest, &limits).expect("within its limits");
+    SignedRoster::of(roster, Digest::of(&addition.to_bytes()))
+}
+
+fn member(number: usize) -> Member {
+    Member {
+        name: host_name(number),
+        attestation_key: PublicKey::Ed25519([u8::try_from(number).expect("few hosts"); 32]),
+    }
+}
+
+impl SignedRoster {
+    fn of(roster: Roster, digest: Digest) -> Self {
+        let envelope = Digest::of_parts(&[b"envelope", digest.as_bytes()]);
+        Self { roster: Arc::new(Verified::assert(roster)), digest, envelope }
+    }
 }

@@ -1,5 +1,6 @@
 //! Readable examples, one for each row of the protocol's tables.
 
+mod additions;
 mod evidence;
 mod flips;
 mod halts;
