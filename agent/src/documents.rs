@@ -8,7 +8,7 @@ use muster_model::{
     RolloutId, Roster, Verified,
 };
 use muster_rollout::host::Evidence;
-use muster_trust::{Authentic, ENVELOPE_BYTES_MAX, EVIDENCE_BYTES_MAX, RootChain, verify_evidence};
+use muster_trust::{Authentic, ENVELOPE_BYTES_MAX, EVIDENCE_BYTES_MAX, RootChain, TrustRoot, verify_evidence};
 use tonic::transport::Channel;
 
 use crate::blobs::pull;
@@ -66,7 +66,7 @@ impl Library {
         let pulled = Pulled { order, release, roster, evidence };
         let (machine, host) = (self.machine.clone(), self.host.clone());
         on_thread(&machine, &host, move || {
-            let evidence = self.verify_signatures(&pulled)?;
+            let evidence = self.verify_signatures(&pulled, documents.roster)?;
             self.keep(k, documents, &evidence, &pulled)?;
             Ok(evidence)
         })
@@ -92,11 +92,23 @@ impl Library {
                 let detail = format!("a roster of the fleet {} was shown", roster.fleet());
                 return Err(refusal::at(&self.host, Code::FleetUnknown, detail));
             }
+            self.check_follows_kept(&roster)?;
             let kept = self.papers.keep_roster(roster.revision(), digest, &bytes);
             kept.map_err(|error| refusal::of_io(&self.host, "keep the roster", &error))?;
             Ok(Some(roster))
         })
         .await
+    }
+
+    /// What is kept here a new coordinator is rebuilt from, so it forgets no host that was added.
+    fn check_follows_kept(&self, roster: &Roster) -> Result<(), Refusal> {
+        let kept = self.papers.roster().and_then(|bytes| self.root.verify_roster_history(&bytes).ok());
+        let Some(kept) = kept.as_ref().map(Authentic::document) else { return Ok(()) };
+        let refused = |error| {
+            let detail = format!("the roster is refused: {error}");
+            refusal::at(&self.host, Code::RosterChanged, detail)
+        };
+        roster.check_follows(kept.revision(), kept.additions()).map_err(refused)
     }
 
     /// What a rollout rests on is durable before the host is prepared for it: a lost coordinator is rebuilt from it.
@@ -134,14 +146,17 @@ impl Library {
         Ok(roster)
     }
 
-    fn verify_signatures(&self, pulled: &Pulled) -> Result<Box<Evidence>, Refusal> {
+    fn verify_signatures(&self, pulled: &Pulled, roster: Digest) -> Result<Box<Evidence>, Refusal> {
         let now = self.machine.unix_time();
         let refuse = |code| move |error| refusal::of_trust(&self.host, code, &error);
         let invalid = refuse(Code::SignatureInvalid);
         let root = self.root.in_force();
         let order = root.verify_order(&pulled.order, now).map_err(invalid)?;
         let release = root.verify_release(&pulled.release, &self.fleet, now).map_err(invalid)?;
-        let roster = root.verify_roster(&pulled.roster, now).map_err(invalid)?;
+        // What was shown and kept was young enough then.
+        let is_kept = self.papers.has_roster(roster);
+        let verify = if is_kept { TrustRoot::verify_held_roster } else { TrustRoot::verify_roster };
+        let roster = verify(&root, &pulled.roster, now).map_err(invalid)?;
         let attestations =
             verify_evidence(&pulled.evidence, roster.document()).map_err(refuse(Code::BadAttestation))?;
         Ok(Box::new(Evidence {

@@ -136,6 +136,12 @@ impl Papers {
         self.replace(&mut index, next)
     }
 
+    /// The envelope of the roster that is kept. Blocks.
+    pub(crate) fn roster(&self) -> Option<Vec<u8>> {
+        let kept = self.lock().roster?;
+        fs::read(self.path(kept.envelope)).ok()
+    }
+
     /// Whether this is the roster that is kept.
     pub(crate) fn has_roster(&self, envelope: Digest) -> bool {
         self.lock().roster.is_some_and(|known| known.envelope == envelope)

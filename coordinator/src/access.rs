@@ -25,6 +25,8 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/fleet.v1.Operations/ListFleets", &[Operator, Pipeline, Viewer]),
     ("/fleet.v1.Operations/Status", &[Operator, Pipeline, Viewer]),
     ("/fleet.v1.Operations/ApplyRoster", &[Operator]),
+    // What it takes is signed by a joiner's key: with the machine that makes hosts, not with operators.
+    ("/fleet.v1.Operations/AddHosts", &[Operator, Pipeline]),
     ("/fleet.v1.Operations/ShowRoster", &[Operator, Pipeline, Viewer]),
     ("/fleet.v1.Operations/ReadmitHost", &[Operator]),
     ("/fleet.v1.Operations/ApplyRoot", &[Operator]),
@@ -163,6 +165,7 @@ mod tests {
         {
             assert_eq!(roles_of(&format!("/fleet.v1.Operations/{call}")), [Operator], "{call}");
         }
+        assert_eq!(roles_of("/fleet.v1.Operations/AddHosts"), [Operator, Pipeline]);
         assert_eq!(roles_of("/fleet.v1.Operations/Unheard"), []);
         for (row, _) in TABLE {
             assert!(!is_allowed(row, Role::Coordinator), "{row}");

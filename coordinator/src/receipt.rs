@@ -1,6 +1,6 @@
 //! Putting the receipt of a completed flip together from its documents.
 
-use muster_model::{Digest, Document, Order, Release, Roster, Secrets, SigningRole};
+use muster_model::{Digest, Document, Order, Release, Secrets, SigningRole};
 use muster_rollout::fleet::Opening;
 use muster_trust::{Authentic, Receipt, RootChain, TrustError, verify_evidence};
 
@@ -30,7 +30,7 @@ pub(crate) fn assemble(
     opening: &Opening,
 ) -> Result<Digest, ReceiptFailure> {
     let order: Authentic<Order> = document(documents, roots, opening.papers.order, SigningRole::Operator)?;
-    let roster: Authentic<Roster> = document(documents, roots, opening.papers.roster, SigningRole::Operator)?;
+    let roster = roots.verify_roster_history(&documents.read(opening.papers.roster)?)?;
     let release: Authentic<Release> =
         document(documents, roots, opening.papers.release, SigningRole::Release)?;
     let attestations = verify_evidence(&documents.read(opening.evidence)?, roster.document())?;

@@ -55,8 +55,8 @@ fn signed(
     let verified: Authentic<Mandate> =
         roots.verify_history(SigningRole::Operator, mandate.envelope.as_bytes()).map_err(failed)?;
     let bytes = reader.read("the roster", mandate.roster)?;
-    let roster: Authentic<Roster> = roots
-        .verify_history(SigningRole::Operator, &bytes)
+    let roster = roots
+        .verify_roster_history(&bytes)
         .map_err(|error| reader.failed("the roster", mandate.roster, error))?;
     Ok(Signed {
         mandate: verified.into_document(),
@@ -78,8 +78,8 @@ fn inherit(
     let bytes = reader.read("the roster", record.roster_envelope)?;
     // It was verified when it was applied. A root that has expired or changed since must not keep the coordinator from
     // leading, which is how the next one comes to the hosts; they verify the roster again at every flip.
-    let roster: Authentic<Roster> = roots
-        .verify_history(SigningRole::Operator, &bytes)
+    let roster = roots
+        .verify_roster_history(&bytes)
         .map_err(|error| reader.failed("the roster", record.roster_envelope, error))?;
     let roster = roster.into_document();
     let commitments = match &record.phase {

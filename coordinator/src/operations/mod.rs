@@ -111,6 +111,16 @@ impl Service for Operations {
         applied.map(Response::new).map_err(refused)
     }
 
+    async fn add_hosts(
+        &self,
+        request: Request<v1::AddHostsRequest>,
+    ) -> Result<Response<v1::AddHostsResponse>, Status> {
+        let joiner = caller(&request);
+        let added = roster::add(&self.shared, request.into_inner().envelope, &joiner).await;
+        let added = audit::settled(&self.shared, &joiner, "add hosts", None, added).await;
+        added.map(Response::new).map_err(refused)
+    }
+
     async fn apply_root(
         &self,
         request: Request<v1::ApplyRootRequest>,

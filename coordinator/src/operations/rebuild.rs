@@ -79,7 +79,7 @@ fn verified(shared: &Shared, request: &v1::RebuildFleetRequest) -> Result<Signed
     let invalid = |error| Refusal::of(Code::SignatureInvalid, chain(&error));
     let (root, now) = (shared.root(), shared.machine.unix_time());
     let mandate = root.verify_mandate(&request.mandate_envelope, now).map_err(invalid)?;
-    let roster = root.verify_roster(&request.roster_envelope, now).map_err(invalid)?;
+    let roster = root.verify_held_roster(&request.roster_envelope, now).map_err(invalid)?;
     let (roster_digest, roster_envelope) = (roster.payload_digest(), roster.envelope_digest());
     let (mandate, roster) = (mandate.into_document(), roster.into_document());
     if mandate.fleet != *roster.fleet() || mandate.roster != roster_ref(&roster, roster_digest) {

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use muster_audit::{Entry, Kind};
-use muster_model::{Code, HostName, Refusal, RosterRevision};
+use muster_model::{Code, HostName, Refusal, Roster, RosterRevision, SigningRole};
 use muster_proto::v1;
 use muster_rollout::fleet::NextRoster;
+use muster_trust::Authentic;
 
 use super::blocking;
 use crate::coordinator::Shared;
@@ -19,9 +20,54 @@ pub(super) async fn apply(
     envelope: Vec<u8>,
     operator: &str,
 ) -> Result<v1::ApplyRosterResponse, Refusal> {
+    let verified = verify(shared, &envelope)?;
+    take(shared, verified, operator).await
+}
+
+/// The same for one that a joiner's key has made longer. Nobody applies with it what operators have signed.
+pub(super) async fn add(
+    shared: &Arc<Shared>,
+    envelope: Vec<u8>,
+    joiner: &str,
+) -> Result<v1::AddHostsResponse, Refusal> {
+    let verified = verify(shared, &envelope)?;
+    let roster = verified.document();
+    if roster.additions().is_none() {
+        let detail = "no joiner's key has signed this roster; operators apply what they sign";
+        return Err(Refusal::of(Code::NotAllowed, detail));
+    }
+    let room = room(shared, roster);
+    let v1::ApplyRosterResponse { fleet, revision, hosts } = take(shared, verified, joiner).await?;
+    Ok(v1::AddHostsResponse { fleet, revision, hosts, room })
+}
+
+/// What joiners have added to a fleet's roster and may still add; nothing where they may not and have not.
+pub(super) fn additions(shared: &Shared, roster: &Roster) -> Option<v1::RosterAdditions> {
+    let room = room(shared, roster);
+    let added = roster.additions();
+    if room == 0 && added.is_none() {
+        return None;
+    }
+    let hosts = added.into_iter().flat_map(|additions| &additions.hosts);
+    Some(v1::RosterAdditions {
+        base_revision: added.map_or_else(|| roster.revision(), |additions| additions.base_revision).0,
+        hosts: hosts.map(|member| member.name.as_str().to_owned()).collect(),
+        room,
+    })
+}
+
+fn verify(shared: &Shared, envelope: &[u8]) -> Result<Authentic<Roster>, Refusal> {
     let invalid = |error| Refusal::of(Code::SignatureInvalid, chain(&error));
-    let verified = shared.root().verify_roster(&envelope, shared.machine.unix_time()).map_err(invalid)?;
+    shared.root().verify_roster(envelope, shared.machine.unix_time()).map_err(invalid)
+}
+
+async fn take(
+    shared: &Arc<Shared>,
+    verified: Authentic<Roster>,
+    who: &str,
+) -> Result<v1::ApplyRosterResponse, Refusal> {
     let (digest, name) = (verified.payload_digest(), verified.envelope_digest());
+    let (envelope, said) = (Arc::clone(verified.raw()), said(shared, &verified));
     let roster = verified.into_document();
     let fenced: BTreeSet<HostName> = roster.fenced().iter().map(|fence| fence.host.clone()).collect();
     let answer = v1::ApplyRosterResponse {
@@ -32,12 +78,8 @@ pub(super) async fn apply(
     let documents = shared.documents.clone();
     blocking(&shared.machine, move || documents.put(name, &envelope).map_err(|error| blob_refusal(&error)))
         .await?;
-    let is_solo = shared.root().root().role(muster_model::SigningRole::Operator).threshold < 2;
-    let solo = if is_solo { "; solo mode: one operator alone could sign it" } else { "" };
-    let applied = shared.audit.entry(Kind::Roster, operator).of_fleet(roster.fleet()).with("roster", name);
-    shared
-        .audit(vec![applied.saying(format!("revision {}, {} hosts{solo}", answer.revision, answer.hosts))])
-        .await?;
+    let applied = shared.audit.entry(Kind::Roster, who).of_fleet(roster.fleet()).with("roster", name);
+    shared.audit(vec![applied.saying(said)]).await?;
     match shared.fleet(roster.fleet()) {
         Some(fleet) => fleet.apply_roster(NextRoster { roster, digest, envelope: name, fenced }).await?,
         None if roster.revision() == RosterRevision(1) => {
@@ -52,6 +94,38 @@ pub(super) async fn apply(
         }
     }
     Ok(answer)
+}
+
+/// How many more hosts joiners may add, by the root in force.
+fn room(shared: &Shared, roster: &Roster) -> u32 {
+    shared.root().root().joiners.as_ref().map_or(0, |joiners| joiners.room(roster))
+}
+
+/// The most hosts that an entry of the audit log names.
+const NAMED_MAX: usize = 32;
+
+/// What the audit log says of a roster: of one that joiners made longer, who, whom, to what, and how far they may go.
+fn said(shared: &Shared, verified: &Authentic<Roster>) -> String {
+    let (root, roster) = (shared.root(), verified.document());
+    let what = format!("revision {}, {} hosts", roster.revision(), roster.hosts().len());
+    let (Some(added), Some(limits)) = (roster.additions(), &root.root().joiners) else {
+        let is_solo = root.root().role(SigningRole::Operator).threshold < 2;
+        let solo = if is_solo { "; solo mode: one operator alone could sign it" } else { "" };
+        return format!("{what}{solo}");
+    };
+    let names: Vec<&str> =
+        added.hosts.iter().take(NAMED_MAX).map(|member| member.name.as_str()).collect();
+    let more = added.hosts.len().saturating_sub(NAMED_MAX);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let by: Vec<String> = verified.signers().iter().map(ToString::to_string).collect();
+    format!(
+        "{what}; the joiners {} have added {}{more} to revision {}; they may go to {} hosts, {} more",
+        by.join(" and "),
+        names.join(", "),
+        added.base_revision,
+        limits.hosts_max,
+        limits.room(roster),
+    )
 }
 
 /// What a roster that holds states of hosts that serve nothing any more, for the audit log.

@@ -83,6 +83,7 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
         coordinator_certificate: super::certificates::own(shared),
         warnings: warnings(shared, &view, fleet).into_iter().map(v1::Blocker::from).collect(),
         waiting_orders: super::orders::waiting(shared, &history, record, &names),
+        additions: super::roster::additions(shared, &fleet.roster().roster),
     })
 }
 

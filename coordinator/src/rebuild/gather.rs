@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use muster_daemon::Machine;
 use muster_model::{
-    Attestation, Blocker, Commitment, Digest, FleetName, HostName, Manifest, Order, Purpose, Release, Roster,
+    Attestation, Blocker, Commitment, Digest, FleetName, HostName, Manifest, Order, Purpose, Release,
     Secrets, SigningRole, Verified,
 };
 use muster_rollout::rebuild::{Dossier, Kept, Promise, Testimony, Verdict};
@@ -112,8 +112,7 @@ impl Sources {
         let order: Authentic<Order> =
             self.roots.verify_history(SigningRole::Operator, &order).map_err(bad)?;
         let roster = self.read(host, kept.papers.roster, envelope).await?;
-        let roster: Authentic<Roster> =
-            self.roots.verify_history(SigningRole::Operator, &roster).map_err(bad)?;
+        let roster = self.roots.verify_roster_history(&roster).map_err(bad)?;
         self.read(host, kept.papers.release, envelope).await?;
         let evidence = self.read(host, kept.evidence, EVIDENCE_BYTES_MAX as u64).await?;
         let attestations = verify_evidence(&evidence, roster.document()).map_err(bad)?;

@@ -422,7 +422,11 @@ impl Rebuilder {
             match read.unwrap_or_else(|_| Err(muster_rollout::gate::missing(host))) {
                 // A host that claims the highest revision and has nothing to show for it is passed over.
                 Ok(bytes)
-                    if self.shared.root().verify_roster(&bytes, self.shared.machine.unix_time()).is_ok() =>
+                    if self
+                        .shared
+                        .root()
+                        .verify_held_roster(&bytes, self.shared.machine.unix_time())
+                        .is_ok() =>
                 {
                     return Some(bytes);
                 }
