@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use muster_model::{
-    Digest, FleetName, Refusal, Release, Roster, RosterRef, SigningRole, UnixTime, Verified, Version,
+    Digest, FleetName, Refusal, Release, Roster, RosterRef, UnixTime, Verified, Version,
 };
 use muster_mtls::{ClientTls, ConnectOptions, Credentials, Validity};
 use muster_proto::convert;
@@ -16,7 +16,7 @@ use muster_proto::v1;
 use muster_proto::v1::blobs_client::BlobsClient;
 use muster_proto::v1::certificates_client::CertificatesClient;
 use muster_proto::v1::operations_client::OperationsClient;
-use muster_trust::{Authentic, TrustError, TrustRoot, verify};
+use muster_trust::{Authentic, TrustError, TrustRoot};
 use prost::Message as _;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -173,9 +173,8 @@ impl Session {
         let request = v1::ShowRosterRequest { fleet: fleet.to_string() };
         let mut client = self.operations();
         let shown = answer(&doing, client.show_roster(request)).await?;
-        let roster = self.root.verify_roster(&shown.envelope, unix_time()).or_else(|error| {
-            let of_its_time =
-                |root: &TrustRoot| verify(&shown.envelope, root.root().role(SigningRole::Operator)).ok();
+        let roster = self.root.verify_held_roster(&shown.envelope, unix_time()).or_else(|error| {
+            let of_its_time = |root: &TrustRoot| root.verify_past_roster(&shown.envelope).ok();
             earlier.iter().find_map(of_its_time).ok_or(error)
         });
         let roster = roster.map_err(CliError::trust(doing.as_str()))?;

@@ -4,6 +4,7 @@ pub(super) mod apply;
 mod difference;
 mod edit;
 mod file;
+mod joiner;
 mod show;
 mod sign;
 

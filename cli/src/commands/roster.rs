@@ -1,5 +1,6 @@
 //! `muster roster`: the signed set of hosts.
 
+mod add;
 mod apply;
 mod draft;
 mod file;
@@ -20,6 +21,7 @@ pub(crate) enum RosterCommand {
     Propose(propose::Propose),
     Sign(sign::Sign),
     Apply(apply::Apply),
+    Add(add::Add),
     Show(show::Show),
 }
 
@@ -30,6 +32,7 @@ impl RosterCommand {
             Self::Propose(propose) => Box::pin(propose.run(env)).await,
             Self::Sign(sign) => Box::pin(sign.run(env)).await,
             Self::Apply(apply) => Box::pin(apply.run(env)).await,
+            Self::Add(add) => Box::pin(add.run(env)).await,
             Self::Show(show) => Box::pin(show.run(env)).await,
         }
     }

@@ -1,3 +1,4 @@
+mod additions;
 mod certificate;
 mod host;
 mod overrides;
@@ -9,6 +10,7 @@ use muster_proto::convert::{self, ConvertError};
 use muster_proto::v1;
 use serde::Serialize;
 
+use self::additions::Additions;
 use self::certificate::CoordinatorCertificate;
 use self::host::{HostView, Served, Width};
 use self::overrides::OpenOverride;
@@ -84,6 +86,9 @@ struct View {
     /// What will be a reason for trouble unless somebody looks at it.
     warnings: Vec<Blocker>,
     coordinator_certificate: Option<CoordinatorCertificate>,
+    /// Where joiners may add hosts, or have added some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    additions: Option<Additions>,
     #[serde(skip)]
     detail: Detail,
 }
@@ -158,6 +163,7 @@ impl View {
             blockers,
             warnings: convert::blockers(status.warnings)?,
             coordinator_certificate: status.coordinator_certificate.map(CoordinatorCertificate::new),
+            additions: status.additions.map(Additions::new),
             detail,
         })
     }
@@ -268,6 +274,9 @@ impl View {
             "hosts    {connected} of {total} connected, roster revision {}",
             self.roster_revision
         ));
+        if let Some(additions) = &self.additions {
+            additions.print(page);
+        }
         self.print_roots(page);
         if let Some(rollout) = &self.rollout {
             rollout.print(page);

@@ -145,8 +145,10 @@ impl Rebuild {
                 tokio::time::sleep(ASK_INTERVAL).await;
             },
         };
-        let roster =
-            session.root().verify_roster(&bytes, unix_time()).map_err(CliError::trust(doing.as_str()))?;
+        let roster = session
+            .root()
+            .verify_held_roster(&bytes, unix_time())
+            .map_err(CliError::trust(doing.as_str()))?;
         if roster.document().fleet() == fleet {
             return Ok(roster);
         }

@@ -3,6 +3,7 @@
 use muster_model::{Root, SigningRole};
 use serde::Serialize;
 
+use super::joiner::JoinersDifference;
 use super::{ROLES, role_name};
 use crate::clock::date_text;
 use crate::output::{Page, Tone};
@@ -14,6 +15,8 @@ pub(super) struct RootDifference {
     pub(super) version: u64,
     expires: String,
     roles: Vec<RoleDifference>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    joiners: Option<JoinersDifference>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -41,7 +44,12 @@ impl RootDifference {
             added: missing_in(next, present, role),
             removed: missing_in(present, next, role),
         });
-        Self { version: next.version, expires: date_text(next.expires_unix_ms), roles: roles.into() }
+        Self {
+            version: next.version,
+            expires: date_text(next.expires_unix_ms),
+            roles: roles.into(),
+            joiners: JoinersDifference::of(present, next),
+        }
     }
 
     pub(super) fn print(&self, page: &mut Page) {
@@ -60,6 +68,9 @@ impl RootDifference {
             for key in &role.removed {
                 page.toned(Tone::Bad, format_args!("  - {key}"));
             }
+        }
+        if let Some(joiners) = &self.joiners {
+            joiners.print(page);
         }
     }
 }

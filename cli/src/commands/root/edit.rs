@@ -1,4 +1,7 @@
+use std::convert::Infallible;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
@@ -8,6 +11,7 @@ use serde::Serialize;
 
 use super::difference::RootDifference;
 use super::file::RootFile;
+use super::joiner::JoinerArgs;
 use super::{RootArg, role_name};
 use crate::args::duration;
 use crate::clock::unix_time;
@@ -26,6 +30,7 @@ use crate::provision::ROOT_LIFETIME;
 #[command(after_help = "Examples:
   muster root edit --add operator=alice.pub --threshold operator=2 --out next.toml
   muster root edit --add release=new.pub --remove release=old.pub --out next.toml
+  muster root edit --joiner autoscaler.pub --joiner-fleet demo --joiner-hosts-max 40 --out next.toml
   muster root edit --expires 365d --out next.toml")]
 pub(crate) struct Edit {
     #[command(flatten)]
@@ -39,6 +44,8 @@ pub(crate) struct Edit {
     /// How many keys of this role must sign; may be repeated
     #[arg(long, value_name = "ROLE=N", value_parser = role_threshold)]
     threshold: Vec<(SigningRole, u32)>,
+    #[command(flatten)]
+    joiner: JoinerArgs,
     /// How long the next root holds from now on [default: two years]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     expires: Option<Duration>,
@@ -49,7 +56,7 @@ pub(crate) struct Edit {
 
 /// A key as the command line names it; a name of a present key, a file, or the key itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct KeyArg(String);
+pub(super) struct KeyArg(String);
 
 impl Edit {
     pub(super) fn run(self, env: &Env) -> Result<Exit, CliError> {
@@ -74,6 +81,7 @@ impl Edit {
             }
         }
         file.threshold.extend(self.threshold.iter().copied());
+        file.joiner = self.joiner.edit(root, file.joiner.take())?;
         let doing = "make the next root".to_owned();
         let next = file.to_root().map_err(|source| CliError::Document { doing, source })?;
         let text = toml::to_string(&file).expect("a root has string keys and no failing serialisers");
@@ -89,7 +97,7 @@ const NOTE: &str = "\
 ";
 
 impl KeyArg {
-    fn read(&self, root: &Root) -> Result<(PublicKey, Option<String>), CliError> {
+    pub(super) fn read(&self, root: &Root) -> Result<(PublicKey, Option<String>), CliError> {
         let Self(text) = self;
         if let Some((key, name)) = root.names.iter().find(|(_, name)| *name == text) {
             return Ok((key.clone(), Some(name.clone())));
@@ -102,6 +110,20 @@ impl KeyArg {
             public_key(path).map_err(CliError::trust(format!("read the public key {text}")))?;
         let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
         Ok((key, comment.or(stem)))
+    }
+}
+
+impl FromStr for KeyArg {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for KeyArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 

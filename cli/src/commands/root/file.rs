@@ -6,6 +6,7 @@ use muster_model::{DocumentError, KEY_NAME_BYTES_MAX, PublicKey, RoleKeys, Root,
 use serde::{Deserialize, Serialize};
 
 use super::ROLES;
+use super::joiner::JoinerFile;
 
 /// The TOML file that `root edit` writes and `root sign` reads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +21,9 @@ pub(super) struct RootFile {
     /// The keys.
     #[serde(default, rename = "key")]
     pub(super) keys: Vec<KeyFile>,
+    /// Who may add hosts without operators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) joiner: Option<JoinerFile>,
 }
 
 /// One key.
@@ -56,6 +60,7 @@ impl RootFile {
             expires: expires.unwrap_or(jiff::Timestamp::MAX),
             threshold: ROLES.iter().map(|role| (*role, root.role(*role).threshold)).collect(),
             keys,
+            joiner: JoinerFile::of(root),
         }
     }
 
@@ -72,8 +77,14 @@ impl RootFile {
         };
         let roles = ROLES.iter().map(|role| (*role, role_keys(role))).collect();
         let names = self.keys.iter().filter_map(|key| Some((key.public.clone(), key.name.clone()?)));
+        let names = names.chain(self.joiner.iter().flat_map(JoinerFile::names));
         let expires = UnixTime(u64::try_from(self.expires.as_millisecond()).unwrap_or(0));
-        Root::new(self.version, expires, roles)?.with_names(names.collect())
+        let root = Root::new(self.version, expires, roles)?;
+        let root = match &self.joiner {
+            Some(joiner) => root.with_joiners(joiner.to_joiners()?)?,
+            None => root,
+        };
+        root.with_names(names.collect())
     }
 
     /// Gives a key a role. Whether that changed anything. A name that another key has, or that is none, is left out.
@@ -144,6 +155,38 @@ roles = ["release", "operator"]
         assert!(unreachable.to_root().is_err());
         let forgotten: RootFile = toml::from_str(&TEXT.replace("operator = 2\n", "")).unwrap();
         assert!(forgotten.to_root().is_err(), "no threshold is no threshold of nothing");
+    }
+
+    #[test]
+    fn who_may_add_hosts_is_said_with_every_limit() {
+        let joiner = r#"
+[joiner]
+threshold = 1
+hosts_max = 40
+base_age_ms_max = 2592000000
+fleets = ["demo"]
+
+[[joiner.key]]
+name = "autoscaler"
+public = "ed25519:BAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQ="
+"#;
+        let text = format!("{TEXT}{joiner}");
+        let root = toml::from_str::<RootFile>(&text).unwrap().to_root().unwrap();
+        assert_eq!(root.name_of(&PublicKey::Ed25519([4; 32])), Some("autoscaler"));
+        assert_eq!(toml::to_string(&RootFile::of(&root, 2, root.expires_unix_ms)).unwrap(), text);
+        let to_root = |text: &str| toml::from_str::<RootFile>(text).map(|file| file.to_root());
+        for left_out in ["threshold = 1\nhosts_max", "hosts_max = 40\n", "base_age_ms_max = 2592000000\n"] {
+            assert!(to_root(&text.replace(left_out, "")).is_err(), "{left_out}");
+        }
+        for (right, wrong) in [
+            ("fleets = [\"demo\"]", ""),
+            ("fleets = [\"demo\"]", "all_fleets = true\nfleets = [\"demo\"]"),
+            ("hosts_max = 40", "hosts_max = 0"),
+            ("ed25519:BAQE", "ed25519:AQEB"),
+        ] {
+            let changed = to_root(&text.replace(right, wrong));
+            assert!(!matches!(changed, Ok(Ok(_))), "{wrong}: {changed:?}");
+        }
     }
 
     #[test]

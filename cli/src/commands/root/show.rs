@@ -5,6 +5,7 @@ use muster_model::{Root, SigningRole};
 use muster_trust::TrustRoot;
 use serde::Serialize;
 
+use super::joiner::JoinersView;
 use super::{ROLES, role_name};
 use crate::clock::{date_text, span_text, unix_time};
 use crate::commands::Env;
@@ -48,6 +49,8 @@ struct Shown {
     expired: bool,
     solo: bool,
     roles: Vec<RoleView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    joiners: Option<JoinersView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -73,6 +76,7 @@ impl Shown {
             expired: expires_in_ms.is_none(),
             solo: root.is_solo(),
             roles: roles.into(),
+            joiners: JoinersView::of(root),
         }
     }
 }
@@ -89,6 +93,9 @@ impl Report for Shown {
             for key in &role.keys {
                 page.line(format_args!("          {key}"));
             }
+        }
+        if let Some(joiners) = &self.joiners {
+            joiners.print(page);
         }
         if self.solo {
             page.labelled(Tone::Warning, "solo mode", "for some role one key alone can sign anything");

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use muster_model::{Code, Fence, FleetName, HostName, Member, Refusal, Roster, RosterRevision};
+use muster_model::{Code, Fence, FleetName, HostName, Member, Refusal, Root, Roster, RosterRevision};
 use muster_proto::v1;
 use muster_trust::{Authentic, Signer, sign};
 use serde::Serialize;
@@ -44,8 +44,10 @@ pub(super) struct Statement {
 }
 
 impl Statement {
-    /// Adds it to a roster that is about to be signed.
-    pub(super) fn made_in(&self, roster: Roster) -> Result<Roster, CliError> {
+    /// Adds it to a roster that is about to be signed, and when that is, where somebody goes by it.
+    pub(super) fn made_in(&self, roster: Roster, root: &Root) -> Result<Roster, CliError> {
+        // Agents from before there were joiners read no roster that says more than they know.
+        let roster = if root.joiners.is_some() { roster.issued(unix_time()) } else { roster };
         let doing = format!("sign the roster of {}", roster.fleet());
         let (reason, stated_unix_ms) = (self.reason.clone().unwrap_or_default(), unix_time());
         let fence = |host: &HostName| Fence { host: host.clone(), reason: reason.clone(), stated_unix_ms };
@@ -107,7 +109,7 @@ async fn sign_alone(
     statement: &Statement,
 ) -> Result<(Option<Authentic<Roster>>, Authentic<Roster>), CliError> {
     let (current, roster) = draft(session, path, bytes).await?;
-    let roster = statement.made_in(roster)?;
+    let roster = statement.made_in(roster, session.root().root())?;
     if session.operators_needed() > 1 {
         let path = path.display();
         return Err(CliError::Usage {

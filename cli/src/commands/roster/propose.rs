@@ -69,7 +69,7 @@ impl Propose {
 }
 
 /// The hosts that have enrolled for the fleet and are not in its roster with their keys.
-async fn pending(session: &Session, fleet: &FleetName) -> Result<Vec<HostFile>, CliError> {
+pub(super) async fn pending(session: &Session, fleet: &FleetName) -> Result<Vec<HostFile>, CliError> {
     const DOING: &str = "list the hosts that have enrolled";
     let mut client = session.operations();
     let listed = answer(DOING, client.list_enrolled(v1::ListEnrolledRequest {})).await?;

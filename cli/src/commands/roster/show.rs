@@ -2,17 +2,21 @@ use std::path::PathBuf;
 
 use clap::Args;
 use muster_model::{
-    BootGatePolicy, ClockPolicy, Digest, Fence, FleetName, HostName, Policy, PublicKey, Timing,
+    BootGatePolicy, ClockPolicy, Digest, Fence, FleetName, HostName, Policy, PublicKey, Roster, RosterRevision,
+    Timing,
 };
+use muster_trust::Authentic;
 use serde::Serialize;
 
 use crate::args::FleetArg;
 use crate::clock::span_text;
 use crate::commands::Env;
+use crate::connect::Session;
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::files::{Existing, write};
 use crate::output::{Page, Report, Tone, counted};
+use crate::view::KeyView;
 
 /// Show the fleet's roster, after verifying it with the pinned root.
 #[derive(Debug, Args)]
@@ -48,6 +52,7 @@ impl Show {
                 .map(|host| Row { host: host.name.clone(), attestation_key: host.attestation_key.clone() })
                 .collect(),
             fenced: document.fenced().to_vec(),
+            additions: Added::of(&session, &roster),
         })?;
         Ok(Exit::Proven)
     }
@@ -66,6 +71,46 @@ struct Shown {
     /// Hosts that left with this revision because they are stated to be off.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     fenced: Vec<Fence>,
+    /// What joiners have added since operators signed; nothing where they may not and have not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    additions: Option<Added>,
+}
+
+/// Hosts that joiners have added.
+#[derive(Debug, Serialize)]
+struct Added {
+    base_revision: RosterRevision,
+    hosts: Vec<HostName>,
+    by: Vec<KeyView>,
+    /// How many more they may add.
+    room: u32,
+}
+
+impl Added {
+    fn of(session: &Session, roster: &Authentic<Roster>) -> Option<Self> {
+        let (root, document) = (session.root().root(), roster.document());
+        let room = root.joiners.as_ref().map_or(0, |joiners| joiners.room(document));
+        let Some(additions) = document.additions() else {
+            let (base_revision, none) = (document.revision(), Vec::new());
+            return (room > 0).then_some(Self { base_revision, hosts: none, by: Vec::new(), room });
+        };
+        Some(Self {
+            base_revision: additions.base_revision,
+            hosts: additions.hosts.iter().map(|member| member.name.clone()).collect(),
+            by: roster.signers().iter().map(|key| KeyView::of(root, key)).collect(),
+            room,
+        })
+    }
+
+    fn print(&self, page: &mut Page) {
+        let names: Vec<&str> = self.hosts.iter().map(HostName::as_str).collect();
+        if !names.is_empty() {
+            let by: Vec<String> = self.by.iter().map(ToString::to_string).collect();
+            let (names, by, base) = (names.join(", "), by.join(" and "), self.base_revision);
+            page.line(format_args!("added     {names} by {by}, to revision {base} of the operators"));
+        }
+        page.line(format_args!("          joiners may add {} more", counted(self.room, "host")));
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -84,6 +129,9 @@ impl Report for Shown {
         print_policy(page, self.policy);
         for signer in &self.signers {
             page.line(format_args!("signed by {signer}"));
+        }
+        if let Some(additions) = &self.additions {
+            additions.print(page);
         }
         if self.solo {
             page.labelled(Tone::Warning, "solo mode", "one operator alone may change it");
