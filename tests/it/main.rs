@@ -16,6 +16,7 @@ mod halts;
 mod harness;
 mod hostile;
 mod impostor;
+mod joiners;
 mod keys;
 mod membership;
 mod nemesis;

@@ -91,4 +91,5 @@ pub(crate) const REQUESTS: &[Reading] = requests![
     RevokeCertificateRequest,
     SurveyFleetRequest,
     RebuildFleetRequest,
+    AddHostsRequest,
 ];

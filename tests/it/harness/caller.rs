@@ -162,7 +162,13 @@ impl Caller {
         self.wait(client.apply_roster(v1::ApplyRosterRequest { envelope, fenced: Vec::new() })).map(drop)
     }
 
-    /// The same, with a statement beside it that hosts are off.
+    /// Hands a roster in to which hosts were added.
+    pub(crate) fn add_hosts(&self, envelope: Vec<u8>) -> Result<(), Status> {
+        let mut client = self.operations();
+        self.wait(client.add_hosts(v1::AddHostsRequest { envelope })).map(drop)
+    }
+
+    /// Applies a roster, with a statement beside it that hosts are off.
     pub(crate) fn apply_roster_stating(&self, envelope: Vec<u8>, fenced: &[&str]) -> Result<(), Status> {
         let mut client = self.operations();
         let fenced = fenced.iter().map(|host| (*host).to_owned()).collect();
