@@ -2,11 +2,11 @@
 
 use std::fmt::Debug;
 
-use muster_model::{Attestation, Digest, Document, Order, Release, Root, Roster, SigningRole};
+use muster_model::{Addition, Attestation, Digest, Document, Order, Release, Root, Roster, SigningRole};
 use muster_trust::{Authentic, TrustRoot, sign, verify, verify_attestation};
 
 use crate::Verdict;
-use crate::fixture::{FLIP, KEY, KEY_PUBLIC, ROOT, host, key_alone};
+use crate::fixture::{FLIP, HOSTS_MAX, KEY, KEY_PUBLIC, NOW, OTHER_KEY, ROOT, host, key_alone};
 
 /// What holds for all documents. The envelope is one that the right key has signed.
 fn read<T: Document + Clone + PartialEq + Debug>(bytes: &[u8]) -> Option<(T, Vec<u8>)> {
@@ -51,6 +51,23 @@ pub(crate) fn roster(bytes: &[u8]) -> Verdict {
     for (position, member) in roster.hosts().iter().enumerate() {
         assert_eq!(roster.position(&member.name), Some(position));
     }
+    Verdict::Taken
+}
+
+pub(crate) fn addition(bytes: &[u8]) -> Verdict {
+    let Some((addition, _)) = read::<Addition>(bytes) else { return Verdict::Refused };
+    let envelope = sign(&addition, &[&*OTHER_KEY]).unwrap();
+    let Ok(longer) = ROOT.verify_held_roster(envelope.raw(), NOW) else { return Verdict::Refused };
+    let longer = longer.document();
+    let base: Authentic<Roster> = verify(addition.base().as_bytes(), &key_alone()).unwrap();
+    let base = base.document();
+    assert!(base.hosts().iter().all(|host| longer.member(&host.name) == Some(host)), "none leaves");
+    assert!(longer.hosts().len() > base.hosts().len() && longer.hosts().len() <= HOSTS_MAX as usize);
+    assert_eq!((longer.policy(), longer.fleet()), (base.policy(), base.fleet()));
+    assert!(longer.revision() > base.revision() && longer.fenced().is_empty());
+    assert_eq!(longer.additions().map(|additions| &additions.hosts[..]), Some(addition.added()));
+    assert_eq!(longer.check_follows(base.revision(), None), Ok(()));
+    assert_eq!(longer.check_follows(longer.revision(), longer.additions()), Ok(()));
     Verdict::Taken
 }
 

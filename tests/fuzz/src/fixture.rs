@@ -1,14 +1,14 @@
 //! One fleet of two hosts and its signed documents, made once in each process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use muster_audit::{Checkpoint, Edge, Entry, Kind, origin};
 use muster_model::{
-    Assurance, Attestation, BootGate, BootId, ClockState, Comparable, Digest, Document, Epoch, FleetName,
-    Flip, FlipMode, HostFacts, HostName, Incarnation, Member, MerkleTree, OnFailure, Order, Policy, Purpose,
-    Release, RoleKeys, RolloutId, Root, Roster, RosterRef, RosterRevision, Scope, Secret, SigningRole,
-    UnixTime, Version,
+    Addition, Assurance, Attestation, BootGate, BootId, ClockState, Comparable, Digest, Document, Epoch,
+    FleetName, FleetScope, Flip, FlipMode, HostFacts, HostName, Incarnation, Joiners, Member, MerkleTree,
+    OnFailure, Order, Policy, PublicKey, Purpose, Release, RoleKeys, RolloutId, Root, Roster, RosterRef,
+    RosterRevision, Scope, Secret, SigningRole, UnixTime, Version,
 };
 use muster_trust::{Authentic, SigningKey, TrustRoot, assemble_evidence, sign, verify_evidence};
 
@@ -17,7 +17,7 @@ pub(crate) static KEY: LazyLock<SigningKey> = LazyLock::new(|| {
     SigningKey::parse(include_bytes!("../../../crates/trust/vectors/openssh/ed25519")).unwrap()
 });
 
-/// The key that signs the attestations of host-2, and nothing else.
+/// The key that signs the attestations of host-2, and adds hosts.
 pub(crate) static OTHER_KEY: LazyLock<SigningKey> = LazyLock::new(|| {
     SigningKey::parse(include_bytes!("../../../crates/trust/vectors/openssh/ecdsa")).unwrap()
 });
@@ -80,7 +80,24 @@ pub(crate) fn root() -> Root {
     let roles = [SigningRole::Root, SigningRole::Release, SigningRole::Operator];
     let roles = roles.into_iter().map(|role| (role, key_alone())).collect();
     let names = BTreeMap::from([(KEY_PUBLIC.clone(), "alice".to_owned())]);
-    Root::new(1, UnixTime(2_000_000), roles).unwrap().with_names(names).unwrap()
+    let joiners = Joiners {
+        role: RoleKeys { threshold: 1, keys: vec![OTHER_KEY.public().clone()] },
+        fleets: FleetScope::Named(BTreeSet::from([fleet()])),
+        hosts_max: HOSTS_MAX,
+        base_age_ms_max: 1_000,
+    };
+    Root::new(1, UnixTime(2_000_000), roles).unwrap().with_joiners(joiners).unwrap().with_names(names).unwrap()
+}
+
+/// How far joiners may go.
+pub(crate) const HOSTS_MAX: u32 = 4;
+
+/// What adds host-3 to the roster.
+pub(crate) fn addition() -> Addition {
+    let base = roster().issued(NOW);
+    let envelope = String::from_utf8(signed(&base)).unwrap();
+    let added = vec![Member { name: host(2), attestation_key: PublicKey::Ed25519([3; 32]) }];
+    Addition::new(fleet(), RosterRevision(5), Digest::of(&base.to_bytes()), &envelope, added).unwrap()
 }
 
 pub(crate) fn roster() -> Roster {

@@ -39,6 +39,7 @@ pub struct Target {
 
 /// All targets.
 pub const TARGETS: &[Target] = &[
+    Target { name: "addition", run: documents::addition },
     Target { name: "agent_frame", run: frames::agent },
     Target { name: "attestation", run: documents::attestation },
     Target { name: "audit", run: audit::run },

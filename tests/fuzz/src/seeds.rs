@@ -11,7 +11,7 @@ use muster_trust::Receipt;
 use prost::Message as _;
 
 use crate::fixture::{
-    FLIP, KEY, SignedFlip, attestation, checkpoint, entries, order, release, root, roster, secret, signed,
+    FLIP, KEY, SignedFlip, addition, attestation, checkpoint, entries, order, release, root, roster, secret, signed,
 };
 use crate::{Verdict, audit, run};
 
@@ -88,6 +88,7 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         part: Some(v1::upload_request::Part::Header(v1::BlobHeader { digest: vec![1; 32], size: 3 })),
     };
     vec![
+        ("addition", vec![addition().to_bytes()]),
         ("agent_frame", agent_frames()),
         ("attestation", vec![attestation(0).to_bytes()]),
         (
