@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use muster_model::{
-    Blocker, Code, Digest, FleetName, FlipMode, OnFailure, Order, OrderKind, Refusal, RosterRef, SigningRole,
-    UnixTime,
+    Blocker, Code, Digest, FleetName, FlipMode, HostName, OnFailure, Order, OrderKind, Refusal, Roster,
+    RosterRef, SigningRole, UnixTime,
 };
 use muster_proto::v1;
 use muster_trust::{OrderProposal, TrustError};
@@ -51,6 +51,8 @@ pub(crate) struct Surroundings {
     pub(crate) serving: Option<ReleaseView>,
     /// The roster in force; none if too few have signed it.
     pub(crate) roster: Option<RosterRef>,
+    /// Those of its hosts that no operator has signed for, but a joiner.
+    pub(crate) added: Vec<HostName>,
     /// Releases whose signatures hold.
     pub(crate) releases: Vec<KnownRelease>,
     /// The time now.
@@ -176,19 +178,25 @@ impl Surroundings {
         let status = session.status(fleet).await?;
         let doing = format!("see what {fleet} serves");
         let serving = ReleaseView::optional(status.serving.as_ref()).map_err(CliError::answer(doing))?;
-        let roster = match Box::pin(session.roster(fleet)).await {
-            Ok(roster) => Some(roster_ref(&roster)),
-            Err(CliError::Trust { .. }) => None,
+        let (roster, added) = match Box::pin(session.roster(fleet)).await {
+            Ok(roster) => (Some(roster_ref(&roster)), added(roster.document())),
+            Err(CliError::Trust { .. }) => (None, Vec::new()),
             Err(error) => return Err(error),
         };
         let releases = Box::pin(session.releases(fleet)).await?;
-        Ok(Self { status, serving, roster, releases, now: unix_time() })
+        Ok(Self { status, serving, roster, added, releases, now: unix_time() })
     }
 
     /// The release with this manifest, if its signatures hold.
     pub(crate) fn release(&self, manifest: Digest) -> Option<&KnownRelease> {
         self.releases.iter().find(|known| known.release.manifest == manifest)
     }
+}
+
+/// The hosts that joiners have added to what operators signed.
+pub(crate) fn added(roster: &Roster) -> Vec<HostName> {
+    let hosts = roster.additions().into_iter().flat_map(|additions| &additions.hosts);
+    hosts.map(|member| member.name.clone()).collect()
 }
 
 impl Session {
@@ -298,6 +306,7 @@ mod tests {
             status: v1::FleetStatus { last_k: 6, ..v1::FleetStatus::default() },
             serving: Some(ReleaseView { version: "1".to_owned(), digest: digest(1) }),
             roster: Some(ROSTER),
+            added: Vec::new(),
             releases: Vec::new(),
             now: UnixTime(1500),
         };

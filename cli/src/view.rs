@@ -75,6 +75,18 @@ impl std::fmt::Display for KeyView {
     }
 }
 
+/// The most names that a line has.
+const LISTED_MAX: usize = 8;
+
+/// Some names, and how many more there are.
+pub(crate) fn listed(names: &[impl std::fmt::Display]) -> String {
+    let first: Vec<String> = names.iter().take(LISTED_MAX).map(ToString::to_string).collect();
+    match names.len().saturating_sub(LISTED_MAX) {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
+}
+
 /// The name of a phase.
 pub(crate) const fn phase_text(phase: v1::Phase) -> &'static str {
     match phase {

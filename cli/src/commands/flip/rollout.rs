@@ -13,7 +13,8 @@ use crate::commands::order::OrderView;
 use crate::connect::{Session, roster_ref};
 use crate::error::CliError;
 use crate::exit::Exit;
-use crate::view::ReleaseView;
+use crate::orders::added;
+use crate::view::{ReleaseView, listed};
 
 /// What the operator calls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +72,10 @@ pub(crate) async fn carry_out(
     let roster = session.roster(fleet).await?;
     let from = ReleaseView::optional(status.serving.as_ref()).map_err(CliError::answer(doing.as_str()))?;
 
+    let added = added(roster.document());
+    if !added.is_empty() {
+        env.ui.say(format_args!("a joiner has added {} to the operators' roster", listed(&added)));
+    }
     let counter = RolloutId(status.last_k).next();
     let circumstances = Circumstances {
         fleet,

@@ -1,7 +1,7 @@
 //! An order in words.
 
 use muster_model::{
-    Blocker, ChangeKind, Digest, FleetName, FlipMode, OnFailure, PublicKey, SigningRole, diff,
+    Blocker, ChangeKind, Digest, FleetName, FlipMode, HostName, OnFailure, PublicKey, SigningRole, diff,
 };
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use crate::connect::Session;
 use crate::error::CliError;
 use crate::orders::{PendingOrder, Surroundings};
 use crate::output::{Page, Report, Tone, counted};
-use crate::view::{KeyView, ReleaseView};
+use crate::view::{KeyView, ReleaseView, listed};
 
 /// Everything that an order says, and how far it is.
 #[derive(Debug, Serialize)]
@@ -29,6 +29,9 @@ pub(in crate::commands) struct OrderView {
     roster_revision: u64,
     roster_digest: Digest,
     hosts: u32,
+    /// Those of them that no operator has signed for, but a joiner.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    added_hosts: Vec<HostName>,
     mode: FlipMode,
     on_failure: OnFailure,
     max_lapsed: u32,
@@ -145,6 +148,7 @@ impl OrderView {
             roster_revision: order.roster_revision.0,
             roster_digest: order.roster,
             hosts: order.hosts,
+            added_hosts: it.added.clone(),
             mode: order.mode,
             on_failure: order.on_failure,
             max_lapsed: order.max_lapsed,
@@ -250,6 +254,9 @@ impl Report for OrderView {
             counted(self.hosts, "host"),
             self.roster_digest
         ));
+        if !self.added_hosts.is_empty() {
+            page.line(format_args!("         of these a joiner has added {}", listed(&self.added_hosts)));
+        }
         page.line(format_args!("mode     {}", self.mode_text()));
         self.print_failure(page);
         page.line(format_args!("holds    from {} until {}", self.not_before, self.expires));

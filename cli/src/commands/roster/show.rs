@@ -16,7 +16,7 @@ use crate::error::CliError;
 use crate::exit::Exit;
 use crate::files::{Existing, write};
 use crate::output::{Page, Report, Tone, counted};
-use crate::view::KeyView;
+use crate::view::{KeyView, listed};
 
 /// Show the fleet's roster, after verifying it with the pinned root.
 #[derive(Debug, Args)]
@@ -103,11 +103,9 @@ impl Added {
     }
 
     fn print(&self, page: &mut Page) {
-        let names: Vec<&str> = self.hosts.iter().map(HostName::as_str).collect();
-        if !names.is_empty() {
-            let by: Vec<String> = self.by.iter().map(ToString::to_string).collect();
-            let (names, by, base) = (names.join(", "), by.join(" and "), self.base_revision);
-            page.line(format_args!("added     {names} by {by}, to revision {base} of the operators"));
+        if !self.hosts.is_empty() {
+            let (hosts, by, base) = (listed(&self.hosts), listed(&self.by), self.base_revision);
+            page.line(format_args!("added     {hosts} by {by}, to revision {base} of the operators"));
         }
         page.line(format_args!("          joiners may add {} more", counted(self.room, "host")));
     }

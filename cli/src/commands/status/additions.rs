@@ -4,9 +4,7 @@ use muster_proto::v1;
 use serde::Serialize;
 
 use crate::output::{Page, counted};
-
-/// The most hosts that a line names.
-const NAMED_MAX: usize = 8;
+use crate::view::listed;
 
 #[derive(Debug, Serialize)]
 pub(super) struct Additions {
@@ -29,10 +27,7 @@ impl Additions {
             page.line(format_args!("joiners  may add {room}"));
             return;
         }
-        let named = self.hosts.iter().take(NAMED_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
-        let more = self.hosts.len().saturating_sub(NAMED_MAX);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let base = self.base_revision;
-        page.line(format_args!("joiners  added {named}{more} to revision {base} of the operators, may add {room}"));
+        let (added, base) = (listed(&self.hosts), self.base_revision);
+        page.line(format_args!("joiners  added {added} to revision {base} of the operators, may add {room}"));
     }
 }
