@@ -216,7 +216,7 @@ impl Addition {
             return Err(AdditionError::Fleet { fleet: self.fleet.clone() });
         }
         // Each step adds a host. Without this bound a single signature could use up all revisions there are.
-        let steps = self.revision.0.checked_sub(base_revision.0).unwrap_or(0);
+        let steps = self.revision.0.saturating_sub(base_revision.0);
         if steps == 0 || steps > self.added.len() as u64 {
             let (found, added) = (self.revision, self.added.len());
             return Err(AdditionError::Revision { found, base: base_revision, added });
