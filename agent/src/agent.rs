@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_artifact::{BlobStore, clean_leftovers};
-use muster_daemon::{Machine, Shutdown};
+use muster_daemon::{Machine, ServiceManager, Shutdown};
 use muster_guard::{Guard, GuardClient};
 use muster_model::{
     Assurance, BootGate, BootId, ClockState, Digest, Epoch, FleetName, HostFacts, HostName, PublicKey, Scope,
@@ -31,6 +31,7 @@ use crate::identity::CertificateFiles;
 use crate::journal::Journal;
 use crate::measure::{Lanes, Trees};
 use crate::papers::Papers;
+use crate::pulse::Pulse;
 use crate::renewal::{CertificateState, Renewal};
 use crate::stream::{Line, Route};
 use crate::teller::Teller;
@@ -105,6 +106,7 @@ pub struct Agent {
     drivers: Vec<FleetDriver>,
     watch: Option<GuardWatch>,
     renewal: Option<Renewal>,
+    pulse: Pulse,
 }
 
 impl Parts {
@@ -201,8 +203,13 @@ impl Agent {
             state: base.certificate.clone(),
             inboxes: routes.iter().map(|route| route.inbox.clone()).collect(),
         });
+        let pulse = Pulse {
+            machine: machine.clone(),
+            guard: Arc::clone(&base.guard),
+            fleets: routes.iter().map(|route| (route.fleet.clone(), route.inbox.clone())).collect(),
+        };
         let line = Line { coordinator, host: host.clone(), machine, routes, roots: Arc::clone(&base.roots) };
-        Ok(Self { host, line, drivers, watch, renewal })
+        Ok(Self { host, line, drivers, watch, renewal, pulse })
     }
 
     /// The host that this agent speaks for.
@@ -216,6 +223,11 @@ impl Agent {
     /// An error means that the agent can do nothing any more; [`AgentError::is_storage`] tells whether it may be
     /// started again.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), AgentError> {
+        self.run_under(ServiceManager::none(), shutdown).await
+    }
+
+    /// As [`Self::run`], and tells the service manager how it goes.
+    pub async fn run_under(self, manager: ServiceManager, shutdown: Shutdown) -> Result<(), AgentError> {
         let mut tasks = JoinSet::new();
         for driver in self.drivers {
             tasks.spawn(driver.run(shutdown.clone()));
@@ -230,6 +242,11 @@ impl Agent {
         if let Some(renewal) = self.renewal {
             tasks.spawn(renewal.run(shutdown.clone()));
         }
+        let (pulse, ends) = (self.pulse, shutdown.clone());
+        tasks.spawn(async move {
+            pulse.run(manager, ends).await;
+            Ok(())
+        });
         tasks.spawn(self.line.run(shutdown));
         // One that fails takes the others with it: the set is dropped, and with it all that is in it.
         while let Some(ended) = tasks.join_next().await {

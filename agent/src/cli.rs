@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use muster_daemon::{LogFormat, Shutdown, init_logging, shutdown_on_signals};
+use muster_daemon::{LogFormat, ServiceManager, Shutdown, init_logging, shutdown_on_signals};
 use muster_model::{Digest, FleetName};
 use muster_mtls::Address;
 use muster_store::EXIT_STORAGE;
@@ -16,7 +16,7 @@ use tokio::runtime::{Builder, Runtime};
 use zeroize::Zeroizing;
 
 use crate::agent::{Agent, Parts};
-use crate::enrol::{self, Enrolment, KeysWanted};
+use crate::enrol::{self, Enrolment, KeysWanted, Layout, SYSTEM_CONFIG, SYSTEM_STATE};
 use crate::local;
 use crate::refusal::chain;
 use crate::{AgentConfig, AgentError};
@@ -73,6 +73,13 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Tell whether the guard can be restarted without a change to what is served: 0 if so, 3 if a fleet is armed, 4 if services
+    /// would end with it. Packages ask this before they restart it.
+    GuardIdle {
+        /// The agent's configuration, as for `run`.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// See and settle what this host has seen of the coordinator's audit log.
     #[command(subcommand)]
     Audit(AuditVerb),
@@ -84,8 +91,7 @@ enum Verb {
     /// The keys are made here and stay here. It can be run again at any time within the token's life: it goes on with the keys
     /// that are there, and is given the same certificate. Files that it finds are kept.
     #[command(after_help = "Examples:
-  muster-agent enrol --coordinator coordinator.example:7401 --ca-pin sha256:… --root root.json --config /etc/muster \
-    --state /var/lib/muster < token
+  muster-agent enrol --system --coordinator coordinator.example:7401 --ca-pin sha256:… --root root.json < token
   MUSTER_JOIN_TOKEN=… muster-agent enrol --coordinator 10.0.0.5:7401 --ca-pin sha256:… --root root.json --config .")]
     Enrol(Enrol),
 }
@@ -107,9 +113,13 @@ struct Enrol {
     /// The root document: which keys may sign orders, rosters and releases. It is never taken from the coordinator.
     #[arg(long, value_name = "FILE")]
     root: PathBuf,
+    /// Write the configuration for the units that the packages install: in /etc/muster, with the state in /var/lib/muster and the links in
+    /// /run/muster/fleets.
+    #[arg(long, conflicts_with_all = ["config", "state"])]
+    system: bool,
     /// The folder for keys, certificate, agent.toml and guard.toml.
-    #[arg(long, value_name = "DIR")]
-    config: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "system")]
+    config: Option<PathBuf>,
     /// Where agent and guard keep their state; the same folder if not given.
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -160,18 +170,25 @@ enum ConfigVerb {
 #[must_use]
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
+        Verb::GuardIdle { config } => {
+            match AgentConfig::load_without_keys(config.as_deref())
+                .and_then(|config| local::guard_idle(&config))
+            {
+                Ok(idleness) => return idleness.into(),
+                Err(error) => Err(error),
+            }
+        }
         Verb::Run { config } => AgentConfig::load(config.as_deref()).and_then(|config| run(&config)),
-        Verb::Halt { fleet, reason, config } => {
-            AgentConfig::load(config.as_deref()).and_then(|config| local::halt(&config, &fleet, &reason))
+        Verb::Halt { fleet, reason, config } => AgentConfig::load_without_keys(config.as_deref())
+            .and_then(|config| local::halt(&config, &fleet, &reason)),
+        Verb::Status { fleet, config } => AgentConfig::load_without_keys(config.as_deref())
+            .and_then(|config| local::status(&config, &fleet)),
+        Verb::Audit(AuditVerb::Show { fleet, config }) => AgentConfig::load_without_keys(config.as_deref())
+            .and_then(|config| local::show_audit(&config, &fleet)),
+        Verb::Audit(AuditVerb::Accept { fleet, reason, config }) => {
+            AgentConfig::load_without_keys(config.as_deref())
+                .and_then(|config| local::accept_audit(&config, &fleet, &reason))
         }
-        Verb::Status { fleet, config } => {
-            AgentConfig::load(config.as_deref()).and_then(|config| local::status(&config, &fleet))
-        }
-        Verb::Audit(AuditVerb::Show { fleet, config }) => {
-            AgentConfig::load(config.as_deref()).and_then(|config| local::show_audit(&config, &fleet))
-        }
-        Verb::Audit(AuditVerb::Accept { fleet, reason, config }) => AgentConfig::load(config.as_deref())
-            .and_then(|config| local::accept_audit(&config, &fleet, &reason)),
         Verb::Config(ConfigVerb::Check { config }) => {
             AgentConfig::load(config.as_deref()).and_then(|config| check(&config))
         }
@@ -194,7 +211,7 @@ fn run(config: &AgentConfig) -> Result<(), AgentError> {
     let runtime = runtime()?;
     let outcome = runtime.block_on(async {
         let shutdown: Shutdown = shutdown_on_signals().map_err(|source| AgentError::Daemon { source })?;
-        agent.run(shutdown).await
+        agent.run_under(ServiceManager::of_this_process(), shutdown).await
     });
     runtime.shutdown_timeout(END_TIMEOUT);
     outcome
@@ -216,27 +233,37 @@ fn check(config: &AgentConfig) -> Result<(), AgentError> {
 }
 
 fn enrol(verb: Enrol) -> Result<(), AgentError> {
+    let (layout, folder, state) = match verb.config {
+        Some(folder) => (Layout::OneUser, folder, verb.state),
+        None => (Layout::system()?, SYSTEM_CONFIG.into(), Some(SYSTEM_STATE.into())),
+    };
     let enrolment = Enrolment {
+        layout,
         token: read_token(verb.token, verb.token_file.as_deref())?,
         coordinator: verb.coordinator,
         ca_pin: verb.ca_pin,
         root: verb.root,
-        folder: verb.config,
-        state: verb.state,
+        folder,
+        state,
         link: verb.link,
         keys: if verb.new_keys { KeysWanted::New } else { KeysWanted::Present },
     };
     let enrolled = runtime()?.block_on(enrol::enrol(&enrolment))?;
     let fleets: Vec<&str> = enrolled.fleets.iter().map(FleetName::as_str).collect();
+    let next = match layout {
+        Layout::OneUser => {
+            format!("muster-guard run, then muster-agent run --config {}", enrolled.config.display())
+        }
+        Layout::System { .. } => "systemctl start muster-guard muster-agent".to_owned(),
+    };
     // A closed standard output takes nothing away from what was done.
     let _ = writeln!(
         io::stdout(),
-        "enrolled as {}, fleets {}\nattestation key {}\nNext: muster-guard run, then muster-agent run --config {}; it \
-         waits for a roster with this key: muster roster propose --from-pending",
+        "enrolled as {}, fleets {}\nattestation key {}\nNext: {next}; it waits for a roster with this key: muster roster propose \
+         --from-pending",
         enrolled.identity,
         fleets.join(", "),
         enrolled.attestation_key,
-        enrolled.config.display()
     );
     Ok(())
 }

@@ -36,6 +36,7 @@ use crate::guard_watch::GuardChange;
 use crate::journal::Journal;
 use crate::measure::{Lanes, Trees};
 use crate::papers::{Papers, ShownSecrets};
+use crate::pulse::Beat;
 use crate::uplink::Uplink;
 use crate::witness::Witness;
 use crate::{AgentError, JournalError, refusal};
@@ -186,6 +187,10 @@ impl FleetDriver {
                 // Whoever asked may have gone.
                 let _ = reply.send(self.host.is_at_rest());
             }
+            Input::Beat(reply) => {
+                // Whoever asked may have gone.
+                let _ = reply.send(self.beat());
+            }
             Input::Mandated(mandate) => self.step(Event::Mandated(mandate)).await?,
             Input::RosterShown(roster) => self.step(Event::RosterShown(roster)).await?,
             Input::Recall => self.testify(),
@@ -216,6 +221,14 @@ impl FleetDriver {
             }
         }
         Ok(())
+    }
+
+    const fn beat(&self) -> Beat {
+        match self.session {
+            Session::None | Session::AskingGuard | Session::Joining => Beat::Alone,
+            Session::Joined if self.host.is_at_rest() => Beat::AtRest,
+            Session::Joined => Beat::InRollout,
+        }
     }
 
     /// One turn: step, write if there is something to write, then the effects in order.

@@ -17,6 +17,7 @@
 //! | `documents`, `blobs` | pulls documents and verifies them, pulls bytes |
 //! | `deploy`, `check` | the two requests that stand outside of any rollout |
 //! | `enrol`, `identity`, `renewal` | how the host comes by its certificate, keeps it, and gets the next one |
+//! | `pulse` | what the service manager hears |
 //! | `refusal` | how errors become refusals |
 //!
 //! The agent never moves the link that services use nor starts a service: `crates/guard` does. It never decides
@@ -44,6 +45,7 @@ mod local;
 mod manifests;
 mod measure;
 mod papers;
+mod pulse;
 mod refusal;
 mod renewal;
 mod stream;

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use muster_daemon::{LogFormat, init_logging, shutdown_on_signals};
+use muster_daemon::{LogFormat, ServiceManager, init_logging, shutdown_on_signals};
 use muster_store::EXIT_STORAGE;
 
 use crate::status::chain;
-use crate::{CoordinatorConfig, Error, restore, run};
+use crate::{CoordinatorConfig, Error, restore, run_under};
 
 /// Coordinate fleets: relay, keep count, and flip a release only when all N hosts attest it.
 #[derive(Parser)]
@@ -106,7 +106,7 @@ fn serve(config: Option<PathBuf>, address_file: Option<PathBuf>, log: Log) -> Re
         runtime.map_err(|source| Error::File { action: "start", path: "the runtime".into(), source })?;
     runtime.block_on(async {
         let shutdown = shutdown_on_signals()?;
-        run(config, shutdown, |address| {
+        run_under(ServiceManager::of_this_process(), config, shutdown, |address| {
             let Some(path) = address_file else { return };
             if let Err(error) = std::fs::write(&path, format!("{address}\n")) {
                 tracing::error!(path = %path.display(), %error, "the address cannot be written");

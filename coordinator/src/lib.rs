@@ -17,6 +17,7 @@ mod error;
 mod fleet;
 mod ledger;
 mod operations;
+mod pulse;
 mod rebuild;
 mod receipt;
 mod status;
@@ -32,7 +33,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_daemon::{Machine, Shutdown};
+use muster_daemon::{Machine, ServiceManager, Shutdown};
 use muster_model::{Code, Refusal};
 use muster_mtls::{Acceptor, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Limits, Listener};
 use muster_proto::v1;
@@ -57,8 +58,22 @@ pub async fn run(
     shutdown: Shutdown,
     listening: impl FnOnce(SocketAddr),
 ) -> Result<(), Error> {
+    run_under(ServiceManager::none(), config, shutdown, listening).await
+}
+
+/// As [`run`], and tells the service manager how it goes.
+pub async fn run_under(
+    manager: ServiceManager,
+    config: CoordinatorConfig,
+    shutdown: Shutdown,
+    listening: impl FnOnce(SocketAddr),
+) -> Result<(), Error> {
     let bind = TcpListener::bind(config.listen);
-    Box::pin(serve(config, Machine::real(), bind, shutdown, listening)).await
+    let started = |address, shared: &Arc<Shared>| {
+        listening(address);
+        tokio::spawn(pulse::run(Arc::downgrade(shared), manager, shared.stopping.clone()));
+    };
+    Box::pin(serve_started(config, Machine::real(), bind, shutdown, started)).await
 }
 
 /// As [`run`], on a machine of the caller's and over connections that come from somewhere else than TCP.
@@ -68,6 +83,16 @@ pub async fn serve<L: Listener>(
     bind: impl Future<Output = io::Result<L>>,
     shutdown: Shutdown,
     listening: impl FnOnce(SocketAddr),
+) -> Result<(), Error> {
+    serve_started(config, machine, bind, shutdown, |address, _| listening(address)).await
+}
+
+async fn serve_started<L: Listener>(
+    config: CoordinatorConfig,
+    machine: Machine,
+    bind: impl Future<Output = io::Result<L>>,
+    shutdown: Shutdown,
+    started: impl FnOnce(SocketAddr, &Arc<Shared>),
 ) -> Result<(), Error> {
     let (shared, drivers) = Shared::open(&config, machine, shutdown.clone())?;
     let listen = |source| Error::Listen { address: config.listen, source };
@@ -97,7 +122,7 @@ pub async fn serve<L: Listener>(
         .add_service(enrolment::renewal_service(&shared))
         .add_service(operations::service(&shared))
         .serve_with_incoming_shutdown(acceptor, shutdown.requested());
-    listening(address);
+    started(address, &shared);
     tracing::info!(%address, "listening");
     let patience = async {
         shutdown.requested().await;

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::work::Ticket;
 use crate::guard_queue::Answer;
 use crate::guard_watch::GuardChange;
+use crate::pulse::Beat;
 use crate::uplink::Uplink;
 
 /// What reaches a driver.
@@ -27,6 +28,8 @@ pub(crate) enum Input {
     CertificateChanged,
     /// Whether a new stream would disturb nothing at this moment.
     AskAtRest(oneshot::Sender<bool>),
+    /// Does the driver still come round, and how does it stand?
+    Beat(oneshot::Sender<Beat>),
     /// The coordinator showed a mandate, and it verifies.
     Mandated(Box<Verified<Mandate>>),
     /// The coordinator showed a roster, and it verifies.

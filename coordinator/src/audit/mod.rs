@@ -161,6 +161,11 @@ impl AuditHandle {
             .await
     }
 
+    /// Comes back once the thread has come round.
+    pub(crate) async fn beat(&self) {
+        self.worker.run(|_| ()).await;
+    }
+
     /// Ends the thread after everything that was handed in before.
     pub(crate) async fn close(&self) {
         self.worker.close().await;

@@ -13,6 +13,7 @@ mod limits;
 mod logging;
 mod machine;
 mod pace;
+mod service_manager;
 mod shutdown;
 
 pub use clock::{boot_id, boot_time, clock_state, unix_time};
@@ -24,6 +25,7 @@ pub use limits::{keep_out_of_dumps, raise_open_files};
 pub use logging::{LogFormat, init_logging};
 pub use machine::{Blocking, Machine, Surroundings};
 pub use pace::{Pace, PaceFault};
+pub use service_manager::ServiceManager;
 pub use shutdown::{Shutdown, ShutdownTrigger, shutdown_on_signals};
 
 /// The log target of decisions: every record that is written and every message that is sent, at level `trace`. Secrets and

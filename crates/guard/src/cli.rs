@@ -79,7 +79,7 @@ pub fn main() -> Result<ExitCode, GuardError> {
             let settings = GuardConfig::load(&config)?;
             keep_in_memory();
             let shutdown = Shutdown::on_signals()?;
-            server::run(&settings, &shutdown)?;
+            server::run_managed(&settings, &shutdown)?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::KeepService { stop_signal, cgroup, command } => {

@@ -109,6 +109,11 @@ impl Fleet {
         self.ensure_warden()
     }
 
+    /// Takes what is only ever held for a moment, and nothing that a drain or a hook may hold for long.
+    pub(crate) fn pulse(&self) {
+        drop(self.lease());
+    }
+
     pub(crate) fn state(&self) -> Result<FleetState, GuardError> {
         let (hold, halted, flipped) = {
             let lease = self.lease();

@@ -111,6 +111,17 @@ impl Fleets {
         &self.boot_id
     }
 
+    /// Goes through what a deadline needs of every fleet. It does not come back from one that hangs.
+    pub(crate) fn pulse(&self) {
+        self.fleets.values().for_each(|fleet| fleet.pulse());
+    }
+
+    /// The fleets' names, for people.
+    pub(crate) fn names(&self) -> String {
+        let names: Vec<&str> = self.fleets.keys().map(FleetName::as_str).collect();
+        if names.is_empty() { "no fleet".to_owned() } else { names.join(", ") }
+    }
+
     /// Opens nothing any more and stops all services, at the same time. Permits and links stay as they are, but for fleets
     /// with a deadline: those are fenced.
     pub(crate) fn shut_down(&self) -> Result<(), GuardError> {

@@ -49,6 +49,7 @@ mod kept;
 mod ledger;
 mod link;
 mod log;
+mod manager;
 mod output;
 mod process;
 mod record;

@@ -20,6 +20,7 @@ use crate::error::{GuardError, RefusalCode};
 use crate::fleets::{Events, Fleets};
 use crate::frame::{self, FrameError, Patience};
 use crate::log::log;
+use crate::manager::Manager;
 use crate::process;
 use crate::protocol::{FleetState, Hello, PROTOCOL, Reply, ReplyFrame, Request, RequestFrame};
 use crate::shutdown::{Shutdown, ShutdownTrigger};
@@ -41,7 +42,12 @@ const DETAIL_BYTES_MAX: usize = 8 * 1024;
 
 /// Runs a guard until it is asked to stop. On return no supervised service is left; permits and links are as they were.
 pub fn run(settings: &Settings, shutdown: &Shutdown) -> Result<(), GuardError> {
-    Server::bind(settings)?.serve(shutdown)
+    Server::bind(settings)?.serve(shutdown, Manager::none())
+}
+
+/// As [`run`], and tells the service manager that started this process how it goes.
+pub(crate) fn run_managed(settings: &Settings, shutdown: &Shutdown) -> Result<(), GuardError> {
+    Server::bind(settings)?.serve(shutdown, Manager::of_this_process())
 }
 
 /// Runs a guard on a thread of this process; it answers from the moment this returns. Supervised services need an
@@ -50,7 +56,7 @@ pub fn spawn(settings: &Settings) -> Result<RunningGuard, GuardError> {
     let server = Server::bind(settings)?;
     let socket = server.socket.clone();
     let (trigger, shutdown) = Shutdown::pair()?;
-    let serve = move || server.serve(&shutdown);
+    let serve = move || server.serve(&shutdown, Manager::none());
     let thread = thread::Builder::new()
         .name("guard".to_owned())
         .spawn(serve)
@@ -108,9 +114,10 @@ impl Server {
         Ok(Self { listener, socket: settings.socket.clone(), desk, connections: Connections::default() })
     }
 
-    fn serve(self, shutdown: &Shutdown) -> Result<(), GuardError> {
+    fn serve(self, shutdown: &Shutdown, mut manager: Manager) -> Result<(), GuardError> {
         log!("listening on {}", self.socket.display());
-        while let Woken::Connection = self.wait(shutdown)? {
+        manager.ready(&format!("answers on {} for {}", self.socket.display(), self.desk.fleets.names()));
+        while let Woken::Connection = self.wait(shutdown, &mut manager)? {
             match self.listener.accept() {
                 Ok((stream, _)) => self.welcome(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -122,6 +129,7 @@ impl Server {
             }
         }
         log!("shutting down");
+        manager.stopping();
         drop(self.listener);
         let stopped = self.desk.fleets.shut_down();
         self.desk.watchers.dismiss();
@@ -130,13 +138,14 @@ impl Server {
         stopped
     }
 
-    fn wait(&self, shutdown: &Shutdown) -> Result<Woken, GuardError> {
+    fn wait(&self, shutdown: &Shutdown, manager: &mut Manager) -> Result<Woken, GuardError> {
         let mut fds =
             [PollFd::new(&self.listener, PollFlags::IN), PollFd::new(shutdown.wake(), PollFlags::IN)];
         loop {
-            match poll(&mut fds, None) {
+            manager.beat(|| self.desk.fleets.pulse());
+            match poll(&mut fds, manager.patience().as_ref()) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
                 Ok(_) => break,
-                Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(GuardError::io("wait for", &self.socket)(error.into())),
             }
         }
