@@ -97,6 +97,16 @@ pub struct FleetSettings {
 impl AgentConfig {
     /// Reads and checks `file` with its drop-ins, or `agent.toml` in the system's folders.
     pub fn load(file: Option<&Path>) -> Result<Self, AgentError> {
+        Self::load_with(file, Credentials::Present)
+    }
+
+    /// As [`Self::load`], for what is done on the host without any key: credentials that systemd passes to the agent alone keep
+    /// their names.
+    pub(crate) fn load_without_keys(file: Option<&Path>) -> Result<Self, AgentError> {
+        Self::load_with(file, Credentials::Elsewhere)
+    }
+
+    fn load_with(file: Option<&Path>, credentials: Credentials) -> Result<Self, AgentError> {
         let daemon = |source| AgentError::Daemon { source };
         let (fragments, folder) = match file {
             Some(file) => {
@@ -105,7 +115,7 @@ impl AgentConfig {
             None => (Fragments::from_system(FILE_NAME).map_err(daemon)?, Path::new(SYSTEM_FOLDER)),
         };
         let config: Self = fragments.merge().map_err(daemon)?;
-        config.relative_to(folder)?.checked()
+        config.relative_to(folder, credentials)?.checked()
     }
 
     /// Where the bound on the error of this host's time of day comes from.
@@ -152,7 +162,7 @@ impl AgentConfig {
         Digest::of(&serde_json::to_vec(self).expect("settings have string keys and UTF-8 paths"))
     }
 
-    fn relative_to(mut self, folder: &Path) -> Result<Self, AgentError> {
+    fn relative_to(mut self, folder: &Path, credentials: Credentials) -> Result<Self, AgentError> {
         let paths = [
             &mut self.state,
             &mut self.certificate,
@@ -167,7 +177,11 @@ impl AgentConfig {
             *path = if path.as_path() == Path::new(".") {
                 folder.to_owned()
             } else {
-                resolve_path(path, folder).map_err(|source| AgentError::Daemon { source })?
+                match (resolve_path(path, folder), credentials) {
+                    (Ok(resolved), _) => resolved,
+                    (Err(muster_daemon::Error::NoCredentials { .. }), Credentials::Elsewhere) => path.clone(),
+                    (Err(source), _) => return Err(AgentError::Daemon { source }),
+                }
             };
             if path.as_os_str().is_empty() {
                 *path = PathBuf::from(".");
@@ -203,6 +217,14 @@ impl AgentConfig {
     }
 }
 
+/// Whether the credentials that a configuration names were passed to this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Credentials {
+    Present,
+    /// To the agent, and this process is not the agent.
+    Elsewhere,
+}
+
 const fn no_boot_gate() -> BootGate {
     BootGate::None
 }
@@ -228,7 +250,7 @@ mod tests {
         let fragment = Fragment { path: "agent.toml".into(), text: text.to_owned() };
         let fragments = Fragments::new(vec![fragment]).unwrap();
         let config: AgentConfig = fragments.merge().map_err(|source| AgentError::Daemon { source })?;
-        config.relative_to(Path::new("/etc/muster"))?.checked()
+        config.relative_to(Path::new("/etc/muster"), Credentials::Present)?.checked()
     }
 
     #[test]
@@ -250,6 +272,19 @@ mod tests {
         };
         assert_eq!(clock("clock_error_ms = 3"), ClockError::Stated(3));
         assert_eq!(clock("chronyc = ['chronyc']"), ClockError::Chrony(vec!["chronyc".to_owned()]));
+    }
+
+    #[test]
+    fn what_needs_no_key_needs_no_credentials() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("agent.toml");
+        let text = BUNDLE.replace("\"agent.key\"", "\"credential:agent.key\"");
+        std::fs::write(&file, format!("{text}[[fleet]]\nname = 'smars'\n")).unwrap();
+        let refused = crate::refusal::chain(&AgentConfig::load(Some(&file)).unwrap_err());
+        assert!(refused.contains("LoadCredential=agent.key"), "{refused}");
+        let config = AgentConfig::load_without_keys(Some(&file)).unwrap();
+        assert_eq!(config.guard_socket, Path::new("/run/muster/guard.sock"));
+        assert_eq!(config.key, Path::new("credential:agent.key"));
     }
 
     #[test]

@@ -50,6 +50,7 @@ pub(crate) struct Enrolment {
     pub(crate) ca_pin: Digest,
     /// The root document, which is never taken from the coordinator.
     pub(crate) root: PathBuf,
+    pub(crate) layout: Layout,
     /// Where keys, certificate and configuration go.
     pub(crate) folder: PathBuf,
     /// Where agent and guard keep their state; the same folder if not said.
@@ -57,6 +58,77 @@ pub(crate) struct Enrolment {
     /// The link that services use, for a host of one fleet; within the state if not said.
     pub(crate) link: Option<PathBuf>,
     pub(crate) keys: KeysWanted,
+}
+
+/// How agent and guard find what is theirs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Both run as one user, and everything is below the state.
+    OneUser,
+    /// As the units of the packages have it: the agent is nobody but `muster`, is passed its keys as credentials, and asks a guard that
+    /// keeps its own state; links are on a tmpfs.
+    System {
+        /// Whom the guard answers besides root.
+        agent_uid: u32,
+    },
+}
+
+/// The folders of [`Layout::System`].
+pub(crate) const SYSTEM_CONFIG: &str = "/etc/muster";
+pub(crate) const SYSTEM_STATE: &str = "/var/lib/muster";
+const SYSTEM_GUARD_STATE: &str = "/var/lib/muster-guard";
+const SYSTEM_SOCKET: &str = "/run/muster/guard.sock";
+const SYSTEM_LINKS: &str = "/run/muster/fleets";
+/// The user that the package makes for the agent.
+const SYSTEM_USER: &str = "muster";
+
+impl Layout {
+    /// That of the units, on this machine.
+    pub(crate) fn system() -> Result<Self, AgentError> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| AgentError::Enrolment {
+            doing: "find the user `muster`, which the package muster-agent makes",
+            source,
+        };
+        let user = nix::unistd::User::from_name(SYSTEM_USER).map_err(|error| failed(error.into()))?;
+        let user = user.ok_or_else(|| failed("there is no such user".into()))?;
+        Ok(Self::System { agent_uid: user.uid.as_raw() })
+    }
+
+    fn guard_state(self, state: &Path) -> PathBuf {
+        match self {
+            Self::OneUser => state.to_owned(),
+            Self::System { .. } => PathBuf::from(SYSTEM_GUARD_STATE),
+        }
+    }
+
+    fn socket(self, state: &Path) -> PathBuf {
+        match self {
+            Self::OneUser => state.join(SOCKET_FILE),
+            Self::System { .. } => PathBuf::from(SYSTEM_SOCKET),
+        }
+    }
+
+    fn link(self, state: &Path, fleet: &FleetName) -> PathBuf {
+        let links = match self {
+            Self::OneUser => &state.join("fleets"),
+            Self::System { .. } => Path::new(SYSTEM_LINKS),
+        };
+        links.join(fleet.as_str()).join("current")
+    }
+
+    fn key(self, file: &str) -> String {
+        match self {
+            Self::OneUser => file.to_owned(),
+            Self::System { .. } => format!("credential:{file}"),
+        }
+    }
+
+    fn allowed_uids(self) -> Vec<u32> {
+        match self {
+            Self::OneUser => Vec::new(),
+            Self::System { agent_uid } => vec![agent_uid],
+        }
+    }
 }
 
 /// Which keys a host enrols with.
@@ -84,10 +156,10 @@ struct AgentFile {
     enrolment: String,
     state: PathBuf,
     certificate: &'static str,
-    key: &'static str,
+    key: String,
     ca: &'static str,
     root: &'static str,
-    attestation_key: &'static str,
+    attestation_key: String,
     audit_key: String,
     guard_socket: PathBuf,
     fleet: Vec<AgentFleet>,
@@ -105,6 +177,8 @@ struct GuardFile {
     host: String,
     state_dir: PathBuf,
     socket: PathBuf,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    allowed_uids: Vec<u32>,
     fleets: Vec<GuardFleet>,
 }
 
@@ -286,21 +360,21 @@ fn write_configuration(
     fleets: &[FleetName],
     answer: &v1::EnrolResponse,
 ) -> Result<(), AgentError> {
-    let socket = state.join(SOCKET_FILE);
+    let layout = enrolment.layout;
+    let socket = layout.socket(state);
+    let link = |fleet: &FleetName| enrolment.link.clone().unwrap_or_else(|| layout.link(state, fleet));
     // `/run` is emptied by every boot; of other folders nothing is known here, and what is not known is not claimed.
-    let is_volatile = enrolment.link.as_ref().is_some_and(|link| link.starts_with("/run"));
-    let boot_gate = if is_volatile { "volatile" } else { "none" };
+    let boot_gate = |fleet: &FleetName| if link(fleet).starts_with("/run") { "volatile" } else { "none" };
     let guard = GuardFile {
         host: enrolment.token.host().as_str().to_owned(),
-        state_dir: state.to_owned(),
+        state_dir: layout.guard_state(state),
         socket: socket.clone(),
+        allowed_uids: layout.allowed_uids(),
         fleets: fleets
             .iter()
             .map(|fleet| {
-                let folder = state.join("fleets").join(fleet.as_str());
-                let link = enrolment.link.clone().unwrap_or_else(|| folder.join("current"));
-                let releases = folder.join("releases");
-                GuardFleet { name: fleet.clone(), link, releases, driver: "link" }
+                let releases = state.join("fleets").join(fleet.as_str()).join("releases");
+                GuardFleet { name: fleet.clone(), link: link(fleet), releases, driver: "link" }
             })
             .collect(),
     };
@@ -310,13 +384,16 @@ fn write_configuration(
         enrolment: enrolment.coordinator.to_string(),
         state: state.to_owned(),
         certificate: CERTIFICATE_FILE,
-        key: KEY_FILE,
+        key: layout.key(KEY_FILE),
         ca: CA_FILE,
         root: ROOT_FILE,
-        attestation_key: ATTESTATION_KEY_FILE,
+        attestation_key: layout.key(ATTESTATION_KEY_FILE),
         audit_key: answer.audit_key.clone(),
         guard_socket: socket,
-        fleet: fleets.iter().map(|fleet| AgentFleet { name: fleet.clone(), boot_gate }).collect(),
+        fleet: fleets
+            .iter()
+            .map(|fleet| AgentFleet { name: fleet.clone(), boot_gate: boot_gate(fleet) })
+            .collect(),
     };
     // What somebody has written there is theirs.
     let guard_path = folder.join(GUARD_FILE);

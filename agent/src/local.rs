@@ -2,12 +2,13 @@
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use muster_daemon::{boot_time, unix_time};
-use muster_guard::{FleetState, Guard as _, GuardClient, LeaseState, LinkState, ServiceState};
+use muster_guard::{DriverKind, FleetState, Guard as _, GuardClient, LeaseState, LinkState, ServiceState};
 use muster_model::FleetName;
 
-use crate::{AgentConfig, AgentError, witness};
+use crate::{AgentConfig, AgentError, FleetSettings, witness};
 
 /// Has the guard stop what the fleet serves here and open nothing more, and tells what is left.
 pub(crate) fn halt(config: &AgentConfig, fleet: &FleetName, reason: &str) -> Result<(), AgentError> {
@@ -28,6 +29,53 @@ pub(crate) fn status(config: &AgentConfig, fleet: &FleetName) -> Result<(), Agen
     let state = guard(config, fleet)?.status(fleet).map_err(|source| failed(fleet, source))?;
     say(&told(&state));
     Ok(())
+}
+
+/// What a restart of the guard would do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Idleness {
+    /// Nothing.
+    Idle,
+    /// It would end services.
+    Supervises,
+    /// It would fence.
+    Armed,
+}
+
+impl From<Idleness> for ExitCode {
+    fn from(idleness: Idleness) -> Self {
+        Self::from(match idleness {
+            Idleness::Idle => 0,
+            Idleness::Armed => 3,
+            Idleness::Supervises => 4,
+        })
+    }
+}
+
+/// Tells whether the guard can be restarted without a change to what is served, and if not, why.
+pub(crate) fn guard_idle(config: &AgentConfig) -> Result<Idleness, AgentError> {
+    let guard = GuardClient::new(&config.guard_socket);
+    let mut idleness = Idleness::Idle;
+    for FleetSettings { name: fleet, .. } in &config.fleets {
+        let state = guard.status(fleet).map_err(|source| failed(fleet, source))?;
+        let found = idleness_of(&state);
+        match found {
+            Idleness::Idle => {}
+            Idleness::Armed => say(&format!("{fleet} is armed, and would be fenced")),
+            Idleness::Supervises => say(&format!("{fleet} has a service that would end with the guard")),
+        }
+        idleness = idleness.max(found);
+    }
+    Ok(idleness)
+}
+
+fn idleness_of(state: &FleetState) -> Idleness {
+    match state.lease {
+        LeaseState::Armed(_) | LeaseState::Decided(_) => return Idleness::Armed,
+        LeaseState::Free | LeaseState::Fenced(_) => {}
+    }
+    let may_live = state.service.is_some_and(|service| service.may_be_alive());
+    if state.driver == DriverKind::Supervise && may_live { Idleness::Supervises } else { Idleness::Idle }
 }
 
 /// Tells what this host has seen of the coordinator's audit log.
@@ -110,4 +158,44 @@ fn told(state: &FleetState) -> String {
 /// A closed standard output must not hide the exit code.
 fn say(text: &str) {
     let _ = writeln!(io::stdout(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_guard::Armed;
+    use muster_model::{BootTime, Epoch, RolloutId};
+
+    use super::*;
+
+    fn state(driver: DriverKind, service: Option<ServiceState>, lease: LeaseState) -> FleetState {
+        FleetState {
+            fleet: FleetName::new("smars").unwrap(),
+            driver,
+            open: None,
+            link: LinkState::Absent,
+            service,
+            lease,
+            halted: None,
+            flipped: None,
+            generation: 1,
+        }
+    }
+
+    #[test]
+    fn a_guard_is_restarted_only_where_that_changes_nothing() {
+        let running = Some(ServiceState::Starting);
+        let free = |driver, service| idleness_of(&state(driver, service, LeaseState::Free));
+        assert_eq!(free(DriverKind::Link, None), Idleness::Idle);
+        assert_eq!(free(DriverKind::Supervise, running), Idleness::Supervises);
+        assert_eq!(free(DriverKind::Supervise, Some(ServiceState::Stopped)), Idleness::Idle);
+        let armed = Armed { k: RolloutId(1), epoch: Epoch(1), deadline_boot_ms: BootTime(1), flip: None };
+        for driver in [DriverKind::Link, DriverKind::Supervise] {
+            assert_eq!(idleness_of(&state(driver, running, LeaseState::Armed(armed))), Idleness::Armed);
+        }
+        assert_eq!(
+            Idleness::Armed.max(Idleness::Supervises),
+            Idleness::Armed,
+            "what passes by itself is waited for"
+        );
+    }
 }
