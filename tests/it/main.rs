@@ -8,6 +8,7 @@ mod certificates;
 mod chrony;
 mod concurrency;
 mod demo;
+mod deploy;
 mod durability;
 mod enrolment;
 mod exit_codes;
