@@ -478,7 +478,7 @@ impl FleetDriver {
         let facts = &mut self.profile.facts;
         facts.scope = match state.driver {
             DriverKind::Link => Scope::Link,
-            DriverKind::Supervise => Scope::Process,
+            DriverKind::Supervise | DriverKind::Systemd => Scope::Process,
         };
         if let Drilled::Yes(drill) = self.drill {
             facts.fence_ms = Some(fence_ms(drill));

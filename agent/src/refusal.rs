@@ -109,7 +109,15 @@ pub(crate) fn of_io(host: &HostName, doing: &str, error: &io::Error) -> Refusal 
 /// Why the guard did not do what it was asked to.
 pub(crate) fn of_guard(host: &HostName, error: &GuardError) -> Refusal {
     let code = match error.code() {
-        Some(RefusalCode::StartFailed | RefusalCode::ServiceExited) => Code::StartFailed,
+        Some(
+            RefusalCode::StartFailed
+            | RefusalCode::ServiceExited
+            | RefusalCode::UnitMissing
+            | RefusalCode::UnitMasked
+            | RefusalCode::StartTimedOut
+            | RefusalCode::StartBlocked
+            | RefusalCode::Ungated,
+        ) => Code::StartFailed,
         Some(RefusalCode::Unhealthy) => Code::Unhealthy,
         Some(RefusalCode::HookFailed) => Code::HookFailed,
         Some(RefusalCode::Halted) => Code::Halted,
@@ -131,6 +139,7 @@ pub(crate) fn of_guard(host: &HostName, error: &GuardError) -> Refusal {
             | RefusalCode::WrongTime
             | RefusalCode::ShuttingDown
             | RefusalCode::Storage
+            | RefusalCode::Systemd
             | RefusalCode::Setup,
         )
         | None => Code::GuardFailed,

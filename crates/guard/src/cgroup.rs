@@ -82,6 +82,11 @@ fn is_gone(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
 }
 
+/// Where the unified hierarchy is mounted, seen from its root.
+pub(crate) fn unified_root() -> Option<PathBuf> {
+    folder_of("0::/", &fs::read_to_string("/proc/self/mountinfo").ok()?)
+}
+
 /// The folder of this process's own group in the unified hierarchy.
 fn own_group() -> Option<PathBuf> {
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use muster_model::FleetName;
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{Resource, getrlimit};
 
@@ -21,8 +22,13 @@ use crate::drill;
 use crate::error::GuardError;
 use crate::keeper::{self, Keep};
 use crate::log::log;
+use crate::permit;
 use crate::server;
 use crate::shutdown::Shutdown;
+use crate::units::gate;
+
+/// Where the packages put it.
+const DEFAULT_CONFIG: &str = "/etc/muster/guard.toml";
 
 /// What a shell answers for a command that cannot be run.
 const CANNOT_EXECUTE: u8 = 127;
@@ -43,8 +49,23 @@ enum Verb {
     /// Run the guard until SIGTERM or SIGINT.
     Run {
         /// The guard's configuration, in TOML.
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
         config: PathBuf,
+    },
+    /// Tell by the exit status whether a unit of this fleet may be started: 0 yes, 1 no, 255 unknown.
+    ///
+    /// systemd asks before each start of a unit whose fleet has `driver.systemd`; the reason goes to the unit's journal.
+    Permit {
+        /// The fleet.
+        fleet: FleetName,
+        /// The guard's configuration, in TOML.
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+    },
+    /// See to the start gates of units.
+    Gate {
+        #[command(subcommand)]
+        verb: GateVerb,
     },
     /// Keep one run of a service (called by the guard).
     #[command(hide = true)]
@@ -72,6 +93,13 @@ enum Verb {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum GateVerb {
+    /// Take all start gates of this host away, and have systemd read its units again. A guard that is started makes them
+    /// anew, so end it first. What runs goes on running.
+    Remove,
+}
+
 /// Parses this process's arguments and does what they say; the whole of `muster-guard`'s `main`.
 pub fn main() -> Result<ExitCode, GuardError> {
     match Cli::parse().verb {
@@ -80,6 +108,13 @@ pub fn main() -> Result<ExitCode, GuardError> {
             keep_in_memory();
             let shutdown = Shutdown::on_signals()?;
             server::run_managed(&settings, &shutdown)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Permit { fleet, config } => Ok(permit::answer(&fleet, &config)),
+        Verb::Gate { verb: GateVerb::Remove } => {
+            for file in gate::remove_all()? {
+                log!("removed {}", file.display());
+            }
             Ok(ExitCode::SUCCESS)
         }
         Verb::KeepService { stop_signal, cgroup, command } => {

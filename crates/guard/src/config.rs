@@ -1,17 +1,20 @@
 //! What root's local file says.
 
 mod hooks;
+mod units;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use muster_model::{FleetName, HostName};
+use muster_systemd::UnitName;
 use serde::{Deserialize, Serialize};
 
 use crate::error::GuardError;
 use crate::protocol::DriverKind;
 
 pub use hooks::{HealthCheck, HealthConfig, HookConfig, HooksConfig, HttpCheck};
+pub use units::UnitsConfig;
 
 /// The guard's configuration, as written in TOML:
 ///
@@ -31,6 +34,12 @@ pub use hooks::{HealthCheck, HealthConfig, HookConfig, HooksConfig, HttpCheck};
 /// link = "/run/muster/fleets/static/current"
 /// releases = "/var/lib/muster/fleets/static/releases"
 /// driver = "link"
+///
+/// [[fleets]]
+/// name = "web"
+/// link = "/run/muster/fleets/web/current"
+/// releases = "/var/lib/muster/fleets/web/releases"
+/// driver.systemd = { units = ["nginx.service"] }
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,6 +86,8 @@ pub enum Driver {
     Link,
     /// The guard runs this command in the release's folder.
     Supervise(ServiceConfig),
+    /// systemd runs these units, and the guard has it start and stop them.
+    Systemd(UnitsConfig),
 }
 
 /// A supervised service. Its environment is `PATH` of the guard, `env`, `MUSTER_HOST`, `MUSTER_FLEET`, `MUSTER_EPOCH`,
@@ -128,6 +139,8 @@ pub struct Settings {
     pub(crate) exec_shim: PathBuf,
     pub(crate) allowed_uids: Vec<u32>,
     pub(crate) fleets: Vec<FleetConfig>,
+    /// Where this was read from, if it was: the start gate of a unit names it.
+    pub(crate) file: Option<PathBuf>,
 }
 
 /// A guard is for one host; more than this is a mistake.
@@ -152,7 +165,8 @@ impl GuardConfig {
         }
         let text = std::fs::read_to_string(path).map_err(GuardError::io("read", path))?;
         let config: Self = toml::from_str(&text).map_err(|e| wrong(format!("{}: {e}", path.display())))?;
-        config.validate()
+        let file = std::path::absolute(path).map_err(GuardError::io("find", path))?;
+        Ok(Settings { file: Some(file), ..config.validate()? })
     }
 
     /// Checks everything that the types do not say.
@@ -172,7 +186,7 @@ impl GuardConfig {
         if self.fleets.len() > FLEETS_MAX {
             return Err(wrong(format!("{} fleets, at most {FLEETS_MAX}", self.fleets.len())));
         }
-        let (mut names, mut links) = (BTreeSet::new(), BTreeSet::new());
+        let (mut names, mut links, mut units) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for fleet in &self.fleets {
             fleet.check()?;
             if !names.insert(&fleet.name) {
@@ -180,6 +194,9 @@ impl GuardConfig {
             }
             if !links.insert(&fleet.link) {
                 return Err(wrong(format!("two fleets share the link {}", fleet.link.display())));
+            }
+            if let Some(unit) = fleet.driver.units().iter().find(|unit| !units.insert(*unit)) {
+                return Err(wrong(format!("{unit} is there twice")));
             }
         }
         Ok(Settings {
@@ -189,6 +206,7 @@ impl GuardConfig {
             exec_shim,
             allowed_uids: self.allowed_uids,
             fleets: self.fleets,
+            file: None,
         })
     }
 }
@@ -208,6 +226,15 @@ impl Driver {
         match self {
             Self::Link => DriverKind::Link,
             Self::Supervise(_) => DriverKind::Supervise,
+            Self::Systemd(_) => DriverKind::Systemd,
+        }
+    }
+
+    /// The units that it starts and stops.
+    pub(crate) fn units(&self) -> &[UnitName] {
+        match self {
+            Self::Link | Self::Supervise(_) => &[],
+            Self::Systemd(config) => &config.units,
         }
     }
 }
@@ -225,6 +252,7 @@ impl FleetConfig {
         let service = match &self.driver {
             Driver::Link => Ok(()),
             Driver::Supervise(service) => service.check(),
+            Driver::Systemd(units) => units.check(),
         };
         service.and_then(|()| self.hooks.check()).map_err(|e| wrong(format!("fleet {}: {e}", self.name)))
     }
@@ -311,6 +339,11 @@ mod tests {
         [fleets.hooks]
         on_fence = { command = ["/bin/cancel"], timeout_ms = 900 }
         health = { check = { http = { address = "127.0.0.1:7001", path = "/ok" } }, retries = 3 }
+        [[fleets]]
+        name = "web"
+        link = "/run/muster/fleets/web/current"
+        releases = "/var/lib/muster/fleets/web/releases"
+        driver.systemd = { units = ["nginx.service"], start_timeout_ms = 9000 }
     "#;
 
     fn parse(text: &str) -> Result<Settings, String> {
@@ -349,6 +382,10 @@ mod tests {
             ("\"/ok\"", "\"/o k\"", "health: `/o k` is not the path of a URL"),
             ("127.0.0.1:7001\"", "localhost:7001\"", "socket address"),
             ("retries = 3", "retries = 1001", "retries is 1001"),
+            ("[\"nginx.service\"]", "[]", "no units"),
+            ("nginx.service\"", "nginx.socket\"", "`nginx.socket` is not the name of a service unit"),
+            ("nginx.service\"", "nginx.service\", \"nginx.service\"", "nginx.service is there twice"),
+            ("start_timeout_ms = 9000", "start_timeout_ms = 60001", "start_timeout_ms is 60001"),
             ("on_fence =", "before_fence =", "unknown field"),
         ] {
             let error = parse(&GOOD.replace(from, to)).expect_err(word);

@@ -16,7 +16,8 @@ use crate::kept::run_id;
 use crate::log::log;
 use crate::protocol::{DRILL_RUNS_MAX, Drill, DriverKind, KillScope, Opened};
 use crate::record::RecordFile;
-use crate::service::{Service, ServiceSetup};
+use crate::service::Service as _;
+use crate::supervised::{Supervised, SupervisedSetup};
 
 /// The keeper, the scratch service and its child.
 const FAMILY: usize = 3;
@@ -48,13 +49,14 @@ impl Fleet {
             // The weaker of all runs is what can be relied on.
             kill = kill.max(scope);
         }
-        let driver = if self.service.is_some() { DriverKind::Supervise } else { DriverKind::Link };
+        let driver = self.service.as_ref().map_or(DriverKind::Link, |service| service.kind());
+        let unguarded = self.service.as_ref().map_or(Ok(Duration::ZERO), |service| service.unguarded())?;
         let on_fence = self.hooks.bound(Hook::OnFence);
         Ok(Drill {
             driver,
             kill,
             runs,
-            fence_ms: whole_ms(longest),
+            fence_ms: whole_ms(longest.max(unguarded)),
             on_fence_ms_max: whole_ms(on_fence),
             drain_ms_max: whole_ms(self.drain_max()),
         })
@@ -82,11 +84,11 @@ impl Fleet {
     }
 
     /// Starts a service that ignores SIGTERM and has a child in a session of its own.
-    fn scratch_service(&self) -> Result<Service, GuardError> {
+    fn scratch_service(&self) -> Result<Supervised, GuardError> {
         let id = format!("drill-{}", run_id());
         let program = self.hooks.exec_shim.to_string_lossy().into_owned();
         let beside = |suffix: &str| self.hooks.log.with_file_name(format!("{id}.{suffix}"));
-        let service = Service::new(ServiceSetup {
+        let service = Supervised::new(SupervisedSetup {
             host: self.hooks.host.clone(),
             fleet: self.name.clone(),
             config: ServiceConfig {

@@ -5,9 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use muster_model::FleetName;
+use muster_systemd::{SystemdError, UnitName};
 use serde::{Deserialize, Serialize};
 
 use crate::lease::LeaseRefusal;
+use crate::units::UnitProblem;
 
 /// Why the guard could not do, or would not do, what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +78,33 @@ pub enum GuardError {
         fleet: FleetName,
         /// How it ended, and the last lines it wrote.
         detail: String,
+    },
+    /// A unit could not be started; the fleet was closed again.
+    #[error("fleet {fleet}: {unit}")]
+    Unit {
+        /// The fleet.
+        fleet: FleetName,
+        /// The unit.
+        unit: UnitName,
+        /// Why.
+        #[source]
+        source: UnitProblem,
+    },
+    /// systemd could not be asked, or did not do it.
+    #[error("fleet {fleet}: systemd")]
+    Systemd {
+        /// The fleet.
+        fleet: FleetName,
+        /// Why.
+        #[source]
+        source: SystemdError,
+    },
+    /// systemd has not read its units again.
+    #[error("the drop-ins are removed, but systemd still goes by them; run `systemctl daemon-reload`")]
+    Reload {
+        /// Why.
+        #[source]
+        source: SystemdError,
     },
     /// The service did not pass its health check; the fleet was closed again.
     #[error("the service of fleet {fleet} is not healthy: {detail}")]
@@ -209,6 +238,18 @@ pub enum RefusalCode {
     StartFailed,
     /// The service ended before its opening was done.
     ServiceExited,
+    /// There is no such unit, or its file cannot be used.
+    UnitMissing,
+    /// The unit is masked.
+    UnitMasked,
+    /// The unit was not ready in time.
+    StartTimedOut,
+    /// A condition, the start gate or another unit kept the unit from being started.
+    StartBlocked,
+    /// The start gate is not in force.
+    Ungated,
+    /// systemd cannot be asked, or did not do it.
+    Systemd,
     /// The service did not pass its health check.
     Unhealthy,
     /// A hook failed.
@@ -252,6 +293,12 @@ impl GuardError {
         move |source| Self::Lease { fleet, source }
     }
 
+    /// Names the fleet for which systemd was asked.
+    pub(crate) fn systemd(fleet: &FleetName) -> impl FnOnce(SystemdError) -> Self {
+        let fleet = fleet.clone();
+        move |source| Self::Systemd { fleet, source }
+    }
+
     /// The reason for programs; `None` if no guard has answered at all.
     #[must_use]
     pub const fn code(&self) -> Option<RefusalCode> {
@@ -264,6 +311,8 @@ impl GuardError {
             Self::LinkObstructed { .. } => RefusalCode::LinkObstructed,
             Self::StartFailed { .. } => RefusalCode::StartFailed,
             Self::ServiceExited { .. } => RefusalCode::ServiceExited,
+            Self::Unit { source, .. } => source.code(),
+            Self::Systemd { .. } | Self::Reload { .. } => RefusalCode::Systemd,
             Self::Unhealthy { .. } => RefusalCode::Unhealthy,
             Self::HookFailed { .. } => RefusalCode::HookFailed,
             Self::Lease { source, .. } => match source {
@@ -315,6 +364,12 @@ impl std::fmt::Display for RefusalCode {
             Self::LinkObstructed => "link-obstructed",
             Self::StartFailed => "start-failed",
             Self::ServiceExited => "service-exited",
+            Self::UnitMissing => "unit-missing",
+            Self::UnitMasked => "unit-masked",
+            Self::StartTimedOut => "start-timed-out",
+            Self::StartBlocked => "start-blocked",
+            Self::Ungated => "ungated",
+            Self::Systemd => "systemd",
             Self::Unhealthy => "unhealthy",
             Self::HookFailed => "hook-failed",
             Self::Halted => "halted",

@@ -38,7 +38,7 @@ pub(crate) struct Fleet {
     pub(crate) link: Link,
     pub(crate) permit: RecordFile<Permit>,
     /// `None` for the driver `link`.
-    pub(crate) service: Option<Service>,
+    pub(crate) service: Option<Box<dyn Service>>,
     /// How long the service may take to stop where nobody says.
     pub(crate) stop_timeout: Duration,
     pub(crate) generation: Arc<AtomicU64>,
@@ -78,10 +78,10 @@ impl Fleet {
         };
         let halted = self.ledger.halted()?;
         *self.lease() = Lease::recovered(found, &self.boot_id, halted, self.timer.now());
+        let permitted = self.recover_permit()?;
         if let Some(service) = &self.service {
-            service.recover()?;
+            service.recover(permitted)?;
         }
-        self.recover_permit()?;
         self.change_lease(|lease, now| {
             if matches!(self.link.read(), Ok(LinkState::Absent)) {
                 lease.fence_dark(now);
@@ -93,6 +93,7 @@ impl Fleet {
         if self.lease().due().is_some() {
             self.ensure_warden()?;
         }
+        self.bind_or_release();
         if let Err(error) = self.persist(Survives::PowerCut) {
             // The next start draws the same conclusions from the record that is there; a full disk stops no service.
             log!("fleet {}: {}", self.name, error.chain());
@@ -121,10 +122,10 @@ impl Fleet {
         };
         Ok(FleetState {
             fleet: self.name.clone(),
-            driver: if self.service.is_some() { DriverKind::Supervise } else { DriverKind::Link },
+            driver: self.service.as_ref().map_or(DriverKind::Link, |service| service.kind()),
             open: self.permitted()?,
             link: self.link.read()?,
-            service: self.service.as_ref().map(Service::state),
+            service: self.service.as_ref().map(|service| service.state()),
             lease: hold,
             halted,
             flipped,
@@ -179,6 +180,7 @@ impl Fleet {
             cut.map_err(GuardError::lease(&self.name))?;
             Err(error)
         })?;
+        self.release();
         let context = self.context();
         self.run_lenient(Hook::AfterOpen, &context, self.hooks.bound(Hook::AfterOpen));
         self.state()
@@ -191,11 +193,11 @@ impl Fleet {
         let fenced = self.darken();
         self.finish_fence();
         let _change = self.lock();
-        let stopped = self.service.as_ref().map_or(Ok(()), |service| service.stop(self.stop_timeout, None));
+        let stopped = self.service.as_ref().map_or(Ok(()), |service| service.go_down(self.stop_timeout));
         fenced.and(stopped)
     }
 
-    fn recover_permit(&self) -> Result<(), GuardError> {
+    fn recover_permit(&self) -> Result<Option<Opened>, GuardError> {
         let permit = match self.permit.read() {
             Err(error @ GuardError::Corrupt { .. }) => {
                 log!("fleet {}: {}; revoked", self.name, error.chain());
@@ -204,23 +206,24 @@ impl Fleet {
             other => other?.filter(|permit| permit.boot_id == self.boot_id),
         };
         let permit = permit.filter(|_| self.may_serve().is_ok());
-        self.remember(permit.as_ref().map(Permit::opened));
-        if permit.is_some() {
-            return Ok(());
+        let permitted = permit.as_ref().map(Permit::opened);
+        self.remember(permitted);
+        if permitted.is_some() {
+            return Ok(permitted);
         }
         if self.permit.remove()? {
             log!("fleet {}: the permit is void; revoked", self.name);
         }
         match self.link.remove() {
-            Ok(false) => Ok(()),
+            Ok(false) => Ok(None),
             Ok(true) => {
                 log!("fleet {}: removed a link without a permit", self.name);
-                Ok(())
+                Ok(None)
             }
             // One fleet's broken folder must not keep the others dark; `open` refuses this one by name.
             Err(error @ GuardError::LinkObstructed { .. }) => {
                 log!("fleet {}: {}", self.name, error.chain());
-                Ok(())
+                Ok(None)
             }
             Err(error) => Err(error),
         }

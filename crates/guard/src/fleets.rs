@@ -23,10 +23,16 @@ use crate::link::Link;
 use crate::log::log;
 use crate::process;
 use crate::protocol::{Armed, Drill, Event, FleetState, Opened, REASON_BYTES_MAX};
-use crate::record::RecordFile;
-use crate::service::{Service, ServiceSetup};
+use crate::record::{Permit, RecordFile};
+use crate::service::Service;
 use crate::state_folder::StateFolder;
+use crate::supervised::{Supervised, SupervisedSetup};
 use crate::timer::{Clock, Timer};
+use crate::units::gate::Gate;
+use crate::units::{Units, UnitsSetup};
+
+/// How long units may drain where the configuration does not say; systemd's own bound counts as well.
+const UNITS_STOP_TIMEOUT_MS: u64 = 5_000;
 
 /// Where events go. Whoever takes them must not wait: it is called by those who hold deadlines.
 pub type Events = Arc<dyn Fn(Event) + Send + Sync>;
@@ -287,23 +293,13 @@ fn assemble(
     let (env, stop_timeout_ms) = match &config.driver {
         Driver::Link => (Environment::default(), 0),
         Driver::Supervise(service) => (Environment::of(&service.env), service.stop_timeout_ms),
+        Driver::Systemd(units) => {
+            (Environment::default(), units.stop_timeout_ms.unwrap_or(UNITS_STOP_TIMEOUT_MS))
+        }
     };
     let timer = Timer::new(clock.clone()).map_err(GuardError::io("make", Path::new("a timer")))?;
-    let service = match &config.driver {
-        Driver::Link => None,
-        Driver::Supervise(service) => Some(Service::new(ServiceSetup {
-            host: settings.host.clone(),
-            fleet: config.name.clone(),
-            config: service.clone(),
-            boot_id: boot_id.clone(),
-            exec_shim: settings.exec_shim.clone(),
-            permit: permit.clone(),
-            run_record: RecordFile::new(folder.join("run.json")),
-            output: folder.join("service.log"),
-            generation: Arc::clone(&generation),
-            events: Arc::clone(events),
-        })),
-    };
+    let of_service = (&permit, &generation, events);
+    let service = assemble_service(settings, config, &folder, boot_id, of_service)?;
     Ok(Fleet {
         name: config.name.clone(),
         boot_id: boot_id.clone(),
@@ -331,6 +327,39 @@ fn assemble(
         opened: Mutex::new(None),
         warden: Mutex::new(None),
         leaving: AtomicBool::new(false),
+    })
+}
+
+type OfService<'a> = (&'a RecordFile<Permit>, &'a Arc<AtomicU64>, &'a Events);
+
+fn assemble_service(
+    settings: &Settings,
+    config: &FleetConfig,
+    folder: &Path,
+    boot_id: &BootId,
+    (permit, generation, events): OfService<'_>,
+) -> Result<Option<Box<dyn Service>>, GuardError> {
+    Ok(match &config.driver {
+        Driver::Link => None,
+        Driver::Supervise(service) => Some(Box::new(Supervised::new(SupervisedSetup {
+            host: settings.host.clone(),
+            fleet: config.name.clone(),
+            config: service.clone(),
+            boot_id: boot_id.clone(),
+            exec_shim: settings.exec_shim.clone(),
+            permit: permit.clone(),
+            run_record: RecordFile::new(folder.join("run.json")),
+            output: folder.join("service.log"),
+            generation: Arc::clone(generation),
+            events: Arc::clone(events),
+        }))),
+        Driver::Systemd(units) => Some(Box::new(Units::new(UnitsSetup {
+            fleet: config.name.clone(),
+            config: units.clone(),
+            gate: Gate::of(settings, config)?,
+            generation: Arc::clone(generation),
+            events: Arc::clone(events),
+        })?)),
     })
 }
 

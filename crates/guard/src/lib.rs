@@ -51,6 +51,7 @@ mod link;
 mod log;
 mod manager;
 mod output;
+mod permit;
 mod process;
 mod record;
 mod server;
@@ -58,12 +59,14 @@ mod service;
 mod shutdown;
 mod socket;
 mod state_folder;
+mod supervised;
 mod timer;
+mod units;
 
 pub use client::{GuardClient, Watch, WatchCloser};
 pub use config::{
     Driver, FleetConfig, GuardConfig, HealthCheck, HealthConfig, HookConfig, HooksConfig, HttpCheck,
-    ServiceConfig, Settings, StopSignal,
+    ServiceConfig, Settings, StopSignal, UnitsConfig,
 };
 pub use error::{GuardError, RefusalCode};
 pub use fleets::{Events, InProcess};
@@ -75,6 +78,7 @@ pub use protocol::{
 pub use server::{RunningGuard, run, spawn};
 pub use shutdown::{Shutdown, ShutdownTrigger};
 pub use timer::boot_time;
+pub use units::UnitProblem;
 
 use std::time::Duration;
 

@@ -37,6 +37,13 @@ pub fn boot_time() -> BootTime {
     BootTime(seconds * 1_000 + nanoseconds / 1_000_000)
 }
 
+/// A time of `CLOCK_MONOTONIC`, as systemd tells it, on the clock of deadlines.
+pub(crate) fn since_monotonic(at: Duration) -> BootTime {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or(at);
+    let ago = u64::try_from(now.saturating_sub(at).as_millis()).unwrap_or(u64::MAX);
+    BootTime(boot_time().0.saturating_sub(ago))
+}
+
 /// By what deadlines are held, and who sees that one has passed.
 #[derive(Clone)]
 pub(crate) enum Clock {

@@ -33,6 +33,7 @@ impl Fleet {
                 {
                     log!("{}", error.chain());
                 }
+                self.release();
                 self.run_lenient(Hook::AfterOpen, &self.context(), self.hooks.bound(Hook::AfterOpen));
             }
             // A halt came between; the fence that has latched takes away what was opened.

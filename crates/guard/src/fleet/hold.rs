@@ -20,7 +20,10 @@ impl Fleet {
         self.ensure_warden()?;
         // What is permitted counts, not what runs at this moment: a service that has ended may be about to be started again.
         let permitted = self.state()?.open;
-        self.change_durably(|lease, now| lease.arm(now, permitted, ask))?;
+        if let Some(service) = &self.service {
+            service.bind()?;
+        }
+        self.change_durably(|lease, now| lease.arm(now, permitted, ask)).inspect_err(|_| self.release())?;
         self.state()
     }
 
@@ -37,8 +40,29 @@ impl Fleet {
     /// Step 9. A fence that has latched stays; the answer shows it.
     pub(crate) fn disarm(&self, k: RolloutId) -> Result<FleetState, GuardError> {
         self.ask_lease(|lease, now| lease.disarm(now, k))?;
+        self.release();
         self.persist(Survives::PowerCut)?;
         self.state()
+    }
+
+    /// What a starting guard does: the tie of the one before it holds for as long as its deadline does.
+    pub(super) fn bind_or_release(&self) {
+        let Some(service) = &self.service else { return };
+        match *self.lease().hold() {
+            LeaseState::Armed(_) | LeaseState::Decided(_) => {}
+            LeaseState::Free | LeaseState::Fenced(_) => return service.release(),
+        }
+        if let Err(error) = service.bind() {
+            // The deadline is held by this guard all the same.
+            log!("fleet {}: {}", self.name, error.chain());
+        }
+    }
+
+    /// The service outlives its guard again, unless a deadline runs.
+    pub(super) fn release(&self) {
+        if let (Some(service), LeaseState::Free) = (&self.service, *self.lease().hold()) {
+            service.release();
+        }
     }
 
     /// Step 14. All that can fail is done before: the release is there, and the link's successor is made.

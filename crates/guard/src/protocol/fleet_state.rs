@@ -45,6 +45,8 @@ pub enum DriverKind {
     Link,
     /// The guard runs the command itself.
     Supervise,
+    /// systemd runs units.
+    Systemd,
 }
 
 /// What is at the link's path.
@@ -162,6 +164,7 @@ impl std::fmt::Display for DriverKind {
         f.write_str(match self {
             Self::Link => "link",
             Self::Supervise => "supervise",
+            Self::Systemd => "systemd",
         })
     }
 }

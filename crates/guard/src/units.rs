@@ -1,0 +1,473 @@
+//! A service of systemd's units.
+//!
+//! systemd starts and stops them, and tells how that went. What may be started is not left to it: before each start, whoever
+//! asked for it, it runs `muster-guard permit` (the start gate, see [`gate`] and [`crate::permit`]).
+//!
+//! A fence asks nobody. It kills the units' control groups, whose places were learnt when the units were looked at, and
+//! goes on until they are empty; systemd, the bus and the disk may hang meanwhile. What systemd would start again by itself
+//! meets the gate, as the lease has latched before anything is killed.
+//!
+//! While a deadline runs, the units are tied to the guard by `BindsTo=`: a guard that is gone takes them with it. At any
+//! other time its end, an upgrade say, stops nothing.
+
+mod groups;
+mod problem;
+mod watch;
+
+pub(crate) mod gate;
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use muster_model::{BootTime, FleetName};
+use muster_systemd::{ActiveState, Systemd, SystemdError, Unit, UnitName};
+
+use crate::config::UnitsConfig;
+use crate::error::GuardError;
+use crate::fleets::Events;
+use crate::lease::LeaseRefusal;
+use crate::log::log;
+use crate::protocol::{DriverKind, ExitKind, Opened, ServiceState};
+use crate::service::Service;
+use crate::timer::{boot_time, since_monotonic};
+use gate::Gate;
+
+pub use problem::UnitProblem;
+
+/// How long the kernel may take to be rid of killed processes.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a fence that is complete may wait for systemd to hear of it.
+const FORGET_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How often a unit is looked at through its start grace.
+const GRACE_INTERVAL: Duration = Duration::from_millis(25);
+
+/// How often a drop-in that could not be taken away is tried again.
+const RELEASE_ATTEMPTS: u32 = 10;
+const RELEASE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a systemd that does not know the guard's watchdog may let it hang.
+const WATCHDOG_VARIABLE: &str = "WATCHDOG_USEC";
+
+/// What the units need to know of the guard they belong to.
+pub(crate) struct UnitsSetup {
+    pub(crate) fleet: FleetName,
+    pub(crate) config: UnitsConfig,
+    pub(crate) gate: Gate,
+    pub(crate) generation: Arc<AtomicU64>,
+    pub(crate) events: Events,
+}
+
+/// One fleet's units.
+#[derive(Clone)]
+pub(crate) struct Units {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    setup: UnitsSetup,
+    systemd: Systemd,
+    status: Mutex<Status>,
+    changed: Condvar,
+    /// Held while the tie to the guard is changed.
+    tying: Mutex<Tie>,
+}
+
+#[derive(Default)]
+struct Status {
+    start: Start,
+    /// What the fence kills.
+    groups: Vec<PathBuf>,
+    /// The main process of the first unit, as last seen.
+    main: Option<(u32, BootTime)>,
+    watcher: watch::Watcher,
+}
+
+/// Whether systemd has been asked to start something, and has not yet said how that ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Start {
+    #[default]
+    None,
+    UnderWay,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tie {
+    Wanted,
+    Unwanted,
+}
+
+impl Units {
+    pub(crate) fn new(setup: UnitsSetup) -> Result<Self, GuardError> {
+        if let Some(error) = groups::unsupported() {
+            return Err(error);
+        }
+        let systemd = Systemd::new().map_err(GuardError::systemd(&setup.fleet))?;
+        // What the units' groups are by default, until systemd has said it.
+        let usual = |unit: &UnitName| groups::folder(&format!("/system.slice/{unit}"));
+        let status =
+            Status { groups: setup.config.units.iter().filter_map(usual).collect(), ..Status::default() };
+        let shared = Shared {
+            setup,
+            systemd,
+            status: Mutex::new(status),
+            changed: Condvar::new(),
+            // There may be one of an earlier guard.
+            tying: Mutex::new(Tie::Wanted),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+}
+
+impl Service for Units {
+    fn kind(&self) -> DriverKind {
+        DriverKind::Systemd
+    }
+
+    fn state(&self) -> ServiceState {
+        self.shared.state()
+    }
+
+    /// While the start is announced, a fence goes on killing; and what it has latched keeps the gate shut.
+    fn start(
+        &self,
+        opened: Opened,
+        _folder: PathBuf,
+        may: &dyn Fn() -> Result<(), LeaseRefusal>,
+    ) -> Result<BootTime, GuardError> {
+        let shared = &self.shared;
+        {
+            let mut status = shared.lock();
+            may().map_err(GuardError::lease(&shared.setup.fleet))?;
+            status.start = Start::UnderWay;
+        }
+        let started = shared.start_all(may);
+        let mut status = shared.lock();
+        status.start = Start::None;
+        status.main = started.as_ref().ok().copied();
+        drop(status);
+        shared.changed.notify_all();
+        let (pid, at) = started?;
+        log!("fleet {}: epoch {} runs as process {pid}", shared.setup.fleet, opened.epoch);
+        watch::ensure(shared);
+        Ok(at)
+    }
+
+    fn stop(&self, limit: Duration, ask: Option<&dyn Fn(i32)>) -> Result<(), GuardError> {
+        self.shared.stop(limit, ask)
+    }
+
+    fn kill(&self, patience: Duration) -> Result<(), GuardError> {
+        let shared = &self.shared;
+        let begun = Instant::now();
+        let places = shared.lock().groups.clone();
+        let busy = || shared.lock().start == Start::UnderWay;
+        groups::kill(&places, patience, &busy).map_err(|left| shared.not_stopped(left))?;
+        // systemd may have been about to start it again, and have passed the gate before that was shut.
+        let forget = patience.saturating_sub(begun.elapsed()).min(FORGET_PATIENCE);
+        let end = Instant::now() + forget;
+        for unit in shared.setup.config.units.iter().rev() {
+            let left = end.saturating_duration_since(Instant::now());
+            if let Err(error) = shared.systemd.stop(unit, left) {
+                log!(
+                    "fleet {}: {}",
+                    shared.setup.fleet,
+                    GuardError::systemd(&shared.setup.fleet)(error).chain()
+                );
+                // What would come of that comes within a moment.
+                thread::sleep(GRACE_INTERVAL);
+            }
+        }
+        groups::kill(&places, KILL_PATIENCE.min(patience), &busy).map_err(|left| shared.not_stopped(left))
+    }
+
+    fn settle(&self, _patience: Duration) {}
+
+    /// Permitted units run on: a guard that is started again stops nothing. What runs without a permit is stopped.
+    fn recover(&self, permitted: Option<Opened>) -> Result<(), GuardError> {
+        let shared = &self.shared;
+        shared.install_gates()?;
+        shared.learn_groups()?;
+        if permitted.is_none() {
+            shared.stop(Duration::ZERO, None)?;
+        }
+        watch::ensure(shared);
+        Ok(())
+    }
+
+    /// The units outlive the guard.
+    fn go_down(&self, _limit: Duration) -> Result<(), GuardError> {
+        Ok(())
+    }
+
+    fn bind(&self) -> Result<(), GuardError> {
+        let shared = &self.shared;
+        let mut tying = shared.tying();
+        *tying = Tie::Wanted;
+        shared.tie().inspect_err(|_| *tying = Tie::Unwanted)
+    }
+
+    fn release(&self) {
+        {
+            let mut tying = self.shared.tying();
+            if *tying == Tie::Unwanted {
+                return;
+            }
+            *tying = Tie::Unwanted;
+        }
+        let shared = Arc::clone(&self.shared);
+        let release = move || shared.untie();
+        let name = format!("untie {}", self.shared.setup.fleet);
+        if let Err(error) = thread::Builder::new().name(name).spawn(release) {
+            log!("fleet {}: its units stay tied to the guard: {error}", self.shared.setup.fleet);
+        }
+    }
+
+    /// systemd notices a guard that hangs after its watchdog's time, and then stops the units as their files say.
+    fn unguarded(&self) -> Result<Duration, GuardError> {
+        let shared = &self.shared;
+        let watchdog = std::env::var(WATCHDOG_VARIABLE).ok().and_then(|text| text.parse().ok());
+        let Some(watchdog) = watchdog.map(Duration::from_micros) else {
+            let detail = "the guard is not under a watchdog (`WatchdogSec=` in its unit): a guard that hangs would fence nothing";
+            return Err(GuardError::Config { detail: detail.to_owned() });
+        };
+        let mut longest = Duration::ZERO;
+        for unit in &shared.setup.config.units {
+            let Some(stop) = shared.inspect(unit)?.stop_timeout else {
+                let detail = format!(
+                    "{unit} may take for ever to stop: set stop_timeout_ms for fleet {}",
+                    shared.setup.fleet
+                );
+                return Err(GuardError::Config { detail });
+            };
+            longest += stop;
+        }
+        Ok(watchdog + longest)
+    }
+}
+
+impl Shared {
+    fn state(&self) -> ServiceState {
+        let (start, main, places) = {
+            let status = self.lock();
+            (status.start, status.main, status.groups.clone())
+        };
+        let units: Result<Vec<Unit>, SystemdError> =
+            self.setup.config.units.iter().map(|unit| self.systemd.inspect(unit)).collect();
+        let now = boot_time();
+        let state = match units {
+            Ok(units) => units_state(&units, groups::populated(&places), now),
+            // The groups are what is left to look at.
+            Err(_) if !groups::populated(&places) => ServiceState::Stopped,
+            Err(_) => main.map_or(ServiceState::Starting, |(pid, started_boot_ms)| ServiceState::Running {
+                pid,
+                started_boot_ms,
+            }),
+        };
+        match (start, state) {
+            (Start::UnderWay, _) => ServiceState::Starting,
+            (Start::None, state) => state,
+        }
+    }
+
+    /// Starts all units in order; answers the first one's main process, and when that was started.
+    fn start_all(&self, may: &dyn Fn() -> Result<(), LeaseRefusal>) -> Result<(u32, BootTime), GuardError> {
+        self.install_gates()?;
+        let mut mains = Vec::new();
+        for unit in &self.setup.config.units {
+            let before = self.inspect(unit)?;
+            problem::startable(&before)
+                .and_then(|()| self.setup.gate.in_force(&before))
+                .map_err(self.of_unit(unit))?;
+            self.learn_groups()?;
+            // An earlier failure must not count against this start.
+            self.systemd.reset_failed(unit).map_err(GuardError::systemd(&self.setup.fleet))?;
+            may().map_err(GuardError::lease(&self.setup.fleet))?;
+            let patience = Duration::from_millis(self.setup.config.start_timeout_ms);
+            let job = match self.systemd.start(unit, patience) {
+                Err(SystemdError::JobUnfinished { .. }) => {
+                    return Err(self.of_unit(unit)(UnitProblem::NotReady));
+                }
+                other => other.map_err(GuardError::systemd(&self.setup.fleet))?,
+            };
+            let after = self.inspect(unit)?;
+            let main = problem::started(&job, &after).map_err(self.of_unit(unit))?;
+            mains.push((unit, main, since_monotonic(after.main_started)));
+        }
+        self.learn_groups()?;
+        self.live_through_grace(&mains)?;
+        let (_, main, at) = mains.first().expect("the configuration names at least one unit");
+        Ok((*main, *at))
+    }
+
+    /// A unit that is ready may still end at once.
+    fn live_through_grace(&self, mains: &[(&UnitName, u32, BootTime)]) -> Result<(), GuardError> {
+        let end = Instant::now() + Duration::from_millis(self.setup.config.start_grace_ms);
+        loop {
+            let is_over = Instant::now() >= end;
+            for (unit, main, _) in mains {
+                let now = self.inspect(unit)?;
+                if now.main_pid == Some(*main) && now.active == ActiveState::Active {
+                    continue;
+                }
+                let job = muster_systemd::JobResult::Done;
+                let problem = match (now.main_end, problem::started(&job, &now)) {
+                    (Some(end), _) => UnitProblem::Ended(end),
+                    (None, Err(problem)) => problem,
+                    // It was started again already.
+                    (None, Ok(_)) => UnitProblem::Other { job: "restart".to_owned(), unit: now.result },
+                };
+                return Err(self.of_unit(unit)(problem));
+            }
+            if is_over {
+                return Ok(());
+            }
+            thread::sleep(GRACE_INTERVAL.min(end.saturating_duration_since(Instant::now())));
+        }
+    }
+
+    /// Asks, waits, kills, and proves: no process, no unit that is active, no job that would start one.
+    fn stop(&self, limit: Duration, ask: Option<&dyn Fn(i32)>) -> Result<(), GuardError> {
+        let end = Instant::now() + limit;
+        let left = || end.saturating_duration_since(Instant::now());
+        let mut before = Vec::new();
+        for unit in &self.setup.config.units {
+            before.push((unit, self.inspect(unit)?));
+        }
+        if let (Some(ask), Some(main)) = (ask, before.first().and_then(|(_, unit)| unit.main_pid)) {
+            ask(main.cast_signed());
+        }
+        for (unit, found) in before.iter().rev() {
+            if is_down(found) {
+                continue;
+            }
+            match self.systemd.stop(unit, left()) {
+                Ok(_) | Err(SystemdError::JobUnfinished { .. }) => {}
+                Err(error) => log!("{}", GuardError::systemd(&self.setup.fleet)(error).chain()),
+            }
+        }
+        let places = self.lock().groups.clone();
+        let busy = || self.lock().start == Start::UnderWay;
+        groups::kill(&places, KILL_PATIENCE, &busy).map_err(|left| self.not_stopped(left))?;
+        let deadline = Instant::now() + KILL_PATIENCE;
+        for (unit, _) in &before {
+            while !is_down(&self.inspect(unit)?) {
+                if Instant::now() >= deadline {
+                    return Err(self.not_stopped(format!("systemd still has {unit} as active")));
+                }
+                thread::sleep(GRACE_INTERVAL);
+            }
+        }
+        self.lock().main = None;
+        Ok(())
+    }
+
+    fn install_gates(&self) -> Result<(), GuardError> {
+        let changed: Result<Vec<_>, _> =
+            self.setup.config.units.iter().map(|unit| self.setup.gate.install(unit)).collect();
+        gate::reload(&self.systemd, &self.setup.fleet, &changed?)
+    }
+
+    /// Learns where the units' processes are, or would be.
+    fn learn_groups(&self) -> Result<(), GuardError> {
+        let mut places = Vec::new();
+        for name in &self.setup.config.units {
+            let group = self.inspect(name)?.expected_cgroup(name);
+            let folder = groups::folder(&group);
+            places.push(folder.ok_or_else(|| self.not_stopped(format!("`{group}` is no control group")))?);
+        }
+        self.lock().groups = places;
+        Ok(())
+    }
+
+    fn tie(&self) -> Result<(), GuardError> {
+        let fleet = &self.setup.fleet;
+        let guard = UnitName::new(gate::GUARD_UNIT).expect("a constant that is a name");
+        if self.inspect(&guard)?.main_pid != Some(std::process::id()) {
+            let detail = format!(
+                "the guard does not run as {guard}, to which the units of {fleet} would have to be tied"
+            );
+            return Err(GuardError::Config { detail });
+        }
+        let changed: Result<Vec<_>, _> = self.setup.config.units.iter().map(gate::tie).collect();
+        gate::reload(&self.systemd, fleet, &changed?)?;
+        for unit in &self.setup.config.units {
+            if !gate::is_tied(&self.inspect(unit)?) {
+                return Err(self.of_unit(unit)(UnitProblem::Ungated(
+                    "it cannot be tied to the guard".to_owned(),
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn untie(&self) {
+        for _ in 0..RELEASE_ATTEMPTS {
+            let tying = self.tying();
+            if *tying == Tie::Wanted {
+                return;
+            }
+            let changed: Result<Vec<_>, _> = self.setup.config.units.iter().map(gate::untie).collect();
+            match changed.and_then(|changed| gate::reload(&self.systemd, &self.setup.fleet, &changed)) {
+                Ok(()) => return,
+                Err(error) => log!(
+                    "fleet {}: its units are still tied to the guard: {}",
+                    self.setup.fleet,
+                    error.chain()
+                ),
+            }
+            drop(tying);
+            thread::sleep(RELEASE_INTERVAL);
+        }
+    }
+
+    fn inspect(&self, unit: &UnitName) -> Result<Unit, GuardError> {
+        self.systemd.inspect(unit).map_err(GuardError::systemd(&self.setup.fleet))
+    }
+
+    fn of_unit(&self, unit: &UnitName) -> impl Fn(UnitProblem) -> GuardError {
+        let (fleet, unit) = (self.setup.fleet.clone(), unit.clone());
+        move |source| GuardError::Unit { fleet: fleet.clone(), unit: unit.clone(), source }
+    }
+
+    fn not_stopped(&self, detail: String) -> GuardError {
+        GuardError::NotStopped { fleet: self.setup.fleet.clone(), detail }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tying(&self) -> MutexGuard<'_, Tie> {
+        self.tying.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Nothing runs, and nothing is about to.
+fn is_down(unit: &Unit) -> bool {
+    matches!(unit.active, ActiveState::Inactive | ActiveState::Failed) && !unit.has_job
+}
+
+/// What the units do together: they run if each of them does, and are stopped if none can have a process.
+fn units_state(units: &[Unit], populated: bool, now: BootTime) -> ServiceState {
+    let states: Vec<_> =
+        units.iter().map(|unit| problem::state(unit, since_monotonic(unit.main_started).min(now))).collect();
+    let not_running = states.iter().find(|state| !matches!(state, ServiceState::Running { .. }));
+    let Some(odd) = not_running else { return states.first().copied().unwrap_or(ServiceState::Stopped) };
+    let alive = populated || states.iter().any(|state| state.may_be_alive());
+    match *odd {
+        ServiceState::Exited { status, .. } if alive => ServiceState::Restarting { status, at_boot_ms: now },
+        ServiceState::Stopped if alive => {
+            ServiceState::Restarting { status: ExitKind::Unknown, at_boot_ms: now }
+        }
+        odd @ (ServiceState::Stopped
+        | ServiceState::Starting
+        | ServiceState::Running { .. }
+        | ServiceState::Restarting { .. }
+        | ServiceState::Exited { .. }) => odd,
+    }
+}
