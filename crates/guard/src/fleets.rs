@@ -1,38 +1,27 @@
 //! All fleets of a host, under one state folder.
 
+mod assemble;
+
 use std::collections::BTreeMap;
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use muster_model::{BootId, BootTime, Digest, Epoch, FleetName, HaltId, RolloutId, UnixTime};
 
 use crate::Guard;
-use crate::config::{Driver, FleetConfig, Settings};
+use crate::config::{Driver, Settings};
 use crate::error::GuardError;
 use crate::fleet::Fleet;
-use crate::hooks::{Hook, Hooks};
-use crate::kept::Environment;
-use crate::lease::Lease;
-use crate::ledger::Ledger;
-use crate::link::Link;
+use crate::hooks::Hook;
 use crate::log::log;
+use crate::manager::Watchdog;
 use crate::process;
 use crate::protocol::{Armed, Drill, Event, FleetState, Opened, REASON_BYTES_MAX};
-use crate::record::{Permit, RecordFile};
-use crate::service::Service;
 use crate::state_folder::StateFolder;
-use crate::supervised::{Supervised, SupervisedSetup};
-use crate::timer::{Clock, Timer};
-use crate::units::gate::Gate;
-use crate::units::{Units, UnitsSetup};
-
-/// How long units may drain where the configuration does not say; systemd's own bound counts as well.
-const UNITS_STOP_TIMEOUT_MS: u64 = 5_000;
+use crate::timer::Clock;
+use assemble::Host;
 
 /// Where events go. Whoever takes them must not wait: it is called by those who hold deadlines.
 pub type Events = Arc<dyn Fn(Event) + Send + Sync>;
@@ -100,9 +89,11 @@ impl Fleets {
         clock: &Clock,
     ) -> Result<Self, GuardError> {
         let state = StateFolder::open(&settings.state_dir)?;
+        let watchdog = Arc::new(Watchdog::of_this_process());
+        let host = Host { settings, state: &state, boot_id: &boot_id, clock, events, watchdog };
         let mut fleets = BTreeMap::new();
         for config in &settings.fleets {
-            let fleet = Arc::new(assemble(settings, config, &state, (&boot_id, clock), events)?);
+            let fleet = Arc::new(host.fleet(config)?);
             // One fleet whose disk or process is broken must not keep the others' deadlines from being held.
             if let Err(error) = fleet.recover() {
                 log!("fleet {}: {}; fenced until it can be stopped", config.name, error.chain());
@@ -277,96 +268,6 @@ impl Guard for InProcess {
     fn resume(&self, fleet: &FleetName, halt: HaltId) -> Result<FleetState, GuardError> {
         self.0.resume(fleet, halt)
     }
-}
-
-fn assemble(
-    settings: &Settings,
-    config: &FleetConfig,
-    state: &StateFolder,
-    (boot_id, clock): (&BootId, &Clock),
-    events: &Events,
-) -> Result<Fleet, GuardError> {
-    let folder = state.fleet(&config.name)?;
-    make_link_folder(&config.link)?;
-    let permit = RecordFile::new(folder.join("permit.json"));
-    let generation = Arc::new(AtomicU64::new(0));
-    let (env, stop_timeout_ms) = match &config.driver {
-        Driver::Link => (Environment::default(), 0),
-        Driver::Supervise(service) => (Environment::of(&service.env), service.stop_timeout_ms),
-        Driver::Systemd(units) => {
-            (Environment::default(), units.stop_timeout_ms.unwrap_or(UNITS_STOP_TIMEOUT_MS))
-        }
-    };
-    let timer = Timer::new(clock.clone()).map_err(GuardError::io("make", Path::new("a timer")))?;
-    let of_service = (&permit, &generation, events);
-    let service = assemble_service(settings, config, &folder, boot_id, of_service)?;
-    Ok(Fleet {
-        name: config.name.clone(),
-        boot_id: boot_id.clone(),
-        link: Link::new(config.link.clone(), config.releases.clone()),
-        permit,
-        service,
-        stop_timeout: Duration::from_millis(stop_timeout_ms),
-        generation,
-        hooks: Hooks {
-            host: settings.host.clone(),
-            fleet: config.name.clone(),
-            boot_id: boot_id.clone(),
-            exec_shim: settings.exec_shim.clone(),
-            config: config.hooks.clone(),
-            env,
-            log: folder.join("hooks.log"),
-        },
-        ledger: Ledger::new(&folder),
-        timer,
-        events: Arc::clone(events),
-        change: Mutex::new(()),
-        lease: Mutex::new(Lease::new()),
-        fencing: Mutex::new(()),
-        drilling: Mutex::new(()),
-        opened: Mutex::new(None),
-        warden: Mutex::new(None),
-        leaving: AtomicBool::new(false),
-    })
-}
-
-type OfService<'a> = (&'a RecordFile<Permit>, &'a Arc<AtomicU64>, &'a Events);
-
-fn assemble_service(
-    settings: &Settings,
-    config: &FleetConfig,
-    folder: &Path,
-    boot_id: &BootId,
-    (permit, generation, events): OfService<'_>,
-) -> Result<Option<Box<dyn Service>>, GuardError> {
-    Ok(match &config.driver {
-        Driver::Link => None,
-        Driver::Supervise(service) => Some(Box::new(Supervised::new(SupervisedSetup {
-            host: settings.host.clone(),
-            fleet: config.name.clone(),
-            config: service.clone(),
-            boot_id: boot_id.clone(),
-            exec_shim: settings.exec_shim.clone(),
-            permit: permit.clone(),
-            run_record: RecordFile::new(folder.join("run.json")),
-            output: folder.join("service.log"),
-            generation: Arc::clone(generation),
-            events: Arc::clone(events),
-        }))),
-        Driver::Systemd(units) => Some(Box::new(Units::new(UnitsSetup {
-            fleet: config.name.clone(),
-            config: units.clone(),
-            gate: Gate::of(settings, config)?,
-            generation: Arc::clone(generation),
-            events: Arc::clone(events),
-        })?)),
-    })
-}
-
-/// Services of other users follow the link, so a folder made for it can be entered by all and written by none of them.
-fn make_link_folder(link: &Path) -> Result<(), GuardError> {
-    let folder = link.parent().expect("the configuration's paths are absolute and have a name");
-    DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(GuardError::io("make", folder))
 }
 
 #[cfg(test)]

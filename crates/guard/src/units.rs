@@ -30,6 +30,7 @@ use crate::error::GuardError;
 use crate::fleets::Events;
 use crate::lease::LeaseRefusal;
 use crate::log::log;
+use crate::manager::Watchdog;
 use crate::protocol::{DriverKind, ExitKind, Opened, ServiceState};
 use crate::service::Service;
 use crate::timer::{boot_time, since_monotonic};
@@ -50,9 +51,6 @@ const GRACE_INTERVAL: Duration = Duration::from_millis(25);
 const RELEASE_ATTEMPTS: u32 = 10;
 const RELEASE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a systemd that does not know the guard's watchdog may let it hang.
-const WATCHDOG_VARIABLE: &str = "WATCHDOG_USEC";
-
 /// What the units need to know of the guard they belong to.
 pub(crate) struct UnitsSetup {
     pub(crate) fleet: FleetName,
@@ -60,6 +58,7 @@ pub(crate) struct UnitsSetup {
     pub(crate) gate: Gate,
     pub(crate) generation: Arc<AtomicU64>,
     pub(crate) events: Events,
+    pub(crate) watchdog: Arc<Watchdog>,
 }
 
 /// One fleet's units.
@@ -97,6 +96,8 @@ enum Start {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tie {
+    /// There may be one, of an earlier guard or half made.
+    Leftover,
     Wanted,
     Unwanted,
 }
@@ -116,8 +117,7 @@ impl Units {
             systemd,
             status: Mutex::new(status),
             changed: Condvar::new(),
-            // There may be one of an earlier guard.
-            tying: Mutex::new(Tie::Wanted),
+            tying: Mutex::new(Tie::Leftover),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -206,16 +206,30 @@ impl Service for Units {
 
     fn bind(&self) -> Result<(), GuardError> {
         let shared = &self.shared;
-        let mut tying = shared.tying();
-        *tying = Tie::Wanted;
-        shared.tie().inspect_err(|_| *tying = Tie::Unwanted)
+        let tied = {
+            let mut tying = shared.tying();
+            let tied = shared.tie();
+            match (&tied, *tying) {
+                (Ok(()), Tie::Wanted) => {}
+                (Ok(()), Tie::Leftover | Tie::Unwanted) => {
+                    *tying = Tie::Wanted;
+                    shared.setup.watchdog.tighten();
+                }
+                (Err(_), Tie::Unwanted) => *tying = Tie::Leftover,
+                (Err(_), Tie::Wanted | Tie::Leftover) => {}
+            }
+            tied
+        };
+        tied.inspect_err(|_| self.release())
     }
 
     fn release(&self) {
         {
             let mut tying = self.shared.tying();
-            if *tying == Tie::Unwanted {
-                return;
+            match *tying {
+                Tie::Unwanted => return,
+                Tie::Wanted => self.shared.setup.watchdog.relax(),
+                Tie::Leftover => {}
             }
             *tying = Tie::Unwanted;
         }
@@ -230,9 +244,9 @@ impl Service for Units {
     /// systemd notices a guard that hangs after its watchdog's time, and then stops the units as their files say.
     fn unguarded(&self) -> Result<Duration, GuardError> {
         let shared = &self.shared;
-        let watchdog = std::env::var(WATCHDOG_VARIABLE).ok().and_then(|text| text.parse().ok());
-        let Some(watchdog) = watchdog.map(Duration::from_micros) else {
-            let detail = "the guard is not under a watchdog (`WatchdogSec=` in its unit): a guard that hangs would fence nothing";
+        let Some(watchdog) = shared.setup.watchdog.while_tied() else {
+            let detail =
+                "nobody watches the guard (`WatchdogSec=` in its unit): one that hangs would fence nothing";
             return Err(GuardError::Config { detail: detail.to_owned() });
         };
         let mut longest = Duration::ZERO;
@@ -408,7 +422,7 @@ impl Shared {
     fn untie(&self) {
         for _ in 0..RELEASE_ATTEMPTS {
             let tying = self.tying();
-            if *tying == Tie::Wanted {
+            if *tying != Tie::Unwanted {
                 return;
             }
             let changed: Result<Vec<_>, _> = self.setup.config.units.iter().map(gate::untie).collect();

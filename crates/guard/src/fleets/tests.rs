@@ -1,7 +1,7 @@
 //! Link fleets, without a socket.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::fs::{self, DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use muster_model::HostName;
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::{GuardConfig, HooksConfig};
+use crate::config::{FleetConfig, GuardConfig, HooksConfig};
 use crate::protocol::{DriverKind, LinkState};
 
 struct Bench {
