@@ -146,6 +146,11 @@ pub(crate) enum Queued {
 }
 
 impl GuardQueue {
+    /// The guard, for what changes nothing and need not wait for its turn.
+    pub(crate) fn guard(&self) -> Arc<dyn Guard> {
+        Arc::clone(&self.guard)
+    }
+
     pub(crate) const fn new(machine: Machine, guard: Arc<dyn Guard>, fleet: FleetName) -> Self {
         Self {
             machine,

@@ -48,6 +48,7 @@ mod papers;
 mod pulse;
 mod refusal;
 mod renewal;
+mod running;
 mod stream;
 mod teller;
 #[cfg(test)]

@@ -165,6 +165,10 @@ explanations! {
         "The service did not start.",
         "The release was opened, and its service ended at once or could not be started. The host serves nothing now.",
         "read the service's log on the host (`service.log` beside the releases of the fleet) and repair what it needs, or flip to a release that starts: with `muster rollback` to the one before, if there was one";
+    WrongProcess =>
+        "A process of the service is not of the release.",
+        "The release was opened, and then every process of the service was looked at: what it executes, and when it was started. One executes a file that the release does not have, or one that was replaced under it, or was there before the flip. The flip is not settled while that is so.",
+        "see what the process is on the host (`ls -l /proc/PID/exe`); one that outlived the flip belongs into the unit's control group, so that stopping the unit ends it (no `KillMode=process`). End it, then run `muster flip` again";
     Unhealthy =>
         "The service runs, but its health check does not pass.",
         "The release was opened and its process lives, yet the check that guard.toml names did not pass in the tries it has. The host serves nothing now.",

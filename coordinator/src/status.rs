@@ -150,6 +150,7 @@ fn grpc_code(code: Code) -> tonic::Code {
         | Code::HookFailed
         | Code::Unhealthy
         | Code::StartFailed
+        | Code::WrongProcess
         | Code::StopFailed
         | Code::ReleaseExpired
         | Code::RosterEmpty

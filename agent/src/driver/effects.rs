@@ -14,6 +14,7 @@ use crate::guard_queue::Ask;
 use crate::manifests;
 use crate::measure::{BrokenSeal, in_lane, on_thread};
 use crate::refusal;
+use crate::running;
 
 impl FleetDriver {
     pub(super) fn carry_out(&mut self, effect: Effect) {
@@ -119,6 +120,7 @@ impl FleetDriver {
         };
         let (trees, lanes) = (Arc::clone(&self.tools.trees), Arc::clone(&self.tools.lanes));
         let channel = self.uplink.as_ref().map(crate::uplink::Uplink::channel);
+        let (guard, fleet) = (self.guard.guard(), self.tools.fleet.clone());
         self.works.begin(kind, self.post.clone(), async move {
             if let Some(channel) = channel {
                 manifests::obtain_for_tree(&trees, channel, release).await;
@@ -127,7 +129,11 @@ impl FleetDriver {
             let outcome = in_lane(&lanes.flips, &machine, &host, move || match purpose {
                 // A time daemon is asked, which may take a while: not where others wait for this host to serve.
                 Purpose::Attest(_) => trees.measure_to_attest(release),
-                Purpose::Admit(_) | Purpose::Settle(_) => trees.measure(release),
+                Purpose::Admit(_) => trees.measure(release),
+                Purpose::Settle(_) => {
+                    let measured = trees.measure(release)?;
+                    running::check(&guard, &fleet, &trees, release).map(|()| measured)
+                }
             })
             .await;
             Event::Measured { purpose, outcome }

@@ -14,6 +14,7 @@ use crate::error::GuardError;
 use crate::frame::{self, FrameError, Patience};
 use crate::protocol::{
     Armed, Drill, Event, FleetState, Hello, Opened, PROTOCOL, Reply, ReplyFrame, Request, RequestFrame,
+    Running,
 };
 use crate::socket;
 
@@ -76,6 +77,7 @@ impl GuardClient {
             Reply::Hello(hello) => Ok(hello),
             reply @ (Reply::State(_)
             | Reply::Drilled(_)
+            | Reply::Running(_)
             | Reply::Watching
             | Reply::Event(_)
             | Reply::Refused { .. }) => Err(unexpected(&reply)),
@@ -97,6 +99,7 @@ impl GuardClient {
             Reply::State(state) => Ok(*state),
             reply @ (Reply::Hello(_)
             | Reply::Drilled(_)
+            | Reply::Running(_)
             | Reply::Watching
             | Reply::Event(_)
             | Reply::Refused { .. }) => Err(unexpected(&reply)),
@@ -168,11 +171,25 @@ impl Guard for GuardClient {
         self.state(&Request::Unquiesce { fleet: fleet.clone() }, self.change_patience)
     }
 
+    fn running(&self, fleet: &FleetName) -> Result<Option<Running>, GuardError> {
+        // All that the service executes is read.
+        match self.ask(&Request::Running { fleet: fleet.clone() }, self.change_patience)? {
+            Reply::Running(running) => Ok(running.map(|running| *running)),
+            reply @ (Reply::Hello(_)
+            | Reply::State(_)
+            | Reply::Drilled(_)
+            | Reply::Watching
+            | Reply::Event(_)
+            | Reply::Refused { .. }) => Err(unexpected(&reply)),
+        }
+    }
+
     fn drill(&self, fleet: &FleetName, runs: u32) -> Result<Drill, GuardError> {
         match self.ask(&Request::Drill { fleet: fleet.clone(), runs }, self.change_patience)? {
             Reply::Drilled(drill) => Ok(drill),
             reply @ (Reply::Hello(_)
             | Reply::State(_)
+            | Reply::Running(_)
             | Reply::Watching
             | Reply::Event(_)
             | Reply::Refused { .. }) => Err(unexpected(&reply)),
@@ -207,6 +224,7 @@ impl Iterator for Watch {
                 reply @ (Reply::Hello(_)
                 | Reply::State(_)
                 | Reply::Drilled(_)
+                | Reply::Running(_)
                 | Reply::Watching
                 | Reply::Refused { .. }),
             ) => Err(unexpected(&reply)),
@@ -236,9 +254,12 @@ fn receive(stream: &UnixStream, socket: &Path, id: u64, patience: Patience) -> R
     if answered == id || (answered == 0 && matches!(reply, Reply::Refused { .. })) {
         return match reply {
             Reply::Refused { code, detail } => Err(GuardError::Refused { code, detail }),
-            Reply::Hello(_) | Reply::State(_) | Reply::Drilled(_) | Reply::Watching | Reply::Event(_) => {
-                Ok(reply)
-            }
+            Reply::Hello(_)
+            | Reply::State(_)
+            | Reply::Drilled(_)
+            | Reply::Running(_)
+            | Reply::Watching
+            | Reply::Event(_) => Ok(reply),
         };
     }
     Err(GuardError::Protocol { detail: format!("an answer to request {answered} instead of {id}") })

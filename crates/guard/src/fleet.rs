@@ -24,8 +24,9 @@ use crate::lease::{Found, Lease, LeaseRefusal};
 use crate::ledger::{Ledger, Survives};
 use crate::link::Link;
 use crate::log::log;
-use crate::protocol::{DriverKind, Event, FleetState, LinkState, Opened};
+use crate::protocol::{DriverKind, Event, FleetState, LinkState, Opened, Running};
 use crate::record::{Permit, RecordFile};
+use crate::running;
 use crate::service::Service;
 use crate::timer::Timer;
 
@@ -56,6 +57,8 @@ pub(crate) struct Fleet {
     pub(crate) drilling: Mutex<()>,
     /// What was opened, for the hooks; the permit is what counts.
     pub(crate) opened: Mutex<Option<Opened>>,
+    /// When the last opening of this guard began.
+    pub(crate) since: Mutex<Option<BootTime>>,
     /// The thread that waits for the deadline, once there was one.
     pub(crate) warden: Mutex<Option<JoinHandle<()>>>,
     pub(crate) leaving: AtomicBool,
@@ -131,6 +134,14 @@ impl Fleet {
             flipped,
             generation: self.generation.load(Ordering::Relaxed),
         })
+    }
+
+    /// The processes of the service, as they are now.
+    pub(crate) fn running(&self) -> Result<Option<Running>, GuardError> {
+        let Some(service) = &self.service else { return Ok(None) };
+        let members = service.members()?;
+        let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        running::look(members.main, &members.pids, since).map(Some)
     }
 
     /// Step 10: drains under the running deadline, and lifts it only once nothing is left.
@@ -264,9 +275,15 @@ impl Fleet {
         self.link.make(digest, &may)?.map_err(GuardError::lease(&self.name))?;
         self.generation.fetch_add(1, Ordering::Relaxed);
         if let Some(service) = &self.service {
+            self.begins();
             service.start(opened, folder, &may)?;
         }
         self.check_health()
+    }
+
+    /// From now on a process of the service that is older is one that should not be there.
+    fn begins(&self) {
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.timer.now());
     }
 
     /// The last step of an opening: what does not work, or does not run any more, is not open.

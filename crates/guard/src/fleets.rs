@@ -18,7 +18,7 @@ use crate::hooks::Hook;
 use crate::log::log;
 use crate::manager::Watchdog;
 use crate::process;
-use crate::protocol::{Armed, Drill, Event, FleetState, Opened, REASON_BYTES_MAX};
+use crate::protocol::{Armed, Drill, Event, FleetState, Opened, REASON_BYTES_MAX, Running};
 use crate::state_folder::StateFolder;
 use crate::timer::Clock;
 use assemble::Host;
@@ -157,6 +157,10 @@ impl Guard for Fleets {
         self.find(fleet)?.state()
     }
 
+    fn running(&self, fleet: &FleetName) -> Result<Option<Running>, GuardError> {
+        self.find(fleet)?.running()
+    }
+
     fn close(&self, fleet: &FleetName, drain: Option<Duration>) -> Result<FleetState, GuardError> {
         self.find(fleet)?.close(drain)
     }
@@ -217,6 +221,10 @@ impl Guard for Fleets {
 impl Guard for InProcess {
     fn status(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
         self.0.status(fleet)
+    }
+
+    fn running(&self, fleet: &FleetName) -> Result<Option<Running>, GuardError> {
+        self.0.running(fleet)
     }
 
     fn close(&self, fleet: &FleetName, drain: Option<Duration>) -> Result<FleetState, GuardError> {

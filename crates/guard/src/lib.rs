@@ -54,6 +54,7 @@ mod output;
 mod permit;
 mod process;
 mod record;
+mod running;
 mod server;
 mod service;
 mod shutdown;
@@ -73,7 +74,8 @@ pub use fleets::{Events, InProcess};
 pub use lease::LeaseRefusal;
 pub use protocol::{
     Armed, DRILL_RUNS_MAX, Decided, Drill, DriverKind, Event, ExitKind, Fence, FenceCause, FleetState,
-    FlipTime, Flipped, Halt, Hello, KillScope, LeaseState, LinkState, Opened, REASON_BYTES_MAX, ServiceState,
+    FlipTime, Flipped, Halt, Hello, KillScope, LeaseState, LinkState, Opened, REASON_BYTES_MAX, Running,
+    RunningFile, RunningGroup, ServiceState,
 };
 pub use server::{RunningGuard, run, spawn};
 pub use shutdown::{Shutdown, ShutdownTrigger};
@@ -89,6 +91,12 @@ use muster_model::{BootTime, Digest, Epoch, FleetName, HaltId, RolloutId};
 pub trait Guard: Send + Sync {
     /// What the fleet serves on this host, read from the link and the processes at this moment.
     fn status(&self, fleet: &FleetName) -> Result<FleetState, GuardError>;
+
+    /// Which processes the fleet's service has, and what they execute; `None` where the guard has no service to start, as
+    /// guards have that are made for links alone.
+    fn running(&self, _fleet: &FleetName) -> Result<Option<Running>, GuardError> {
+        Ok(None)
+    }
 
     /// Revokes the permit, stops the service, removes the link, and answers only once nothing is left of either. The
     /// service has `drain` to stop by itself, or what the configuration says, and never longer than the deadline allows; a

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use muster_model::BootId;
+use muster_model::{BootId, BootTime};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -165,6 +165,11 @@ fn carries(process: &Process, mark: &str) -> bool {
 }
 
 impl Process {
+    /// When it was started, to the tick (10 ms).
+    pub(crate) fn started(&self) -> BootTime {
+        BootTime(self.key.start_ticks.saturating_mul(1000) / rustix::param::clock_ticks_per_second().max(1))
+    }
+
     /// Neither a zombie nor dead.
     pub(crate) const fn is_alive(&self) -> bool {
         !matches!(self.state, b'Z' | b'X' | b'x')

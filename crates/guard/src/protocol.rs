@@ -7,6 +7,7 @@
 
 mod fleet_state;
 mod lease_state;
+mod running;
 
 use muster_model::{BootId, BootTime, Digest, Epoch, FleetName, HaltId, RolloutId};
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ use crate::error::RefusalCode;
 
 pub use fleet_state::{DriverKind, ExitKind, FleetState, LinkState, Opened, ServiceState};
 pub use lease_state::{Armed, Decided, Fence, FenceCause, FlipTime, Flipped, Halt, LeaseState};
+pub use running::{Running, RunningFile, RunningGroup};
 
 /// The number of the protocol that this crate speaks.
 pub const PROTOCOL: u32 = 3;
@@ -48,6 +50,11 @@ pub enum Request {
     Hello {},
     /// What does this fleet serve here?
     Status {
+        /// The fleet.
+        fleet: FleetName,
+    },
+    /// Which processes does the service have, and what do they execute?
+    Running {
         /// The fleet.
         fleet: FleetName,
     },
@@ -157,6 +164,8 @@ pub enum Reply {
     State(Box<FleetState>),
     /// To `drill`.
     Drilled(Drill),
+    /// To `running`; nothing where the guard has no service to start (driver `link`).
+    Running(Option<Box<Running>>),
     /// To `watch`: events follow.
     Watching,
     /// After `watch`.

@@ -229,6 +229,12 @@ impl Desk {
                     Err(error) => refusal_of(&error),
                 };
             }
+            Request::Running { fleet } => {
+                return match fleets.running(fleet) {
+                    Ok(running) => Reply::Running(running.map(Box::new)),
+                    Err(error) => refusal_of(&error),
+                };
+            }
             Request::Close { fleet, drain_ms } => {
                 (format!("close {fleet}"), fleets.close(fleet, drain_ms.map(Duration::from_millis)))
             }

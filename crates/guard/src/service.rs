@@ -9,6 +9,13 @@ use crate::error::GuardError;
 use crate::lease::LeaseRefusal;
 use crate::protocol::{DriverKind, Opened, ServiceState};
 
+/// The processes of a service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Members {
+    pub(crate) main: Option<u32>,
+    pub(crate) pids: Vec<i32>,
+}
+
 /// One fleet's service. At most one change is asked for at a time, but a [`Self::kill`] comes whenever it must.
 pub(crate) trait Service: Send + Sync {
     /// Which driver this is.
@@ -16,6 +23,9 @@ pub(crate) trait Service: Send + Sync {
 
     /// What the service does now. A process that is gone is not shown as running, whoever has noticed.
     fn state(&self) -> ServiceState;
+
+    /// The processes that the service has now.
+    fn members(&self) -> Result<Members, GuardError>;
 
     /// Starts the service with the release in `folder`, waits until it has lived through its grace, and tells when it
     /// was started.

@@ -15,7 +15,7 @@ mod restarts;
 mod run;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ChildStdin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -33,7 +33,7 @@ use crate::log::log;
 use crate::process;
 use crate::protocol::{DriverKind, Event, ExitKind, Opened, ServiceState};
 use crate::record::{Permit, ProcessKey, RecordFile, RunRecord};
-use crate::service::Service;
+use crate::service::{Members, Service};
 use crate::timer::boot_time;
 use restarts::Restarts;
 
@@ -167,6 +167,15 @@ impl Service for Supervised {
             Phase::Waiting { status, until } => ServiceState::Restarting { status, at_boot_ms: until },
             Phase::Exited { status, at } => ServiceState::Exited { status, at_boot_ms: at },
         }
+    }
+
+    /// The keeper is the guard's, not the service's.
+    fn members(&self) -> Result<Members, GuardError> {
+        let run = self.shared.lock().run.clone();
+        let Run::Known(run) = run else { return Ok(Members::default()) };
+        let listed = process::members(&run).map_err(GuardError::io("list", Path::new("/proc")))?;
+        let pids = listed.iter().filter(|it| it.key != run.keeper).map(|it| it.key.pid).collect();
+        Ok(Members { main: run.main.map(|main| main.pid.unsigned_abs()), pids })
     }
 
     /// On an error nothing of it is left. `may` is asked under the lock that [`Service::kill`] takes as well.

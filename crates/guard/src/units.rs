@@ -32,7 +32,7 @@ use crate::lease::LeaseRefusal;
 use crate::log::log;
 use crate::manager::Watchdog;
 use crate::protocol::{DriverKind, ExitKind, Opened, ServiceState};
-use crate::service::Service;
+use crate::service::{Members, Service};
 use crate::timer::{boot_time, since_monotonic};
 use gate::Gate;
 
@@ -130,6 +130,14 @@ impl Service for Units {
 
     fn state(&self) -> ServiceState {
         self.shared.state()
+    }
+
+    fn members(&self) -> Result<Members, GuardError> {
+        let shared = &self.shared;
+        let first = shared.setup.config.units.first().expect("the configuration names at least one unit");
+        let main = shared.inspect(first)?.main_pid;
+        let places = shared.lock().groups.clone();
+        Ok(Members { main, pids: groups::members(&places)? })
     }
 
     /// While the start is announced, a fence goes on killing; and what it has latched keeps the gate shut.

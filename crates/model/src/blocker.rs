@@ -94,6 +94,8 @@ codes! {
     HookFailed = "hook-failed",
     /// The service did not start, or ended at once.
     StartFailed = "start-failed",
+    /// A process of the service executes something else than the release, or outlived the flip.
+    WrongProcess = "wrong-process",
     /// The service runs, but its health check does not pass.
     Unhealthy = "unhealthy",
     /// The service or link did not stop.

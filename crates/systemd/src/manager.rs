@@ -84,7 +84,9 @@ impl Systemd {
     /// Forgets that the unit has failed, and how often it was started.
     pub fn reset_failed(&self, unit: &UnitName) -> Result<(), SystemdError> {
         self.ask(&format!("forget the failures of {unit}"), CALL_PATIENCE, async |bus| {
-            ManagerProxy::new(bus).await?.reset_failed_unit(unit.as_str()).await
+            let reset = ManagerProxy::new(bus).await?.reset_failed_unit(unit.as_str()).await;
+            // One that is not in its memory has not failed.
+            reset.or_else(unless("org.freedesktop.systemd1.NoSuchUnit"))
         })
     }
 
@@ -102,7 +104,8 @@ impl Systemd {
             let manager = ManagerProxy::new(bus).await?;
             // Before the job is asked for: it may have ended by the time its name is known.
             let mut removed = manager.receive_job_removed().await?;
-            manager.subscribe().await.or_else(already_subscribed)?;
+            // A connection subscribes once, and a second time is no mistake.
+            manager.subscribe().await.or_else(unless("org.freedesktop.systemd1.AlreadySubscribed"))?;
             let path = match job {
                 Job::Start => manager.start_unit(unit.as_str(), MODE).await?,
                 Job::Stop => manager.stop_unit(unit.as_str(), MODE).await?,
@@ -186,12 +189,10 @@ async fn properties(bus: &Connection, unit: &UnitName) -> zbus::Result<Propertie
     })
 }
 
-/// Each connection subscribes once, and a second time is no mistake.
-fn already_subscribed(error: zbus::Error) -> zbus::Result<()> {
-    let known = "org.freedesktop.systemd1.AlreadySubscribed";
-    if matches!(&error, zbus::Error::MethodError(name, ..) if name.as_str() == known) {
-        Ok(())
-    } else {
-        Err(error)
+/// Passes over one error that systemd may answer with.
+fn unless(name: &'static str) -> impl FnOnce(zbus::Error) -> zbus::Result<()> {
+    move |error| {
+        let is_it = matches!(&error, zbus::Error::MethodError(found, ..) if found.as_str() == name);
+        if is_it { Ok(()) } else { Err(error) }
     }
 }

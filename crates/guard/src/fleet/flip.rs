@@ -65,6 +65,7 @@ impl Fleet {
                 let closed = self.timer.now();
                 self.link.swap(&may)?.map_err(GuardError::lease(&self.name))?;
                 self.permit(to)?;
+                self.begins();
                 (closed, service.start(to, folder, &may)?)
             }
         };

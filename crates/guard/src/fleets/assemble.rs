@@ -81,6 +81,7 @@ impl Host<'_> {
             fencing: Mutex::new(()),
             drilling: Mutex::new(()),
             opened: Mutex::new(None),
+            since: Mutex::new(None),
             warden: Mutex::new(None),
             leaving: AtomicBool::new(false),
         })

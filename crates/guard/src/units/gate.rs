@@ -101,9 +101,9 @@ impl Gate {
             .map_or(String::new(), |limit| format!("TimeoutStopSec={}ms\n", limit.as_millis()));
         format!(
             "# Written by muster-guard: fleet {} starts only what the fleet has released.\n\
-             # `muster-guard gate remove {}` takes it away.\n\
+             # `muster-guard gate remove` takes it away.\n\
              [Unit]\nAfter={GUARD_UNIT}\n\n[Service]\nExecCondition=+{command}\n{stop}",
-            self.fleet, self.fleet,
+            self.fleet,
         )
     }
 }

@@ -1,5 +1,7 @@
 //! The units' control groups: what a fence kills without asking anybody.
 
+use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,6 +11,9 @@ use crate::error::GuardError;
 
 /// How often a group is looked at while it empties.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Groups within groups, as services with delegation have them.
+const DEPTH_MAX: u32 = 16;
 
 /// The place of a group that systemd tells, in the file system.
 pub(super) fn folder(group: &str) -> Option<PathBuf> {
@@ -21,6 +26,34 @@ pub(super) fn folder(group: &str) -> Option<PathBuf> {
 /// Whether a process is left in any of them. What cannot be told is taken for yes.
 pub(super) fn populated(groups: &[PathBuf]) -> bool {
     groups.iter().any(|group| Cgroup::at(group.clone()).is_populated())
+}
+
+/// The processes in the groups, and in those below them.
+pub(super) fn members(groups: &[PathBuf]) -> Result<Vec<i32>, GuardError> {
+    let mut found = Vec::new();
+    let mut left: Vec<(PathBuf, u32)> = groups.iter().map(|group| (group.clone(), 0)).collect();
+    while let Some((group, depth)) = left.pop() {
+        let file = group.join("cgroup.procs");
+        match fs::read_to_string(&file) {
+            Ok(text) => found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
+            // A threaded group lists its processes above, and one that is gone has none.
+            Err(error) if is_empty(&error) => continue,
+            Err(error) => return Err(GuardError::io("read", &file)(error)),
+        }
+        if depth == DEPTH_MAX {
+            return Err(GuardError::OutOfBounds { detail: format!("{} nests too deep", group.display()) });
+        }
+        let below = fs::read_dir(&group).map_err(GuardError::io("list", &group))?;
+        let folders = below.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        left.extend(folders.map(|entry| (entry.path(), depth + 1)));
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+fn is_empty(error: &io::Error) -> bool {
+    let codes = [rustix::io::Errno::NODEV, rustix::io::Errno::OPNOTSUPP, rustix::io::Errno::NOENT];
+    codes.iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
 }
 
 /// Kills what is in the groups, and goes on until they are empty and `busy` says that nothing more may come.

@@ -1,0 +1,225 @@
+//! What the processes of a service execute, compared with the release that they are to serve.
+//!
+//! A flip is settled on what runs, not on what lies on the disk: a process that outlived the flip, one whose executable was replaced under
+//! it, or one that was started by somebody else serves other bytes than its host attests.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use muster_guard::{Guard, Running, RunningFile, RunningGroup};
+use muster_model::{
+    Blocker, BootTime, Code, Digest, EntryKind, ExternalCheck, FleetName, HostName, Manifest, Refusal,
+};
+
+use crate::measure::Trees;
+use crate::refusal;
+
+/// How often it is looked again: a service may still be starting or ending a helper.
+const LOOKS: u32 = 5;
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The kernel tells the start of a process to 10 ms.
+const TICK: Duration = Duration::from_millis(10);
+
+/// More than these are not told one by one.
+const BLOCKERS_MAX: usize = 8;
+
+/// A release and where it lies, as a process sees it.
+struct Expected<'a> {
+    host: &'a HostName,
+    manifest: &'a Manifest,
+    /// The folder of all releases, without symbolic links.
+    releases: &'a Path,
+    /// The folder of this one.
+    tree: &'a Path,
+}
+
+/// Looks at the service's processes, and refuses what is not of the release. The call blocks.
+pub(crate) fn check(
+    guard: &Arc<dyn Guard>,
+    fleet: &FleetName,
+    trees: &Trees,
+    release: Digest,
+) -> Result<(), Refusal> {
+    let manifest = trees.manifest(release)?;
+    let releases = trees.releases.canonicalize().unwrap_or_else(|_| trees.releases.clone());
+    let tree = releases.join(release.hex());
+    let expected = Expected { host: &trees.host, manifest: &manifest, releases: &releases, tree: &tree };
+    let mut look = 1;
+    loop {
+        let running = guard.running(fleet).map_err(|error| refusal::of_guard(&trees.host, &error))?;
+        let Some(running) = running else { return Ok(()) };
+        let blockers = expected.compare(&running);
+        if blockers.is_empty() {
+            return Ok(());
+        }
+        if look == LOOKS {
+            return Err(Refusal { blockers });
+        }
+        look += 1;
+        thread::sleep(LOOK_INTERVAL);
+    }
+}
+
+impl Expected<'_> {
+    fn compare(&self, running: &Running) -> Vec<Blocker> {
+        let mut problems = Vec::new();
+        if running.groups.is_empty() {
+            problems.push("the service has no process".to_owned());
+        }
+        if let (Some(main), false) = (running.main, running.main_is_member) {
+            problems.push(format!("the main process {main} is not one of the service's"));
+        }
+        for group in &running.groups {
+            let who = format!("process {}", group.pid);
+            problems.extend(too_old(group, running.opened_boot_ms).map(|why| format!("{who} {why}")));
+            let files = std::iter::once(&group.exe).chain(&group.mapped);
+            let wrong = files.filter_map(|at| running.files.get(*at)).filter_map(|file| self.wrong(file));
+            problems.extend(wrong.map(|why| format!("{who} executes {why}")));
+        }
+        let unnamed = problems.len().saturating_sub(BLOCKERS_MAX);
+        let mut blockers: Vec<_> = problems
+            .into_iter()
+            .take(BLOCKERS_MAX)
+            .map(|detail| Blocker::host(Code::WrongProcess, self.host, detail))
+            .collect();
+        if let (Some(last), true) = (blockers.last_mut(), unnamed > 0) {
+            last.detail.push_str(&format!("; {unnamed} more are not listed"));
+        }
+        blockers
+    }
+
+    /// What is wrong with a file that a process executes. Programs and libraries of the system outside of all releases are
+    /// the system's, unless the release names them.
+    fn wrong(&self, file: &RunningFile) -> Option<String> {
+        let RunningFile { path, digest, deleted } = file;
+        if *deleted {
+            return Some(format!("{path}, which was removed or replaced since it was started"));
+        }
+        let at = Path::new(path);
+        if let Ok(within) = at.strip_prefix(self.tree) {
+            let listed = self.manifest.entries().iter().any(|entry| {
+                OsStr::from_bytes(entry.path.as_bytes()) == within
+                    && matches!(&entry.kind, EntryKind::File { digest: listed, .. } if Some(*listed) == *digest)
+            });
+            return (!listed).then(|| format!("{path}, which is not as the release has it"));
+        }
+        if let Ok(within) = at.strip_prefix(self.releases) {
+            return Some(format!("{} of another release", within.display()));
+        }
+        self.manifest.rules().external.iter().find_map(|external| match external.check {
+            ExternalCheck::Digest { digest: named } => {
+                let same = Path::new(OsStr::from_bytes(&external.path.to_bytes()))
+                    .canonicalize()
+                    .is_ok_and(|path| path == at);
+                (same && Some(named) != *digest).then(|| format!("another {path} than the release names"))
+            }
+            ExternalCheck::Uniform | ExternalCheck::Present => None,
+        })
+    }
+}
+
+fn too_old(group: &RunningGroup, opened: Option<BootTime>) -> Option<String> {
+    let opened = opened?;
+    let started = group.first_started_boot_ms;
+    (started.after(TICK) < opened)
+        .then(|| format!("was started {} ms before the service was", opened.since(started).as_millis()))
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_model::{Entry, EntryPath, External, HostPath, Mode, TreeRules};
+
+    use super::*;
+
+    const RELEASES: &str = "/var/lib/muster/fleets/web/releases";
+
+    fn program() -> Digest {
+        Digest::of(b"program")
+    }
+
+    fn manifest() -> Manifest {
+        let kind = EntryKind::File { mode: Mode::new(0o755).unwrap(), size: 7, digest: program() };
+        let entry = Entry { path: "bin/web".parse::<EntryPath>().unwrap(), kind };
+        let folder = Entry {
+            path: "bin".parse::<EntryPath>().unwrap(),
+            kind: EntryKind::Dir { mode: Mode::new(0o755).unwrap() },
+        };
+        let runtime = External {
+            path: "/proc/self/exe".parse::<HostPath>().unwrap(),
+            check: ExternalCheck::Digest { digest: Digest::of(b"runtime") },
+        };
+        let rules = TreeRules { external: vec![runtime], ..TreeRules::default() };
+        Manifest::new(vec![folder, entry], rules).unwrap()
+    }
+
+    fn running(path: &str, digest: Option<Digest>, deleted: bool) -> Running {
+        Running {
+            main: Some(7),
+            main_is_member: true,
+            opened_boot_ms: Some(BootTime(1_000)),
+            groups: vec![RunningGroup {
+                exe: 0,
+                mapped: Vec::new(),
+                processes: 1,
+                pid: 7,
+                first_started_boot_ms: BootTime(995),
+            }],
+            files: vec![RunningFile { path: path.to_owned(), digest, deleted }],
+        }
+    }
+
+    fn compare(running: &Running) -> String {
+        let (manifest, releases) = (manifest(), Path::new(RELEASES));
+        let tree = releases.join("new");
+        let host = HostName::new("host-1").unwrap();
+        let expected = Expected { host: &host, manifest: &manifest, releases, tree: &tree };
+        let blockers = expected.compare(running);
+        assert!(blockers.iter().all(|blocker| blocker.code == Code::WrongProcess));
+        blockers.into_iter().map(|blocker| blocker.detail).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn p8_only_what_the_release_lists_may_run_from_a_release() {
+        let new = format!("{RELEASES}/new/bin/web");
+        assert_eq!(compare(&running(&new, Some(program()), false)), "");
+        assert_eq!(compare(&running("/usr/bin/python3.11", Some(Digest::of(b"python")), false)), "");
+        for (path, digest, deleted, why) in [
+            (new.clone(), Some(Digest::of(b"other")), false, "not as the release has it"),
+            (format!("{RELEASES}/new/bin/extra"), Some(program()), false, "not as the release has it"),
+            (format!("{RELEASES}/old/bin/web"), Some(program()), false, "old/bin/web of another release"),
+            (new, Some(program()), true, "removed or replaced"),
+            ("/usr/lib/a.so".to_owned(), None, true, "removed or replaced"),
+        ] {
+            let told = compare(&running(&path, digest, deleted));
+            assert!(told.contains(why), "{path}: {told}");
+        }
+    }
+
+    #[test]
+    fn a_runtime_that_the_release_names_is_that_one() {
+        let own = std::env::current_exe().unwrap().canonicalize().unwrap();
+        let own = own.to_str().unwrap();
+        assert_eq!(compare(&running(own, Some(Digest::of(b"runtime")), false)), "");
+        let told = compare(&running(own, Some(Digest::of(b"another")), false));
+        assert!(told.contains("than the release names"), "{told}");
+    }
+
+    #[test]
+    fn a_process_that_outlived_the_flip_is_told() {
+        let path = format!("{RELEASES}/new/bin/web");
+        let mut found = running(&path, Some(program()), false);
+        found.groups[0].first_started_boot_ms = BootTime(900);
+        assert_eq!(compare(&found), "process 7 was started 100 ms before the service was");
+        found.opened_boot_ms = None;
+        assert_eq!(compare(&found), "", "an earlier guard opened it");
+        found.main_is_member = false;
+        assert!(compare(&found).contains("is not one of the service's"));
+        found.groups.clear();
+        assert!(compare(&found).contains("no process"));
+    }
+}
