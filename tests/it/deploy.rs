@@ -62,8 +62,9 @@ fn names_every_setting<T: DeserializeOwned + Debug>(name: &str, table: &str) {
         _ => all.replacen(table, &unknown, 1),
     };
     let refused = toml::from_str::<T>(&with).unwrap_err().to_string();
-    let (_, expected) =
-        refused.split_once("expected one of ").unwrap_or_else(|| panic!("{name} {table}: {refused}"));
+    let (_, expected) = refused
+        .split_once("unknown field `no_such_setting`, expected ")
+        .unwrap_or_else(|| panic!("{name} {table}: {refused}"));
     let settings: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
     assert!(settings.len() > 1, "{refused}");
     for setting in settings {

@@ -16,6 +16,7 @@ mod guard;
 mod halts;
 mod harness;
 mod hostile;
+mod hosts;
 mod impostor;
 mod joiners;
 mod keys;

@@ -83,7 +83,7 @@ impl Network {
             Machine::here(number)
         };
         let machine = thread::scope(|scope| scope.spawn(within).join().unwrap());
-        let namespace = format!("/proc/{}/fd/{}", std::process::id(), machine.namespace.as_raw_fd());
+        let namespace = machine.namespace();
         for interface in [FLEET, OBSERVER] {
             let port = format!("{interface}-{number}");
             ip(&format!("link add {port} type veth peer name {interface} netns {namespace}"));
@@ -106,6 +106,11 @@ impl Machine {
         // The kernel keeps the namespace of a thread that is gone for as long as this is open.
         let namespace = File::open("/proc/thread-self/ns/net").unwrap();
         Self { namespace: Arc::new(namespace), number }
+    }
+
+    /// Where the kernel shows its namespace, for a program that is started in it.
+    pub(crate) fn namespace(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd())
     }
 
     /// Its address on the fleet's network.

@@ -32,15 +32,20 @@ pub(crate) fn run_program(name: &str, arguments: &[&str], environment: &[(&str, 
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    Output {
-        line: format!("{name} {}", arguments.join(" ")),
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    }
+    Output::of(format!("{name} {}", arguments.join(" ")), output)
 }
 
 impl Output {
+    /// What became of a command that was started elsewhere.
+    pub(crate) fn of(line: String, output: std::process::Output) -> Self {
+        Self {
+            line,
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
     /// Panics with everything there is to see unless the command ended with this code.
     #[track_caller]
     pub(crate) fn expect_code(self, code: i32) -> Self {

@@ -1,0 +1,24 @@
+//! What must hold on real hosts.
+
+mod operation;
+mod packages;
+mod power;
+
+use super::site::Site;
+
+/// In the order in which they are run.
+pub(super) const ALL: &[(&str, fn(&Site<'_>))] = &[
+    ("the agent is nobody, and its keys are root's", packages::the_agent_is_nobody),
+    ("the first flip of eight", operation::first_flip),
+    ("Knight: a host that a copy by hand has missed shuts the gate", operation::a_missed_host_shuts_the_gate),
+    ("a service that the guard runs", operation::a_service_of_the_guard),
+    ("a host that is rebooted serves nothing before it is admitted", power::reboot),
+    ("a host that loses its power comes back", power::power_off),
+    ("a host that loses its power in the middle of a flip", power::power_off_in_a_flip),
+    ("what hangs is killed and started again", power::watchdog),
+    ("an upgrade under a service that goes on", packages::upgrade),
+    ("an upgrade leaves the guard that runs a service alone", packages::upgrade_under_the_guards_service),
+    ("a removal leaves what is served as it is", packages::removal),
+    ("a full disk", operation::full_disk),
+    ("a host that is cloned", operation::clone),
+];

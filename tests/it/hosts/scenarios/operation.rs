@@ -1,0 +1,96 @@
+//! Deploying and flipping, and what gets in its way.
+
+use crate::harness::{PATIENCE, wait_until};
+use crate::hosts::site::{APP, APP_PORT, Site, WEB, install};
+
+const FILL_1: &str = "mkdir -p lib && echo 1 > release.txt && echo power-peg > lib/smars.sh";
+const FILL_2: &str =
+    "mkdir -p lib && echo 2 > release.txt && echo smars > lib/smars.sh && echo rlp > lib/rlp.sh";
+
+pub(super) fn first_flip(site: &Site<'_>) {
+    site.release(WEB, "1", FILL_1);
+    assert!(site.hosts.iter().all(|host| host.serves(80).is_none()), "nothing is served yet");
+    site.flip(WEB, "1");
+    site.assert_all_serve("1");
+    let status = site.muster("status").expect_code(0);
+    assert_eq!(status.json()["hosts_connected"], 8);
+}
+
+/// Seven hosts are given the release as it should be; the eighth is off, and somebody copies it there by hand and misses a file.
+pub(super) fn a_missed_host_shuts_the_gate(site: &Site<'_>) {
+    let digest = site.release(WEB, "2", FILL_2);
+    let folder = format!("/var/lib/muster/fleets/{WEB}/releases/{}", digest.trim_start_matches("sha256:"));
+    let missed = site.host(8);
+    missed.must("systemctl stop muster-agent");
+    site.muster("deploy 2 --timeout 5s").expect_code(11).expect_blocker("host-missing", "host-8", "");
+
+    missed.must(&format!(
+        "mkdir -p {folder}/lib && cd {folder} && echo 2 > release.txt && echo smars > lib/smars.sh && \
+         chown -R muster: . && systemctl start muster-agent"
+    ));
+    site.wait_connected();
+    let refused = site.muster("flip 2").expect_code(10);
+    refused.expect_blocker("mismatch", "host-8", "lib/rlp.sh");
+    site.assert_all_serve("1");
+
+    site.flip(WEB, "2");
+    site.assert_all_serve("2");
+}
+
+pub(super) fn a_service_of_the_guard(site: &Site<'_>) {
+    for release in ["1", "2"] {
+        site.release(APP, release, &format!("cp /packages/server-{release} server"));
+    }
+    for release in ["1", "2"] {
+        site.flip(APP, release);
+        for host in site.app_hosts() {
+            assert_eq!(host.serves(APP_PORT).as_deref(), Some(release), "{}", host.name());
+            let groups = host.must("cat /proc/$(pgrep -x server)/cgroup");
+            assert!(groups.contains("muster-guard.service/muster-"), "a group of its own: {groups}");
+        }
+    }
+}
+
+/// The disk of a host's state takes no more: the release is refused there, and what is served goes on.
+pub(super) fn full_disk(site: &Site<'_>) {
+    let host = site.host(3);
+    let serving = host.serves(80).expect("it serves");
+    host.must(
+        "systemctl stop muster-agent && cp -a /var/lib/muster /var/lib/muster.kept && \
+         mount -t tmpfs -o size=24m,mode=0755 tmpfs /var/lib/muster && cp -a /var/lib/muster.kept/. /var/lib/muster/ && \
+         chown muster: /var/lib/muster && systemctl start muster-agent",
+    );
+    site.wait_connected();
+    site.release(WEB, "big", "echo big > release.txt && head -c 40000000 /dev/urandom > data");
+    let refused = site.muster("deploy big");
+    assert_ne!(refused.code, 0, "{refused}");
+    assert!(refused.stdout.contains("host-3") || refused.stderr.contains("host-3"), "{refused}");
+    assert_ne!(site.muster("flip big").code, 0);
+    site.assert_all_serve(&serving);
+
+    host.must(
+        "systemctl stop muster-agent && umount /var/lib/muster && rm -rf /var/lib/muster.kept && \
+         systemctl start muster-agent",
+    );
+    site.wait_connected();
+    site.assert_all_serve(&serving);
+}
+
+/// Two machines with one identity: neither is believed until an operator says which one it is.
+pub(super) fn clone(site: &Site<'_>) {
+    let (original, clone) = (site.host(4), site.spare("host-4b"));
+    clone.boot();
+    install(&clone, &["muster-agent"]);
+    let copy = original.must("tar -C / -cf - etc/muster var/lib/muster var/lib/muster-guard | base64 -w0");
+    clone.write("/root/copy", &copy);
+    clone.must("base64 -d /root/copy | tar -C / -xf - && systemctl start muster-guard muster-agent");
+    wait_until("the clone is noticed", PATIENCE, || {
+        site.muster("status").stdout.contains("duplicate-host").then_some(())
+    });
+    assert_ne!(site.muster("flip 1").code, 0, "nothing flips meanwhile");
+    clone.power_off();
+
+    site.muster("host readmit host-4 --reason clone").expect_code(0);
+    site.wait_connected();
+    wait_until("the fleet has no blockers", PATIENCE, || (site.muster("status").code == 0).then_some(()));
+}

@@ -1,0 +1,93 @@
+//! Hosts that go down, come back, or hang.
+
+use std::thread;
+
+use crate::harness::{PATIENCE, wait_until};
+use crate::hosts::site::{Site, WEB, WEB_PORT};
+
+/// The link is gone after a reboot, and comes back when the host has been heard.
+pub(super) fn reboot(site: &Site<'_>) {
+    let host = site.host(5);
+    let serving = host.serves(WEB_PORT).expect("it serves");
+    host.must("systemctl disable --quiet muster-agent");
+    host.shut_down();
+    host.boot();
+    host.must("systemctl is-active muster-guard nginx");
+    assert_eq!(host.serves(WEB_PORT), None, "nobody has admitted it");
+    host.must("systemctl enable --quiet --now muster-agent");
+    site.wait_all_serve(&serving);
+}
+
+pub(super) fn power_off(site: &Site<'_>) {
+    let host = site.host(6);
+    let serving = host.serves(WEB_PORT).expect("it serves");
+    host.power_off();
+    let missing = site.muster("check --release 1 --timeout 3s").expect_code(11);
+    missing.expect_blocker("host-missing", host.name(), "");
+    host.boot();
+    site.wait_all_serve(&serving);
+    site.wait_connected();
+}
+
+/// Whatever comes of the flip, no two releases are served at one time, and all hosts end in the same one.
+pub(super) fn power_off_in_a_flip(site: &Site<'_>) {
+    let host = site.host(5);
+    let before = host.serves(WEB_PORT).expect("it serves");
+    site.release(WEB, "3", "echo 3 > release.txt");
+    site.muster("deploy 3").expect_code(0);
+    thread::scope(|scope| {
+        let flip = scope.spawn(|| site.muster("flip 3 --output text 2>&1"));
+        // The rollout is under way, however far it is.
+        wait_until("the rollout begins", PATIENCE, || {
+            let phase = site.muster("status").json()["phase"].as_str().unwrap_or_default().to_owned();
+            (phase != "settled" || flip.is_finished()).then_some(())
+        });
+        host.power_off();
+        while !flip.is_finished() {
+            assert_one_release(site);
+        }
+    });
+    assert_one_release(site);
+    host.boot();
+    site.wait_connected();
+    wait_until("all hosts serve the same", 3 * PATIENCE, || {
+        let served: Vec<_> = site.hosts.iter().map(|host| host.serves(WEB_PORT)).collect();
+        (served.iter().all(|it| it.is_some() && *it == served[0])).then_some(())
+    });
+    let now = host.serves(WEB_PORT).expect("it serves");
+    assert!(now == before || now == "3", "{now}");
+}
+
+/// All that is served at about one time. A host that is asked later may have gone on; what it has left is not served anywhere then.
+#[track_caller]
+fn assert_one_release(site: &Site<'_>) {
+    let look = || site.hosts.iter().filter_map(|host| host.serves(WEB_PORT)).collect::<Vec<_>>();
+    let first = look();
+    // Two looks: one that straddles the flip sees both releases, and then the second sees the new one only.
+    let second = look();
+    let is_one = |served: &[String]| served.iter().all(|release| *release == served[0]);
+    assert!(is_one(&first) || is_one(&second), "{first:?} {second:?}");
+}
+
+/// A guard or an agent that does not come round is killed by systemd; what is served goes on.
+pub(super) fn watchdog(site: &Site<'_>) {
+    let host = site.host(2);
+    let serving = host.serves(WEB_PORT).expect("it serves");
+    for unit in ["muster-guard", "muster-agent"] {
+        let drop_in = format!("/run/systemd/system/{unit}.service.d");
+        host.must(&format!(
+            "mkdir -p {drop_in} && printf '[Service]\\nWatchdogSec=2\\n' > {drop_in}/short.conf && \
+             systemctl daemon-reload && systemctl restart {unit}"
+        ));
+        let before = host.property(unit, "MainPID");
+        host.must(&format!("kill -STOP {before}"));
+        wait_until(&format!("{unit} is started again"), PATIENCE, || {
+            let now = host.property(unit, "MainPID");
+            (now != before && now != "0" && host.property(unit, "ActiveState") == "active").then_some(())
+        });
+        assert_eq!(host.property(unit, "NRestarts"), "1");
+        assert_eq!(host.serves(WEB_PORT).as_deref(), Some(serving.as_str()));
+        host.must(&format!("rm -r {drop_in} && systemctl daemon-reload && systemctl restart {unit}"));
+    }
+    site.wait_connected();
+}
