@@ -30,6 +30,7 @@ mod roles;
 mod rollouts;
 mod roots;
 mod secrets;
+mod service_manager;
 mod services;
 mod smoke;
 mod storage;

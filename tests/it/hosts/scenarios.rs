@@ -6,10 +6,13 @@ mod power;
 
 use super::site::Site;
 
+/// The one that the others need.
+pub(super) const FIRST: &str = "the first flip of eight";
+
 /// In the order in which they are run.
 pub(super) const ALL: &[(&str, fn(&Site<'_>))] = &[
     ("the agent is nobody, and its keys are root's", packages::the_agent_is_nobody),
-    ("the first flip of eight", operation::first_flip),
+    (FIRST, operation::first_flip),
     ("Knight: a host that a copy by hand has missed shuts the gate", operation::a_missed_host_shuts_the_gate),
     ("a service that the guard runs", operation::a_service_of_the_guard),
     ("a host that is rebooted serves nothing before it is admitted", power::reboot),

@@ -68,8 +68,10 @@ pub(super) fn full_disk(site: &Site<'_>) {
     assert_ne!(site.muster("flip big").code, 0);
     site.assert_all_serve(&serving);
 
+    // What the agent has promised meanwhile goes back to the larger disk: an older journal would be noticed.
     host.must(
-        "systemctl stop muster-agent && umount /var/lib/muster && rm -rf /var/lib/muster.kept && \
+        "systemctl stop muster-agent && rm -rf /var/lib/muster.kept && cp -a /var/lib/muster /var/lib/muster.kept && \
+         umount /var/lib/muster && rm -rf /var/lib/muster && mv /var/lib/muster.kept /var/lib/muster && \
          systemctl start muster-agent",
     );
     site.wait_connected();
@@ -90,7 +92,7 @@ pub(super) fn clone(site: &Site<'_>) {
     assert_ne!(site.muster("flip 1").code, 0, "nothing flips meanwhile");
     clone.power_off();
 
-    site.muster("host readmit host-4 --reason clone").expect_code(0);
+    site.muster("host readmit host-4").expect_code(0);
     site.wait_connected();
     wait_until("the fleet has no blockers", PATIENCE, || (site.muster("status").code == 0).then_some(()));
 }

@@ -14,9 +14,13 @@ pub(super) fn the_agent_is_nobody(site: &Site<'_>) {
     for key in ["agent.key", "attestation.key"] {
         assert_eq!(host.must(&format!("stat --format='%U %a' /etc/muster/{key}")), "root 600");
     }
-    assert!(host.property("muster-agent", "StatusText").contains("web: connected"));
+    wait_until("the unit shows that the agent is connected", PATIENCE, || {
+        host.property("muster-agent", "StatusText").contains("web: connected").then_some(())
+    });
     assert!(host.property("muster-guard", "StatusText").contains("answers on /run/muster/guard.sock"));
-    assert!(site.coordinator.property("muster-coordinator", "StatusText").contains("leads app, web"));
+    wait_until("the unit shows what the coordinator leads", PATIENCE, || {
+        site.coordinator.property("muster-coordinator", "StatusText").contains("leads app, web").then_some(())
+    });
     // What an operator does on the host needs no key of the agent's.
     assert!(host.must("muster-agent status web").contains("permit   none"));
     // A stranger on the host may not ask the guard.

@@ -69,25 +69,26 @@ fn assert_one_release(site: &Site<'_>) {
     assert!(is_one(&first) || is_one(&second), "{first:?} {second:?}");
 }
 
-/// A guard or an agent that does not come round is killed by systemd; what is served goes on.
+/// A daemon that does not come round is killed by systemd; what is served goes on.
 pub(super) fn watchdog(site: &Site<'_>) {
     let host = site.host(2);
     let serving = host.serves(WEB_PORT).expect("it serves");
-    for unit in ["muster-guard", "muster-agent"] {
+    let daemons = [(host, "muster-guard"), (host, "muster-agent"), (&site.coordinator, "muster-coordinator")];
+    for (server, unit) in daemons {
         let drop_in = format!("/run/systemd/system/{unit}.service.d");
-        host.must(&format!(
-            "mkdir -p {drop_in} && printf '[Service]\\nWatchdogSec=2\\n' > {drop_in}/short.conf && \
+        server.must(&format!(
+            "mkdir -p {drop_in} && printf '[Service]\nWatchdogSec=2\n' > {drop_in}/short.conf && \
              systemctl daemon-reload && systemctl restart {unit}"
         ));
-        let before = host.property(unit, "MainPID");
-        host.must(&format!("kill -STOP {before}"));
+        let before = server.property(unit, "MainPID");
+        server.must(&format!("kill -STOP {before}"));
         wait_until(&format!("{unit} is started again"), PATIENCE, || {
-            let now = host.property(unit, "MainPID");
-            (now != before && now != "0" && host.property(unit, "ActiveState") == "active").then_some(())
+            let now = server.property(unit, "MainPID");
+            (now != before && now != "0" && server.property(unit, "ActiveState") == "active").then_some(())
         });
-        assert_eq!(host.property(unit, "NRestarts"), "1");
+        assert_eq!(server.property(unit, "NRestarts"), "1");
         assert_eq!(host.serves(WEB_PORT).as_deref(), Some(serving.as_str()));
-        host.must(&format!("rm -r {drop_in} && systemctl daemon-reload && systemctl restart {unit}"));
+        server.must(&format!("rm -r {drop_in} && systemctl daemon-reload && systemctl restart {unit}"));
     }
     site.wait_connected();
 }
