@@ -113,6 +113,7 @@ impl Exit {
             | Code::Decided => Self::Aborted,
             Code::HostDark
             | Code::StartFailed
+            | Code::WrongProcess
             | Code::StopFailed
             | Code::GuardFailed
             | Code::LeaseExpired

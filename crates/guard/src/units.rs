@@ -172,7 +172,12 @@ impl Service for Units {
     fn kill(&self, patience: Duration) -> Result<(), GuardError> {
         let shared = &self.shared;
         let begun = Instant::now();
-        let places = shared.lock().groups.clone();
+        let places = {
+            let mut status = shared.lock();
+            // That it ends is no news to whoever watches it.
+            status.main = None;
+            status.groups.clone()
+        };
         let busy = || shared.lock().start == Start::UnderWay;
         groups::kill(&places, patience, &busy).map_err(|left| shared.not_stopped(left))?;
         // systemd may have been about to start it again, and have passed the gate before that was shut.

@@ -70,31 +70,35 @@ fn compare(shared: &Shared, before: Option<u32>) {
         return;
     }
     let fleet = shared.setup.fleet.clone();
-    let event = match (before, now) {
+    let again = "systemd has started the service again";
+    let ended = |status| format!("the service ended by itself ({status})");
+    let (event, told) = match (before, now) {
         (Some(old), ServiceState::Running { pid, started_boot_ms }) if old != pid => {
             status.main = Some((pid, started_boot_ms));
-            Event::ServiceRestarted { fleet, pid }
+            (Event::ServiceRestarted { fleet, pid }, format!("{again}, as process {pid}"))
         }
         (None, ServiceState::Running { pid, started_boot_ms }) => {
             status.main = Some((pid, started_boot_ms));
             return;
         }
-        (Some(_), ServiceState::Exited { status: ended, .. }) => {
+        (Some(_), ServiceState::Exited { status: how, .. }) => {
             status.main = None;
-            Event::ServiceExited { fleet, status: ended, restart_boot_ms: None }
+            (Event::ServiceExited { fleet, status: how, restart_boot_ms: None }, ended(how))
         }
         (Some(_), ServiceState::Stopped) => {
             status.main = None;
-            Event::ServiceExited { fleet, status: ExitKind::Unknown, restart_boot_ms: None }
+            let how = ExitKind::Unknown;
+            (Event::ServiceExited { fleet, status: how, restart_boot_ms: None }, ended(how))
         }
-        (Some(_), ServiceState::Restarting { status: ended, .. }) => {
+        (Some(_), ServiceState::Restarting { status: how, .. }) => {
             status.main = None;
-            Event::ServiceExited { fleet, status: ended, restart_boot_ms: Some(boot_time()) }
+            let event = Event::ServiceExited { fleet, status: how, restart_boot_ms: Some(boot_time()) };
+            (event, ended(how))
         }
         (_, ServiceState::Running { .. } | ServiceState::Starting) | (None, _) => return,
     };
     drop(status);
     shared.setup.generation.fetch_add(1, Ordering::Relaxed);
-    log!("fleet {}: {event:?}", shared.setup.fleet);
+    log!("fleet {}: {told}", shared.setup.fleet);
     (shared.setup.events)(event);
 }
