@@ -9,8 +9,11 @@ use super::site::Site;
 /// The one that the others need.
 pub(super) const FIRST: &str = "the first flip of eight";
 
+/// A scenario and its name.
+type Scenario = (&'static str, fn(&Site<'_>));
+
 /// In the order in which they are run.
-pub(super) const ALL: &[(&str, fn(&Site<'_>))] = &[
+pub(super) const ALL: &[Scenario] = &[
     ("the agent is nobody, and its keys are root's", packages::the_agent_is_nobody),
     (FIRST, operation::first_flip),
     ("Knight: a host that a copy by hand has missed shuts the gate", operation::a_missed_host_shuts_the_gate),
