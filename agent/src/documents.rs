@@ -8,7 +8,9 @@ use muster_model::{
     RolloutId, Roster, Verified,
 };
 use muster_rollout::host::Evidence;
-use muster_trust::{Authentic, ENVELOPE_BYTES_MAX, EVIDENCE_BYTES_MAX, RootChain, TrustRoot, verify_evidence};
+use muster_trust::{
+    Authentic, ENVELOPE_BYTES_MAX, EVIDENCE_BYTES_MAX, RootChain, TrustRoot, verify_evidence,
+};
 use tonic::transport::Channel;
 
 use crate::blobs::pull;

@@ -7,9 +7,7 @@ use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
-use muster_model::{
-    Digest, FleetName, Refusal, Release, Roster, RosterRef, UnixTime, Verified, Version,
-};
+use muster_model::{Digest, FleetName, Refusal, Release, Roster, RosterRef, UnixTime, Verified, Version};
 use muster_mtls::{ClientTls, ConnectOptions, Credentials, Validity};
 use muster_proto::convert;
 use muster_proto::v1;

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use muster_model::{
-    Addition, Code, Digest, Document as _, FleetName, HostName, Member, Policy, Roster, RosterRef, RosterRevision,
-    Timing, UnixTime,
+    Addition, Code, Digest, Document as _, FleetName, HostName, Member, Policy, Roster, RosterRef,
+    RosterRevision, Timing, UnixTime,
 };
 use muster_mtls::Role;
 use muster_trust::{Authentic, KeyAlgorithm, SigningKey, operators_roster};
@@ -84,7 +84,8 @@ impl Scaled {
 
     /// Runs `muster roster add` as somebody with a pipeline's certificate.
     fn add(&self, pipeline: &Path, hosts: &[&str]) -> Output {
-        let arguments = [&["roster", "add"], hosts, &["--key", text(&self.path), "--output", "json"]].concat();
+        let arguments =
+            [&["roster", "add"], hosts, &["--key", text(&self.path), "--output", "json"]].concat();
         run(&arguments, &[("MUSTER_CONTEXT", text(pipeline))])
     }
 
@@ -140,7 +141,11 @@ fn a_host_that_a_pipeline_adds_comes_up_dark_is_let_in_and_flips_with_the_others
     until("it has enrolled and waits", || fleet.coordinator().log().contains("host-not-in-roster"));
     let added = scaled.add(&pipeline, &["host-4"]).expect_code(0);
     let json = added.json();
-    assert_eq!((&json["revision"], &json["hosts"], &json["room"]), (&3.into(), &4.into(), &1.into()), "{added}");
+    assert_eq!(
+        (&json["revision"], &json["hosts"], &json["room"]),
+        (&3.into(), &4.into(), &1.into()),
+        "{added}"
+    );
     fleet.wait_connected(4);
     assert_eq!(host.serves(), None, "it has nothing to serve yet");
     let again = scaled.add(&pipeline, &["host-4"]);
@@ -266,7 +271,11 @@ fn a_thief_of_the_key_can_add_hosts_up_to_the_limit_and_nothing_else() {
 
     signs_nothing_else(&scaled, &present);
     let status = fleet.json(&["status"]).expect_code(0).json();
-    assert_eq!((&status["roster_revision"], &status["additions"]["room"]), (&2.into(), &2.into()), "{status}");
+    assert_eq!(
+        (&status["roster_revision"], &status["additions"]["room"]),
+        (&2.into(), &2.into()),
+        "{status}"
+    );
     let one = fleet.host(1).serves().unwrap();
     fleet.assert_all_serve(&one);
 }

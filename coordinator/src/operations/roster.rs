@@ -113,8 +113,7 @@ fn said(shared: &Shared, verified: &Authentic<Roster>) -> String {
         let solo = if is_solo { "; solo mode: one operator alone could sign it" } else { "" };
         return format!("{what}{solo}");
     };
-    let names: Vec<&str> =
-        added.hosts.iter().take(NAMED_MAX).map(|member| member.name.as_str()).collect();
+    let names: Vec<&str> = added.hosts.iter().take(NAMED_MAX).map(|member| member.name.as_str()).collect();
     let more = added.hosts.len().saturating_sub(NAMED_MAX);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let by: Vec<String> = verified.signers().iter().map(ToString::to_string).collect();

@@ -7,7 +7,8 @@ use serde_json::value::RawValue;
 
 use crate::document::{check_format, parse_json, to_json};
 use crate::{
-    Digest, Document, DocumentError, DocumentKind, FleetName, HostName, Joiners, Member, Roster, RosterRevision,
+    Digest, Document, DocumentError, DocumentKind, FleetName, HostName, Joiners, Member, Roster,
+    RosterRevision,
 };
 
 const FORMAT: &str = "muster.addition/1";
@@ -81,7 +82,9 @@ pub enum AdditionError {
         host: HostName,
     },
     /// More hosts than may be.
-    #[error("it makes {hosts} hosts of the fleet, and the root lets joiners go to {max}; have operators sign a roster")]
+    #[error(
+        "it makes {hosts} hosts of the fleet, and the root lets joiners go to {max}; have operators sign a roster"
+    )]
     TooMany {
         /// How many there would be.
         hosts: usize,
@@ -127,7 +130,9 @@ pub enum FollowError {
         held: RosterRevision,
     },
     /// The operators signed it without knowing who was added.
-    #[error("it is revision {found}, and revision {held} with added hosts has been seen; sign it as a later one")]
+    #[error(
+        "it is revision {found}, and revision {held} with added hosts has been seen; sign it as a later one"
+    )]
     NotLater {
         /// Its revision.
         found: RosterRevision,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AdditionError, FleetName, Roster, RoleKeys, RosterRevision, UnixTime};
+use crate::{AdditionError, FleetName, RoleKeys, Roster, RosterRevision, UnixTime};
 
 /// Keys that may add hosts to rosters without operators, within limits that the root's keys have signed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -77,15 +77,22 @@ impl Joiners {
     pub(crate) fn check(&self) -> Result<(), String> {
         self.role.check("joiner")?;
         if self.hosts_max == 0 || self.hosts_max as usize > Roster::HOSTS_MAX {
-            return Err(format!("the joiners may go to {} hosts; write 1 to {}", self.hosts_max, Roster::HOSTS_MAX));
+            return Err(format!(
+                "the joiners may go to {} hosts; write 1 to {}",
+                self.hosts_max,
+                Roster::HOSTS_MAX
+            ));
         }
         if self.base_age_ms_max == 0 || self.base_age_ms_max > Self::BASE_AGE_MS_MAX {
-            return Err(format!("{} ms is no time for which joiners may add to a roster", self.base_age_ms_max));
+            return Err(format!(
+                "{} ms is no time for which joiners may add to a roster",
+                self.base_age_ms_max
+            ));
         }
         match &self.fleets {
-            FleetScope::Named(names) if names.is_empty() || names.len() > FleetScope::NAMED_MAX => {
-                Err(format!("the joiners may add to {} fleets; name 1 to {}", names.len(), FleetScope::NAMED_MAX))
-            }
+            FleetScope::Named(names) if names.is_empty() || names.len() > FleetScope::NAMED_MAX => Err(
+                format!("the joiners may add to {} fleets; name 1 to {}", names.len(), FleetScope::NAMED_MAX),
+            ),
             FleetScope::Named(_) | FleetScope::All => Ok(()),
         }
     }

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::document::{check_format, parse_json, to_json};
 use crate::{
-    Additions, Document, DocumentError, DocumentKind, FleetName, FollowError, HostName, PublicKey, RosterRevision,
-    Timing, UnixTime,
+    Additions, Document, DocumentError, DocumentKind, FleetName, FollowError, HostName, PublicKey,
+    RosterRevision, Timing, UnixTime,
 };
 
 const FORMAT: &str = "muster.roster/1";

@@ -5,7 +5,9 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use muster_model::{AdditionError, DocumentError, DocumentKind, FleetName, HostName, PublicKey, RosterRevision, UnixTime};
+use muster_model::{
+    AdditionError, DocumentError, DocumentKind, FleetName, HostName, PublicKey, RosterRevision, UnixTime,
+};
 
 use crate::dsse::EnvelopeError;
 use crate::keys::SigningFailure;

@@ -1,7 +1,8 @@
 //! The root of trust, and what it vouches for.
 
 use muster_model::{
-    Document, DocumentKind, FleetName, Mandate, Order, PublicKey, Release, Root, SigningRole, UnixTime, Verified,
+    Document, DocumentKind, FleetName, Mandate, Order, PublicKey, Release, Root, SigningRole, UnixTime,
+    Verified,
 };
 
 use crate::authentic::{check_threshold, open, parse, signers};

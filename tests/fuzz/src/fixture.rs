@@ -86,7 +86,12 @@ pub(crate) fn root() -> Root {
         hosts_max: HOSTS_MAX,
         base_age_ms_max: 1_000,
     };
-    Root::new(1, UnixTime(2_000_000), roles).unwrap().with_joiners(joiners).unwrap().with_names(names).unwrap()
+    Root::new(1, UnixTime(2_000_000), roles)
+        .unwrap()
+        .with_joiners(joiners)
+        .unwrap()
+        .with_names(names)
+        .unwrap()
 }
 
 /// How far joiners may go.

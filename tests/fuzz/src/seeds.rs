@@ -11,7 +11,8 @@ use muster_trust::Receipt;
 use prost::Message as _;
 
 use crate::fixture::{
-    FLIP, KEY, SignedFlip, addition, attestation, checkpoint, entries, order, release, root, roster, secret, signed,
+    FLIP, KEY, SignedFlip, addition, attestation, checkpoint, entries, order, release, root, roster, secret,
+    signed,
 };
 use crate::{Verdict, audit, run};
 

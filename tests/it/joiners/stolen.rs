@@ -2,7 +2,8 @@
 //! was there before.
 
 use muster_model::{
-    Addition, Attestation, Code, Digest, Document as _, Member, MerkleTree, Purpose, Roster, RosterRevision, Secret,
+    Addition, Attestation, Code, Digest, Document as _, Member, MerkleTree, Purpose, Roster, RosterRevision,
+    Secret,
 };
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body as FromAgent;

@@ -178,11 +178,12 @@ public = "ed25519:BAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQ="
         for left_out in ["threshold = 1\nhosts_max", "hosts_max = 40\n", "base_age_ms_max = 2592000000\n"] {
             assert!(to_root(&text.replace(left_out, "")).is_err(), "{left_out}");
         }
+        let [of_joiner, of_alice] = [4, 1].map(|byte| PublicKey::Ed25519([byte; 32]).to_string());
         for (right, wrong) in [
             ("fleets = [\"demo\"]", ""),
             ("fleets = [\"demo\"]", "all_fleets = true\nfleets = [\"demo\"]"),
             ("hosts_max = 40", "hosts_max = 0"),
-            ("ed25519:BAQE", "ed25519:AQEB"),
+            (&of_joiner, &of_alice),
         ] {
             let changed = to_root(&text.replace(right, wrong));
             assert!(!matches!(changed, Ok(Ok(_))), "{wrong}: {changed:?}");

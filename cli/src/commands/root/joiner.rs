@@ -79,7 +79,11 @@ struct JoinerKey {
 
 impl JoinerArgs {
     /// What the draft says after them.
-    pub(super) fn edit(&self, root: &Root, before: Option<JoinerFile>) -> Result<Option<JoinerFile>, CliError> {
+    pub(super) fn edit(
+        &self,
+        root: &Root,
+        before: Option<JoinerFile>,
+    ) -> Result<Option<JoinerFile>, CliError> {
         if self.no_joiners {
             return Ok(None);
         }
@@ -208,9 +212,7 @@ impl fmt::Display for JoinersView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let fleets = match &self.fleets {
             FleetScope::All => "every fleet".to_owned(),
-            FleetScope::Named(names) => {
-                names.iter().map(FleetName::as_str).collect::<Vec<_>>().join(", ")
-            }
+            FleetScope::Named(names) => names.iter().map(FleetName::as_str).collect::<Vec<_>>().join(", "),
         };
         write!(
             f,
@@ -240,7 +242,8 @@ impl JoinersDifference {
     }
 
     pub(super) fn print(&self, page: &mut Page) {
-        let keys = |view: &Option<JoinersView>| view.iter().flat_map(|it| it.keys.clone()).collect::<Vec<_>>();
+        let keys =
+            |view: &Option<JoinersView>| view.iter().flat_map(|it| it.keys.clone()).collect::<Vec<_>>();
         match &self.next {
             Some(next) => page.line(format_args!("joiner    {next}")),
             None => page.line("joiner    nobody may add hosts any more"),

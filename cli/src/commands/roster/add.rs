@@ -22,7 +22,7 @@ use crate::output::{Page, Report, Tone, counted};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   muster roster add host-4 --key joiner.key
-  muster roster add host-4=ed25519:J0bY… host-5=ed25519:z1Xw… --key joiner.key")]
+  muster roster add host-4=ed25519:BwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyAhIiMkJSY= --key joiner.key")]
 pub(crate) struct Add {
     #[command(flatten)]
     fleet: FleetArg,
@@ -47,7 +47,10 @@ impl FromStr for Host {
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, key) = text.split_once('=').map_or((text, None), |(name, key)| (name, Some(key)));
         let name = HostName::new(name).map_err(|error| error.to_string())?;
-        let key = key.map(str::parse).transpose().map_err(|error: muster_model::PublicKeyError| error.to_string())?;
+        let key = key
+            .map(str::parse)
+            .transpose()
+            .map_err(|error: muster_model::PublicKeyError| error.to_string())?;
         Ok(Self { name, key })
     }
 }
@@ -162,7 +165,10 @@ impl Report for Added {
         } else {
             page.toned(
                 Tone::Good,
-                format_args!("the roster of {fleet} is now revision {revision} with {}", counted(*hosts, "host")),
+                format_args!(
+                    "the roster of {fleet} is now revision {revision} with {}",
+                    counted(*hosts, "host")
+                ),
             );
         }
         page.line(format_args!("{} more may be added without operators", counted(*room, "host")));

@@ -25,7 +25,9 @@ fn members(hosts: &[u8]) -> Vec<Member> {
 
 fn roster(revision: u64, hosts: &[u8]) -> Roster {
     let policy = Policy { timing: Timing::with_lease(2000, 500), ..Policy::default() };
-    Roster::new(fleet("smars"), RosterRevision(revision), policy, members(hosts)).expect("valid").issued(UnixTime(7))
+    Roster::new(fleet("smars"), RosterRevision(revision), policy, members(hosts))
+        .expect("valid")
+        .issued(UnixTime(7))
 }
 
 fn digest(roster: &Roster) -> Digest {
@@ -182,10 +184,14 @@ fn a_joiner_key_has_no_other_role_and_limits_that_can_be_kept() {
     let key = |byte| PublicKey::Ed25519([byte; 32]);
     let role = |byte| RoleKeys { threshold: 1, keys: vec![key(byte)] };
     let roles = [SigningRole::Root, SigningRole::Release, SigningRole::Operator];
-    let root = || Root::new(1, UnixTime(1), roles.into_iter().zip([1, 2, 3].map(role)).collect()).expect("valid");
+    let root =
+        || Root::new(1, UnixTime(1), roles.into_iter().zip([1, 2, 3].map(role)).collect()).expect("valid");
     let joined = root().with_joiners(limits(40)).expect("valid");
     assert_eq!(Root::parse(&joined.to_bytes()), Ok(joined));
-    assert!(!String::from_utf8(root().to_bytes()).expect("JSON").contains("joiners"), "older readers know none");
+    assert!(
+        !String::from_utf8(root().to_bytes()).expect("JSON").contains("joiners"),
+        "older readers know none"
+    );
     let no_fleet = FleetScope::Named(BTreeSet::new());
     for wrong in [
         Joiners { role: role(3), ..limits(40) },
@@ -212,7 +218,11 @@ fn shown() -> impl Strategy<Value = Shown> {
     let hosts = proptest::collection::btree_set(1..8_u8, 1..5);
     let operators = (1..12_u64, hosts).prop_map(|(revision, hosts)| Shown::Operators { revision, hosts });
     let added = proptest::collection::vec((1..10_u8, 1..10_u8), 1..4);
-    let added = (0..4_usize, 1..14_u64, added).prop_map(|(base, revision, added)| Shown::Added { base, revision, added });
+    let added = (0..4_usize, 1..14_u64, added).prop_map(|(base, revision, added)| Shown::Added {
+        base,
+        revision,
+        added,
+    });
     prop_oneof![1 => operators, 4 => added]
 }
 

@@ -1,8 +1,8 @@
 //! What an agent keeps durably of one fleet.
 
 use muster_model::{
-    Additions, BootTime, Closing, Digest, Epoch, FleetName, FlipMode, HaltId, HostMode, HostName, Leadership, RolloutId,
-    RosterRevision, Secret, Standing, Token,
+    Additions, BootTime, Closing, Digest, Epoch, FleetName, FlipMode, HaltId, HostMode, HostName, Leadership,
+    RolloutId, RosterRevision, Secret, Standing, Token,
 };
 use serde::{Deserialize, Serialize};
 

@@ -56,9 +56,15 @@ pub(super) fn signed_roster(revision: u64, hosts: usize) -> SignedRoster {
 }
 
 /// What a joiner's key makes of the operators' `base`: `added` are all hosts that it has more.
-pub(super) fn added_roster(base: &SignedRoster, follows: Digest, revision: u64, added: &[usize]) -> SignedRoster {
+pub(super) fn added_roster(
+    base: &SignedRoster,
+    follows: Digest,
+    revision: u64,
+    added: &[usize],
+) -> SignedRoster {
     let added = added.iter().map(|number| member(*number)).collect();
-    let addition = Addition::new(fleet_name(), RosterRevision(revision), follows, "{}", added).expect("valid");
+    let addition =
+        Addition::new(fleet_name(), RosterRevision(revision), follows, "{}", added).expect("valid");
     let limits = Joiners {
         role: RoleKeys { threshold: 1, keys: vec![PublicKey::Ed25519([255; 32])] },
         fleets: FleetScope::All,

@@ -74,7 +74,10 @@ fn nobody_adds_but_joiners_and_joiners_do_nothing_but_add() {
     let root = root_with(limits());
     let refused = |envelope: &Envelope| root.verify_roster(envelope.raw(), NOW).unwrap_err();
     for stranger in [&OPERATORS[..], &[111]] {
-        assert!(matches!(refused(&signed(&addition(), stranger)), TrustError::Threshold { role: "joiner", .. }));
+        assert!(matches!(
+            refused(&signed(&addition(), stranger)),
+            TrustError::Threshold { role: "joiner", .. }
+        ));
     }
     let roster = fixture::roster(&fleet_name(), 3);
     assert!(matches!(refused(&signed(&roster, &[JOINER])), TrustError::Threshold { role: "operator", .. }));
@@ -93,7 +96,8 @@ fn nobody_adds_but_joiners_and_joiners_do_nothing_but_add() {
 #[test]
 fn what_is_in_it_is_what_operators_signed_and_nothing_else() {
     let root = root_with(limits());
-    let refused = |addition: &Addition| root.verify_roster(signed(addition, &[JOINER]).raw(), NOW).unwrap_err();
+    let refused =
+        |addition: &Addition| root.verify_roster(signed(addition, &[JOINER]).raw(), NOW).unwrap_err();
     let by_one = signed(&fixture::roster(&fleet_name(), 2).issued(NOW), &OPERATORS[..1]);
     let by_joiner = signed(&fixture::roster(&fleet_name(), 2).issued(NOW), &[JOINER]);
     for base in [&by_one, &by_joiner] {
