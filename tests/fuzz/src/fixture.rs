@@ -5,10 +5,10 @@ use std::sync::LazyLock;
 
 use muster_audit::{Checkpoint, Edge, Entry, Kind, origin};
 use muster_model::{
-    Addition, Assurance, Attestation, BootGate, BootId, ClockState, Comparable, Digest, Document, Epoch,
-    FleetName, FleetScope, Flip, FlipMode, HostFacts, HostName, Incarnation, Joiners, Member, MerkleTree,
-    OnFailure, Order, Policy, PublicKey, Purpose, Release, RoleKeys, RolloutId, Root, Roster, RosterRef,
-    RosterRevision, Scope, Secret, SigningRole, UnixTime, Version,
+    Assurance, Attestation, BootGate, BootId, ClockState, Comparable, Digest, Document, Epoch, FleetName,
+    FleetScope, Flip, FlipMode, HostFacts, HostName, Incarnation, Joiners, Member, MerkleTree, OnFailure,
+    Order, Policy, Purpose, Release, RoleKeys, RolloutId, Root, Roster, RosterRef, RosterRevision, Scope,
+    Secret, SigningRole, UnixTime, Version,
 };
 use muster_trust::{Authentic, SigningKey, TrustRoot, assemble_evidence, sign, verify_evidence};
 
@@ -96,14 +96,6 @@ pub(crate) fn root() -> Root {
 
 /// How far joiners may go.
 pub(crate) const HOSTS_MAX: u32 = 4;
-
-/// What adds host-3 to the roster.
-pub(crate) fn addition() -> Addition {
-    let base = roster().issued(NOW);
-    let envelope = String::from_utf8(signed(&base)).unwrap();
-    let added = vec![Member { name: host(2), attestation_key: PublicKey::Ed25519([3; 32]) }];
-    Addition::new(fleet(), RosterRevision(5), Digest::of(&base.to_bytes()), &envelope, added).unwrap()
-}
 
 pub(crate) fn roster() -> Roster {
     let keys = [KEY_PUBLIC.clone(), OTHER_KEY.public().clone()];

@@ -4,15 +4,17 @@ use std::fs;
 use std::path::Path;
 
 use muster_audit::{SignedCheckpoint, export_header, export_line};
-use muster_model::{Document as _, FromHost, Manifest, RolloutId, ToHost};
+use muster_model::{
+    Addition, Digest, Document as _, FromHost, Manifest, Member, PublicKey, RolloutId, RosterRevision, ToHost,
+};
 use muster_proto::convert::{to_agent, to_coordinator};
 use muster_proto::v1;
 use muster_trust::Receipt;
 use prost::Message as _;
 
 use crate::fixture::{
-    FLIP, KEY, SignedFlip, addition, attestation, checkpoint, entries, order, release, root, roster, secret,
-    signed,
+    FLIP, KEY, NOW, SignedFlip, attestation, checkpoint, entries, fleet, host, order, release, root, roster,
+    secret, signed,
 };
 use crate::{Verdict, audit, run};
 
@@ -143,4 +145,12 @@ fn whole_receipt() -> Vec<u8> {
     let SignedFlip { order, roster, release, attestations } = &*FLIP;
     let secrets = &[0, 1].map(|index| Some(secret(index)));
     Receipt { order, roster, release, attestations, secrets }.to_bytes()
+}
+
+/// What adds host-3 to the roster.
+fn addition() -> Addition {
+    let base = roster().issued(NOW);
+    let envelope = String::from_utf8(signed(&base)).unwrap();
+    let added = vec![Member { name: host(2), attestation_key: PublicKey::Ed25519([3; 32]) }];
+    Addition::new(fleet(), RosterRevision(5), Digest::of(&base.to_bytes()), &envelope, added).unwrap()
 }
