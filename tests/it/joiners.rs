@@ -164,16 +164,25 @@ fn a_host_that_a_pipeline_adds_comes_up_dark_is_let_in_and_flips_with_the_others
     receipt_holds_offline(fleet);
     everybody_can_read_it(&scaled);
 
-    // A coordinator that was restarted leads with it, and what operators sign next takes its place.
+    // A coordinator that was restarted leads with it, and one that knows nothing has it from the hosts.
     fleet.coordinator().kill();
     fleet.coordinator().start(&[]);
+    fleet.wait_connected(4);
+    fleet.lose_coordinator();
+    // It pins the first root, which names no joiner.
+    fleet.json(&["root", "apply", text(&fleet.scratch().join("root-2.json"))]).expect_code(0);
+    fleet.rebuild();
+    let status = fleet.json(&["status"]).expect_code(0).json();
+    assert_eq!(status["additions"]["hosts"][0], "host-4", "{status}");
+    // What operators sign next takes its place.
     fleet.wait_connected(4);
     scaled.apply(scaled.present().document().hosts().to_vec(), Some(now())).unwrap();
     let status = fleet.json(&["status"]).expect_code(0).json();
     assert_eq!(status["additions"]["hosts"].as_array().map(Vec::len), Some(0), "{status}");
     assert_eq!(status["additions"]["base_revision"], 4, "{status}");
-    fleet.json(&["rollback"]).expect_code(0);
-    assert_eq!(host.serves(), fleet.host(1).serves());
+    let three = fleet.release(&versioned("3"), "3");
+    fleet.assert_all_serve(&three);
+    assert_eq!(host.serves().as_deref(), Some(three.as_str()));
 }
 
 /// A folder with the receipt and the root document, and nothing else.
@@ -195,6 +204,7 @@ fn receipt_holds_offline(fleet: &Fleet) {
     };
     let (code, said) = verify();
     assert!(code == Some(0) && said.contains("all 4 hosts of demo"), "{said}");
+    assert!(said.contains("a joiner had added host-4"), "{said}");
     // The root before it named no joiner.
     fs::copy(fleet.dir().join("root.1.json"), &root).unwrap();
     let (code, said) = verify();

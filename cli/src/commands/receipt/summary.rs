@@ -4,8 +4,9 @@ use muster_model::{Digest, FleetName, FlipMode, HostName, PublicKey};
 use muster_trust::{TrustRoot, VerifiedReceipt};
 use serde::Serialize;
 
+use crate::orders::added;
 use crate::output::{Page, Report, Tone};
-use crate::view::ReleaseView;
+use crate::view::{ReleaseView, listed};
 
 /// What is reported of a verified receipt.
 #[derive(Debug, Serialize)]
@@ -17,6 +18,9 @@ pub(super) struct Summary {
     mode: FlipMode,
     roster_revision: u64,
     hosts: usize,
+    /// Those of them that no operator has signed for in a roster, but a joiner.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    added_hosts: Vec<HostName>,
     ordered_by: Vec<PublicKey>,
     lapsed: Vec<HostName>,
     root_version: u64,
@@ -38,6 +42,7 @@ impl Summary {
             mode: order.mode,
             roster_revision: order.roster_revision.0,
             hosts: receipt.attestations().len(),
+            added_hosts: added(receipt.roster().document()),
             ordered_by: receipt.order().signers().to_vec(),
             lapsed: receipt.lapsed().to_vec(),
             root_version,
@@ -63,6 +68,9 @@ impl Report for Summary {
             None => {
                 page.line(format_args!("the fleet's first release, under roster revision {roster_revision}"))
             }
+        }
+        if !self.added_hosts.is_empty() {
+            page.line(format_args!("of these a joiner had added {}", listed(&self.added_hosts)));
         }
         match self.mode {
             FlipMode::Strict => page.line("in strict mode: at no instant were two releases served"),
