@@ -14,7 +14,7 @@ use muster_model::{
     Assurance, BootGate, BootId, ClockState, Digest, Epoch, FleetName, HostFacts, HostName, PublicKey, Scope,
     UnixTime,
 };
-use muster_mtls::{Address, ClientTls, Dialer, Role};
+use muster_mtls::{Address, CertificateFiles, ClientTls, Dialer, Role};
 use muster_proto::PROTOCOL;
 use muster_rollout::host::Profile;
 use muster_store::{Recovery, Store};
@@ -27,7 +27,6 @@ use crate::deploy::{Deployer, Slots};
 use crate::documents::Library;
 use crate::driver::{FleetDriver, INBOX_MAX, Input, Tools};
 use crate::guard_watch::GuardWatch;
-use crate::identity::CertificateFiles;
 use crate::journal::Journal;
 use crate::measure::{Lanes, Trees};
 use crate::papers::Papers;

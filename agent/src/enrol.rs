@@ -12,8 +12,8 @@ use std::time::Duration;
 use muster_daemon::crash_point;
 use muster_model::{Digest, FleetName, Refusal};
 use muster_mtls::{
-    Address, Anchor, ConnectOptions, Credentials, Introduction, KeyRequest, PemBundle, Role,
-    create_private_directory, introduce, read_private, write_private,
+    Address, Anchor, CertificateFiles, ConnectOptions, Credentials, Introduction, KeyRequest, PemBundle,
+    Role, create_private_directory, introduce, read_private, write_private,
 };
 use muster_proto::convert;
 use muster_proto::v1;
@@ -26,7 +26,6 @@ use serde::Serialize;
 use tonic::Status;
 
 use crate::AgentError;
-use crate::identity::FOLDER as IDENTITY_FOLDER;
 
 /// How long the coordinator may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -253,7 +252,7 @@ fn read_root(path: &Path) -> Result<Vec<u8>, AgentError> {
 
 /// What was kept under these names before is lost; of the keys themselves nothing is.
 fn put_aside(folder: &Path, state: &Path) -> io::Result<()> {
-    let identity = state.join(IDENTITY_FOLDER);
+    let identity = state.join(CertificateFiles::FOLDER);
     for path in [folder.join(ATTESTATION_KEY_FILE), folder.join(KEY_FILE), identity] {
         let aside = path.with_added_extension("replaced");
         let is_there = path.try_exists()?;

@@ -10,8 +10,8 @@ use std::time::Duration;
 use muster_daemon::{Machine, Shutdown, crash_point};
 use muster_model::{Code, HostName, UnixTime};
 use muster_mtls::{
-    Address, Anchor, ClientTls, ConnectOptions, Credentials, KeyRequest, Start, Validity, connect_through,
-    introduce,
+    Address, Anchor, CertificateFiles, ClientTls, ConnectOptions, Credentials, FileMarks, Keeping,
+    KeyRequest, Start, Validity, connect_through, introduce,
 };
 use muster_proto::v1;
 use muster_proto::v1::certificates_client::CertificatesClient;
@@ -23,7 +23,6 @@ use zeroize::Zeroizing;
 use crate::agent::Coordinator;
 use crate::driver::Input;
 use crate::enrol::refusal_of;
-use crate::identity::{CertificateFiles, Marks};
 use crate::{AgentError, refusal};
 
 /// How often files and times are looked at.
@@ -63,7 +62,7 @@ struct Plan {
     due: Option<UnixTime>,
     failures: u32,
     failure: String,
-    marks: Marks,
+    marks: FileMarks,
 }
 
 /// Why an attempt failed.
@@ -115,7 +114,7 @@ impl Renewal {
         &self.coordinator.tls
     }
 
-    async fn marks(&self) -> Marks {
+    async fn marks(&self) -> FileMarks {
         let files = self.files.clone();
         // A thread that ended without an outcome is asked again a second later.
         self.machine.run_blocking(move || files.marks()).await.unwrap_or_default()
@@ -124,7 +123,7 @@ impl Renewal {
     /// Takes over what somebody else has put into the configured files.
     async fn look_at_files(&self, plan: &mut Plan) -> Result<(), AgentError> {
         let marks = self.marks().await;
-        if marks == plan.marks || marks.is_empty() {
+        if marks == plan.marks || marks == FileMarks::default() {
             return Ok(());
         }
         let files = self.files.clone();
@@ -215,15 +214,27 @@ impl Renewal {
         Ok(credentials)
     }
 
-    /// Durable first, then in use.
+    /// Checked and durable first, then in use; what was in use before is forgotten last.
     async fn put_in_force(&self, certificate: String, key: Zeroizing<String>) -> Result<Credentials, Failed> {
-        let (files, in_use) = (self.files.clone(), self.tls().credentials());
-        let kept = self.machine.run_blocking(move || files.keep(&certificate, &key)).await;
-        let credentials = kept.map_err(because)?.map_err(because)?;
-        if credentials.identity() != in_use.identity() {
-            return Err(Failed::Because(format!("it was given one of {}", credentials.identity())));
+        let (files, in_use, now) = (self.files.clone(), self.tls().credentials(), self.machine.unix_time());
+        let kept = self.machine.run_blocking(move || {
+            files.keep(&in_use, (&certificate, &key), now, |step| {
+                crash_point(match step {
+                    Keeping::Written => "agent.identity.written",
+                    Keeping::Named => "agent.identity.named",
+                    Keeping::Linked => "agent.identity.linked",
+                });
+            })
+        });
+        let kept = kept.await.map_err(because)?;
+        if let Err(muster_mtls::Error::Ended { .. }) = kept {
+            // Whoever asks again with the same key may be answered the same again.
+            self.files.forget_pending();
         }
+        let credentials = kept.map_err(because)?;
         self.tls().replace(&credentials).map_err(because)?;
+        let (files, in_use) = (self.files.clone(), credentials.clone());
+        self.machine.run_blocking(move || files.forget_others(&in_use)).await.map_err(because)?;
         Ok(credentials)
     }
 

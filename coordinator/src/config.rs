@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use muster_daemon::{Fragments, resolve_path};
-use muster_mtls::CredentialPaths;
+use muster_mtls::{CertificateFiles, CredentialPaths};
 use serde::Deserialize;
 
 use crate::Error;
@@ -39,6 +39,10 @@ pub struct CoordinatorConfig {
     /// How long those of operators, pipelines and viewers last that they renew, in milliseconds (default 90 days).
     #[serde(default = "default_person_certificate_ms")]
     pub person_certificate_ms: NonZeroU64,
+    /// How long the coordinator's own lasts that it gives itself, in milliseconds (default 90 days); without an `issuer` it gives
+    /// itself none.
+    #[serde(default = "default_coordinator_certificate_ms")]
+    pub coordinator_certificate_ms: NonZeroU64,
     /// How long a list of revoked certificates lasts, in milliseconds (default 24 hours); it is renewed at half of that.
     #[serde(default = "default_revocation_list_ms")]
     pub revocation_list_ms: NonZeroU64,
@@ -84,6 +88,10 @@ const fn default_host_certificate_ms() -> NonZeroU64 {
 }
 
 const fn default_person_certificate_ms() -> NonZeroU64 {
+    NonZeroU64::new(90 * 24 * 3_600_000).expect("it is not zero")
+}
+
+const fn default_coordinator_certificate_ms() -> NonZeroU64 {
     NonZeroU64::new(90 * 24 * 3_600_000).expect("it is not zero")
 }
 
@@ -139,6 +147,12 @@ impl CoordinatorConfig {
             ca: self.ca.clone(),
             crl: self.crl.clone(),
         }
+    }
+
+    /// The certificate files, and where those go that the coordinator gives itself.
+    #[must_use]
+    pub fn certificate_files(&self) -> CertificateFiles {
+        CertificateFiles::new(self.credentials(), &self.state)
     }
 
     /// The limits of a rollout's steps.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use muster_audit::Kind;
 use muster_daemon::{Machine, Shutdown};
 use muster_model::{Code, Digest, FleetName, HostName, Incarnation, Refusal, Roster, SessionId, Verified};
-use muster_mtls::{Credentials, Role, ServerTls, Validity};
+use muster_mtls::{Role, ServerTls, Validity};
 use muster_proto::v1;
 use muster_rollout::fleet::{Fleet, FleetRecord, Inheritance, Limits, Phase};
 use muster_store::StoreError;
@@ -77,7 +77,7 @@ impl Shared {
         machine: Machine,
         stopping: Shutdown,
     ) -> Result<(Arc<Self>, Drivers), Error> {
-        let credentials = Credentials::load(&config.credentials())?;
+        let credentials = config.certificate_files().load()?;
         if credentials.identity().role != Role::Coordinator {
             return Err(Error::Identity { found: credentials.identity().to_string() });
         }

@@ -97,7 +97,7 @@ async fn serve_started<L: Listener>(
     let (shared, drivers) = Shared::open(&config, machine, shutdown.clone())?;
     let listen = |source| Error::Listen { address: config.listen, source };
     let listener = bind.await.map_err(listen)?;
-    let keeper = Keeper::open(&config, &shared)?;
+    let mut keeper = Keeper::open(&config, &shared)?;
     let acceptor = Acceptor::new(listener, shared.tls.clone(), Limits::default());
     let address = acceptor.local_addr().map_err(listen)?;
     let door = Box::pin(open_door(&config, &shared)).await?;
@@ -105,6 +105,7 @@ async fn serve_started<L: Listener>(
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<v1::control_server::ControlServer<control::Control>>().await;
     health.set_serving::<v1::operations_server::OperationsServer<operations::Operations>>().await;
+    keeper.tell(&shared, &health).await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(muster_proto::DESCRIPTORS)
         .build_v1()

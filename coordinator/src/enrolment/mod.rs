@@ -1,15 +1,18 @@
 //! Certificates: how hosts come by them, get the next one, and lose them.
 //!
 //! What is decided is in `registry`, which is pure; the ledger makes it durable. `door` answers strangers, `renewal` peers, and
-//! `keeper` keeps what the server goes by current: the list of revoked certificates, and the coordinator's own files.
+//! `keeper` keeps what the server goes by current: the list of revoked certificates, and the coordinator's own certificate,
+//! which `own` renews.
 //!
 //! Without an issuing authority the fleet's certificates come from somewhere else, and all of this says so.
 
 mod door;
 mod keeper;
+mod own;
 mod rate;
 mod registry;
 mod renewal;
+mod warnings;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -17,12 +20,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use muster_audit::Kind;
-use muster_model::{Code, Digest, FleetName, HostName, Refusal, UnixTime};
+use muster_model::{Blocker, Code, Digest, FleetName, HostName, Refusal, UnixTime};
 use muster_mtls::{Authority, Credentials, Identity, IssuedCertificate, Serial, Usage, Validity};
 use muster_trust::{JoinToken, TOKEN_SECRET_LEN, token_digest};
 use tokio::sync::{Notify, watch};
 
 use crate::coordinator::Shared;
+use crate::fleet::FleetHandle;
 use crate::ledger::Entry;
 use crate::status::chain;
 use crate::{CoordinatorConfig, Error};
@@ -58,6 +62,7 @@ struct Issuer {
     authority: Authority,
     host_life: Duration,
     person_life: Duration,
+    own_life: Duration,
     list_life: Duration,
 }
 
@@ -89,6 +94,7 @@ impl Enrolments {
                     authority,
                     host_life: millis(config.host_certificate_ms),
                     person_life: millis(config.person_certificate_ms),
+                    own_life: millis(config.coordinator_certificate_ms),
                     list_life: millis(config.revocation_list_ms),
                 })
             }
@@ -164,6 +170,11 @@ impl Issuer {
 /// What is kept of a certificate.
 fn record_of(issued: &IssuedCertificate, now: UnixTime) -> Issued {
     Issued { serial: issued.serial.to_string(), at: now, not_after: issued.validity.not_after }
+}
+
+/// Which certificates will be trouble unless somebody looks: the coordinator's own, then those of a fleet's hosts.
+pub(crate) fn certificate_warnings(shared: &Shared, fleet: &FleetHandle) -> Vec<Blocker> {
+    [warnings::of_coordinator(shared), warnings::of_hosts(shared, fleet)].concat()
 }
 
 /// A token that was made.

@@ -271,8 +271,12 @@ impl Registry {
         let record = self.hosts.get(host).unwrap_or(&none);
         let done = record.recoveries_within(now);
         let left = RECOVERIES_MAX.saturating_sub(done);
+        // The last one that the host was given, as any other since would have ended the recovery. One that has ended is of no
+        // use to a host that asks again late.
+        let is_good = record.certificates.last().is_some_and(|issued| issued.not_after > now);
         if let Some((known, pem)) = &record.last_recovery
             && known == spki
+            && is_good
         {
             return Ok(Recovery::Again { certificate_pem: pem.clone(), left });
         }

@@ -91,4 +91,5 @@ pub(super) fn own(shared: &Shared) -> Option<v1::CoordinatorCertificate> {
         list_expires_unix_ms: standing.list.map(|list| list.not_after.0),
         issuer_expires_unix_ms: standing.issuer.map(|issuer| issuer.not_after.0),
     })
+        renews_unix_ms: standing.renews.map(|at| at.0),
 }

@@ -9,6 +9,7 @@ use muster_proto::v1;
 use muster_rollout::fleet::{DarkWindow, End, HostView, Outcome, Phase};
 
 use crate::coordinator::Shared;
+use crate::enrolment::certificate_warnings;
 use crate::fleet::{FleetHandle, View};
 use crate::ledger::History;
 use crate::status::listed;
@@ -81,39 +82,10 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
         root_version: shared.root().root().version,
         open_overrides: super::audit::open_overrides(shared, &fleet.name),
         coordinator_certificate: super::certificates::own(shared),
-        warnings: warnings(shared, &view, fleet).into_iter().map(v1::Blocker::from).collect(),
+        warnings: certificate_warnings(shared, fleet).into_iter().map(v1::Blocker::from).collect(),
         waiting_orders: super::orders::waiting(shared, &history, record, &names),
         additions: super::roster::additions(shared, &fleet.roster().roster),
     })
-}
-
-/// Attempts to renew a certificate that may fail before anybody needs to look.
-const FAILURES_MAX: u32 = 2;
-
-/// What will be trouble unless somebody looks at it: certificates of hosts, as they say and as was seen, and our own.
-fn warnings(shared: &Shared, view: &View, fleet: &FleetHandle) -> Vec<Blocker> {
-    let (now, inventory) = (shared.machine.unix_time(), fleet.inventory());
-    let own = shared.enrolments.standing().warnings(now).into_iter();
-    let own = own.map(|warning| Blocker::fleet(Code::CertificateEnding, warning));
-    let registry = shared.enrolments.registry();
-    let hosts = view.hosts.iter().filter_map(|host| {
-        if registry.is_evicted(&host.host) {
-            let detail = "it was evicted, and is still in the roster";
-            return Some(Blocker::host(Code::HostEvicted, &host.host, detail));
-        }
-        let report = inventory.get(&host.host).and_then(|held| held.certificate.as_ref());
-        let failing = report.filter(|report| report.failures >= FAILURES_MAX);
-        if let Some(report) = failing {
-            let v1::CertificateReport { failures, failure, .. } = report;
-            let detail = format!("{failures} attempts to renew its certificate have failed: {failure}");
-            return Some(Blocker::host(Code::CertificateEnding, &host.host, detail));
-        }
-        let validity = shared.certificate_of(&host.host)?;
-        let left_s = validity.not_after.0.saturating_sub(now.0) / 1000;
-        let detail = format!("less than a third of its certificate's life is left: {left_s} s");
-        validity.is_ending(now).then(|| Blocker::host(Code::CertificateEnding, &host.host, detail))
-    });
-    own.chain(hosts).collect()
 }
 
 fn ms(duration: std::time::Duration) -> u64 {

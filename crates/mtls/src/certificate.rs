@@ -1,6 +1,7 @@
 //! What a certificate says of itself: serial number and validity.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use muster_model::UnixTime;
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::time::ASN1Time;
 
@@ -115,6 +117,27 @@ pub(crate) fn parse(cert_der: &[u8]) -> Result<X509Certificate<'_>, IdentityErro
         Ok(_) => Err(IdentityError::Certificate { reason: "there are bytes behind it".to_owned() }),
         Err(error) => Err(IdentityError::Certificate { reason: error.to_string() }),
     }
+}
+
+/// The DNS names and IP addresses of a certificate in DER.
+pub(crate) fn server_names(cert_der: &[u8]) -> Result<Vec<String>, IdentityError> {
+    let unreadable = |reason: String| IdentityError::Certificate { reason };
+    let cert = parse(cert_der)?;
+    let names = cert.subject_alternative_name().map_err(|error| unreadable(error.to_string()))?;
+    let names = names.iter().flat_map(|names| &names.value.general_names);
+    let mut texts = Vec::new();
+    for name in names {
+        if let GeneralName::DNSName(name) = name {
+            texts.push((*name).to_owned());
+        }
+        if let GeneralName::IPAddress(bytes) = name {
+            let four = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
+            let address = four.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from));
+            let wrong = |_| unreadable("one of its addresses is neither of IPv4 nor of IPv6".to_owned());
+            texts.push(address.map_err(wrong)?.to_string());
+        }
+    }
+    Ok(texts)
 }
 
 /// Writes a certificate in DER as PEM.

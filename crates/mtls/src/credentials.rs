@@ -138,6 +138,13 @@ impl Credentials {
         Ok(self)
     }
 
+    /// The DNS names and IP addresses under which a server with this certificate is reached.
+    pub fn server_names(&self) -> Result<Vec<String>, Error> {
+        let leaf = self.certified_key.cert.first().expect("a chain begins with a certificate");
+        let names = certificate::server_names(leaf);
+        names.map_err(|source| Error::Certificate { path: PathBuf::from("the chain"), source })
+    }
+
     /// The digests of the trusted authorities' public keys: what a host is provisioned with before it has a certificate.
     pub fn anchor_pins(&self) -> Result<Vec<Digest>, Error> {
         self.anchors.iter().map(|anchor| spki_pin(anchor)).collect()

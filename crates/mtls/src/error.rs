@@ -137,6 +137,12 @@ pub enum Error {
     /// The system's source of randomness failed.
     #[error("the secure random generator failed")]
     Random,
+    /// A certificate that is of no use any more was given in place of one that is.
+    #[error("the certificate that {identity} was given has ended already")]
+    Ended {
+        /// Whose it is.
+        identity: Identity,
+    },
     /// An open connection would not be accepted again.
     #[error("the certificate of {identity} is no longer accepted")]
     PeerLapsed {

@@ -20,6 +20,9 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
+use tonic_health::pb::HealthCheckRequest;
+pub(crate) use tonic_health::pb::health_check_response::ServingStatus as Health;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_prost::ProstCodec;
 
 use super::{FLEET, Fleet, PATIENCE};
@@ -180,6 +183,13 @@ impl Caller {
         let mut client = self.operations();
         let request = v1::FlipRequest { order_envelope, timeout_ms: 10_000, contingency_envelope: None };
         self.wait(client.flip(request)).map(drop)
+    }
+
+    /// What the coordinator's health says of a service; of the empty name, of itself.
+    pub(crate) fn health(&self, service: &str) -> Health {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let answer = self.wait(HealthClient::new(self.channel.clone()).check(request));
+        answer.unwrap().into_inner().status()
     }
 
     /// Begins an agent's stream.

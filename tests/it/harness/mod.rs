@@ -20,7 +20,7 @@ mod rollout;
 mod wait;
 
 pub(crate) use artifact::{Artifact, artifact, versioned};
-pub(crate) use caller::{Attached, Caller, refusal_of, signed};
+pub(crate) use caller::{Attached, Caller, Health, refusal_of, signed};
 pub(crate) use clock::{ClockOff, Clocks, MachineClock};
 pub(crate) use daemon::{Daemon, Place};
 pub(crate) use disk::Disk;

@@ -24,6 +24,8 @@ pub(super) struct HostCertificate {
 pub(super) struct CoordinatorCertificate {
     age_ms: u64,
     expires: String,
+    /// When it gives itself the next one; nothing where somebody else has to.
+    renews: Option<String>,
     list_expires: Option<String>,
     issuer_expires: Option<String>,
 }
@@ -56,13 +58,17 @@ impl CoordinatorCertificate {
         Self {
             age_ms: unix_time().0.saturating_sub(wire.began_unix_ms),
             expires: date(wire.expires_unix_ms),
+            renews: wire.renews_unix_ms.map(date),
             list_expires: wire.list_expires_unix_ms.map(date),
             issuer_expires: wire.issuer_expires_unix_ms.map(date),
         }
     }
 
     pub(super) fn print(&self, page: &mut Page) {
-        let own = format!("coordinator until {}, {} old", self.expires, span_text(self.age_ms));
+        let mut own = format!("coordinator until {}, {} old", self.expires, span_text(self.age_ms));
+        if let Some(renews) = &self.renews {
+            own.push_str(&format!(", renews itself {renews}"));
+        }
         let others = [("list", &self.list_expires), ("issuer", &self.issuer_expires)];
         let others = others
             .into_iter()

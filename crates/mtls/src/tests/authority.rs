@@ -100,6 +100,19 @@ fn usages_go_with_roles() {
 }
 
 #[test]
+fn a_server_knows_by_which_names_it_is_reached() {
+    let authority = authority();
+    let names = ["::1", "127.0.0.1", "muster.example"].map(str::to_owned).to_vec();
+    let usage = Usage::Server { names: names.clone() };
+    let issued = authority.issue(&identity(Role::Coordinator, "x"), an_hour(), &usage).unwrap();
+    let mut found = credentials_of(&issued, &authority, None).server_names().unwrap();
+    found.sort();
+    assert_eq!(found, ["127.0.0.1", "::1", "muster.example"]);
+    let host = issue(&authority, Role::Agent, "host-1", an_hour());
+    assert_eq!(credentials_of(&host, &authority, None).server_names().unwrap(), [""; 0]);
+}
+
+#[test]
 fn a_certificate_never_outlives_its_authority() {
     let authority = authority();
     let forever = Validity::starting(now(), 20 * 365 * 24 * HOUR);

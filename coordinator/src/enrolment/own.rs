@@ -1,0 +1,80 @@
+//! The coordinator's own certificate, which it renews by itself where it has an issuing authority of its own.
+//!
+//! The next one has another key, the names of the one before, and the same identity: nobody else's trust changes. It is kept
+//! in the state, beside the files that the configuration names, of which the later one counts.
+
+use std::time::Duration;
+
+use muster_audit::Kind;
+use muster_daemon::crash_point;
+use muster_model::UnixTime;
+use muster_mtls::{CertificateFiles, Credentials, Keeping, Usage, Validity};
+
+use super::Issuer;
+use super::keeper::half_of;
+use crate::Error;
+use crate::coordinator::Shared;
+
+/// A failed attempt is repeated after this part of a life, within these limits.
+const RETRY_PART: u64 = 50;
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// When the next attempt may be made.
+#[derive(Debug, Default)]
+pub(super) struct Schedule {
+    not_before: Option<UnixTime>,
+}
+
+impl Schedule {
+    /// Whether it is time for the next certificate.
+    pub(super) fn is_due(&self, shared: &Shared, now: UnixTime) -> bool {
+        let Some(issuer) = &shared.enrolments.issuer else { return false };
+        due(shared.tls.credentials().validity(), issuer).is_some_and(|due| due <= now)
+            && self.not_before.is_none_or(|at| at <= now)
+    }
+
+    /// Takes note of an attempt.
+    pub(super) fn tried(&mut self, shared: &Shared, now: UnixTime, went_well: bool) {
+        let validity = shared.tls.credentials().validity();
+        let life = validity.not_after.0.saturating_sub(validity.began().0);
+        let pause = Duration::from_millis(life / RETRY_PART).clamp(RETRY_MIN, RETRY_MAX);
+        self.not_before = (!went_well).then(|| now.after(pause));
+    }
+}
+
+/// When this certificate of ours is to be followed by the next: at half of its life. Never, where the authority ends with it,
+/// of which the warnings speak.
+pub(super) fn due(own: Validity, issuer: &Issuer) -> Option<UnixTime> {
+    (issuer.authority.validity().not_after > own.not_after).then(|| half_of(own))
+}
+
+/// Issues the next one and keeps it. It is in the audit log before it is used.
+pub(super) async fn renew(shared: &Shared, files: &CertificateFiles) -> Result<Credentials, Error> {
+    let failed = |reason: String| Error::Issuer { reason };
+    let issuer = shared.enrolments.issuer.as_ref();
+    let issuer = issuer.ok_or_else(|| failed("there is none".to_owned()))?;
+    let (in_use, now) = (shared.tls.credentials(), shared.machine.unix_time());
+    if !in_use.trusts(&issuer.authority) {
+        return Err(failed("none of the authorities in `ca` is it or the one above it".to_owned()));
+    }
+    let usage = Usage::Server { names: in_use.server_names()? };
+    let validity = Validity::starting(now, issuer.own_life);
+    let issued = issuer.authority.issue(in_use.identity(), validity, &usage)?;
+    let said = format!("certificate {} in place of {}", issued.certificate.serial, in_use.serial());
+    let entry = shared.audit.own_entry(Kind::Certificate).saying(said.as_str());
+    shared.audit(vec![entry]).await.map_err(|refusal| failed(refusal.to_string()))?;
+    let files = files.clone();
+    let kept = shared.machine.run_blocking(move || {
+        files.keep(&in_use, (&issued.certificate.cert_pem, &issued.key_pem), now, |step| {
+            crash_point(match step {
+                Keeping::Written => "coordinator.identity.written",
+                Keeping::Named => "coordinator.identity.named",
+                Keeping::Linked => "coordinator.identity.linked",
+            });
+        })
+    });
+    let kept = kept.await.map_err(|error| failed(error.to_string()))??;
+    tracing::info!(said, "the coordinator's own certificate was renewed");
+    Ok(kept)
+}
