@@ -1,9 +1,11 @@
 //! Two persons: what one operator has signed waits for another, and nothing else moves the fleet.
 
+use muster_audit::Kind;
 use muster_model::{Code, Digest, RosterRef, UnixTime};
 use muster_proto::v1;
 use muster_trust::SigningKey;
 
+use crate::harness::audit::Log;
 use crate::harness::forgery::{order, strangers_key};
 use crate::harness::{
     Caller, FLEET, Fleet, Operators, Output, PATIENCE, now, refusal_of, signed, wait_until,
@@ -103,6 +105,32 @@ fn one_operator_cannot_flip_and_two_can() {
     }
     let verified = fleet.json(&["audit", "verify", "--live"]).expect_code(0).json();
     assert!(verified["approvals_verified"].as_u64() >= Some(6), "{verified}");
+}
+
+#[test]
+fn an_order_that_lacks_an_approval_is_found_in_a_log_that_was_rewritten_with_its_key() {
+    let (fleet, _) = Fleet::serving(2);
+    let operators = Operators::demand_two(&fleet);
+    let id = expect_waiting(fleet.json(&["flip", "2"]));
+    operators.bob(&["approve", &id, "--yes"]).expect_code(0);
+    fleet.json(&["flip", "2"]).expect_code(0);
+    let verified = fleet.json(&["audit", "verify", "--live"]).expect_code(0).json();
+    assert_eq!(verified["orders_unverified"], 0, "{verified}");
+    let coordinator = fleet.coordinator();
+    coordinator.kill();
+    let mut log = Log::of(&fleet);
+    let parsed = log.parsed();
+    let order = parsed.iter().rposition(|entry| entry.kind == Kind::Order).unwrap();
+    let alice = fleet.operator_key().public().to_string();
+    let hers = (order..parsed.len()).find(|place| parsed[*place].who == alice).unwrap();
+    log.entries.remove(hers);
+    log.renumber();
+    log.write();
+    coordinator.start(&[]);
+    fleet.wait_answers();
+    let refused = fleet.json(&["audit", "verify", "--live"]).expect_code(12);
+    let named = format!("entry {order}: the order has 1 of the 2 approvals that root version 2 demands");
+    assert!(refused.to_string().contains(&named), "{refused}");
 }
 
 #[test]

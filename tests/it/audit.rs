@@ -104,9 +104,10 @@ fn one_flipped_bit_is_named(export: &[u8], path: &str, key: &str) {
     for (position, named) in [
         (2, "header"),
         (signature + 60, "signature"),
-        (newlines[0] + 5, "entry 0:"),
-        (newlines[3] + 100, "entry 3:"),
-        (newlines[newlines.len() - 2] + 80, &format!("entry {}:", newlines.len() - 2)),
+        (newlines[0] + 200, "root document 1:"),
+        (newlines[1] + 5, "entry 0:"),
+        (newlines[4] + 100, "entry 3:"),
+        (newlines[newlines.len() - 2] + 80, &format!("entry {}:", newlines.len() - 3)),
     ] {
         let mut flipped = export.to_vec();
         flipped[position] ^= 1;

@@ -298,10 +298,24 @@ fn the_audit_log_and_its_witnesses_go_through_a_change_of_roots() {
     let all = ["--root", text(&first), "--root", text(&second)];
     let both = fleet.json(&[&verify[..], &all].concat()).expect_code(0).json();
     assert_eq!(both["approvals_verified"], 4, "{both}");
+    // With nothing but the first root: the export carries those that follow.
+    let key = fs::read_to_string(fleet.dir().join("audit.pub")).unwrap();
+    let elsewhere = fleet.scratch().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::copy(&first, elsewhere.join("root.json")).unwrap();
+    let pinned = elsewhere.join("root.json");
+    let alone = ["--root", text(&pinned), "--key", key.trim_end(), "--output", "json"];
+    let alone = run(&[&verify[..], &alone].concat(), &[]).expect_code(0).json();
+    assert_eq!(
+        (&alone["approvals_verified"], &alone["approvals_unverified"]),
+        (&4.into(), &0.into()),
+        "{alone}"
+    );
+    assert_eq!((&alone["orders_verified"], &alone["orders_unverified"]), (&3.into(), &0.into()), "{alone}");
     let other = Fleet::up(1);
     let foreign = other.dir().join("operator/root.json");
     let refused = fleet.json(&[&verify[..], &["--root", text(&foreign)]].concat()).expect_code(12);
-    assert!(refused.to_string().contains("root version 1 is sha256:"), "{refused}");
+    assert!(refused.to_string().contains("root document 1: it is not believed"), "{refused}");
 }
 
 #[test]

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use muster_audit::Kind;
+use muster_audit::{Kind, ORDER_DOCUMENT};
 use muster_daemon::Machine;
-use muster_model::{Code, FleetName, Refusal, UnixTime};
+use muster_model::{Code, FleetName, Order, Refusal, UnixTime};
 use muster_rollout::fleet::{Event, Papers, Proposal};
-use muster_trust::TrustRoot;
+use muster_trust::{Authentic, TrustRoot};
 
 use super::FleetHandle;
 use super::driver::Input;
-use crate::audit::AuditHandle;
+use crate::audit::{AuditHandle, approvals};
 use crate::ledger::Documents;
 use crate::status::{blob_refusal, chain, not_stored};
 
@@ -30,17 +30,19 @@ pub(super) async fn propose(place: Place, papers: Papers) {
     let now = machine.unix_time();
     let read = machine.run_blocking(move || proposal(&documents, &root, &name, papers, now));
     let outcome = match read.await {
-        Ok(Ok(proposal)) => {
+        Ok(Ok((proposal, order))) => {
             let k = proposal.order.counter;
             tracing::warn!(fleet = %handle.name, %k, "too many hosts did not start: the fleet rolls back");
-            let order = audit
+            let given = audit
                 .own_entry(Kind::Order)
                 .of_fleet(&handle.name)
                 .of_rollout(k)
-                .with("order", proposal.papers.order)
+                .with(ORDER_DOCUMENT, proposal.papers.order)
                 .with("to", proposal.order.to)
                 .saying("too many hosts did not start: the order to roll back that was signed beforehand");
-            match audit.write(vec![order]).await {
+            // Who approved it stands in the log where it was kept as well, which may be the log before this one.
+            let entries = std::iter::once(given).chain(approvals(&audit, &order)).collect();
+            match audit.write(entries).await {
                 Ok(_) => handle.propose(proposal).await,
                 // The next entry fails as well, and ends the coordinator.
                 Err(error) => Err(not_stored(&error)),
@@ -62,15 +64,17 @@ fn proposal(
     fleet: &FleetName,
     papers: Papers,
     now: UnixTime,
-) -> Result<Proposal, Refusal> {
+) -> Result<(Proposal, Authentic<Order>), Refusal> {
     let invalid = |error| Refusal::of(Code::SignatureInvalid, chain(&error));
     let order = documents.read(papers.order).map_err(|error| blob_refusal(&error))?;
     let release = documents.read(papers.release).map_err(|error| blob_refusal(&error))?;
-    Ok(Proposal {
-        order: root.verify_order(&order, now).map_err(invalid)?.into_document(),
+    let order = root.verify_order(&order, now).map_err(invalid)?;
+    let proposal = Proposal {
+        order: order.document().clone(),
         release: root.verify_release(&release, fleet, now).map_err(invalid)?.into_document(),
         papers,
         contingency: None,
         now,
-    })
+    };
+    Ok((proposal, order))
 }

@@ -1,12 +1,13 @@
-//! Which root document was in force at each entry, and whether whoever approved was somebody whom it lets approve.
+//! Which root document was in force at each entry, whether whoever approved was somebody whom it lets approve, and whether
+//! enough have approved each order that was given to its fleet.
 //!
 //! A log names each root that came into force. What was approved goes with the root of its time, not with the one of today:
 //! a key that was removed since did approve, and one that was added since did not. Whoever verifies brings the roots that they
 //! trust; the log's word decides nothing about them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use muster_model::{Digest, PublicKey, SigningRole};
+use muster_model::{Digest, FleetName, PublicKey, RoleKeys, RolloutId, SigningRole};
 use muster_trust::TrustRoot;
 
 use crate::entry::{Entry, Kind, ORDER_DOCUMENT, ROOT_DOCUMENT};
@@ -58,6 +59,26 @@ pub enum AuthorityFault {
         /// The root of the time.
         version: u64,
     },
+    /// Fewer keys have approved the order than the root of its time demands.
+    #[error(
+        "entry {entry}: the order has {found} of the {threshold} approvals that root version {version} demands"
+    )]
+    NotEnough {
+        /// Where it was given to its fleet.
+        entry: u64,
+        /// How many different keys of that root have approved it.
+        found: usize,
+        /// How many must.
+        threshold: u32,
+        /// The root of the time.
+        version: u64,
+    },
+    /// An order that does not say which it is.
+    #[error("entry {entry}: it does not name the order, its fleet and its rollout")]
+    UnnamedOrder {
+        /// Which.
+        entry: u64,
+    },
 }
 
 /// What the roots bear out of a log.
@@ -69,6 +90,10 @@ pub struct Authority {
     pub approvals_verified: u64,
     /// Approvals of a time whose root is not known here.
     pub approvals_unverified: u64,
+    /// Orders that enough keys had approved when they were given to their fleets.
+    pub orders_verified: u64,
+    /// Orders of a time whose root is not known here.
+    pub orders_unverified: u64,
 }
 
 /// Follows the roots through a log.
@@ -76,6 +101,12 @@ pub struct Authority {
 pub struct RootHistory {
     known: BTreeMap<u64, Known>,
     in_force: Option<InForce>,
+    /// Who has approved which order so far, by its envelope.
+    approved: BTreeMap<Digest, BTreeSet<String>>,
+    /// The order at the end of the log so far: its approvals stand behind it.
+    given: Option<Given>,
+    /// Orders that a coordinator was writing down when it died, by what they would have begun.
+    cut: BTreeMap<(FleetName, RolloutId), AuthorityFault>,
     found: Authority,
 }
 
@@ -83,7 +114,16 @@ pub struct RootHistory {
 struct Known {
     digest: Digest,
     root_keys: Vec<PublicKey>,
-    operator_keys: Vec<PublicKey>,
+    operators: RoleKeys,
+}
+
+/// An order that was given to its fleet.
+#[derive(Debug)]
+struct Given {
+    entry: u64,
+    begins: (FleetName, RolloutId),
+    envelope: Digest,
+    root: InForce,
 }
 
 /// A root as the log tells of it.
@@ -111,27 +151,37 @@ impl RootHistory {
             let known = Known {
                 digest: root.authentic().payload_digest(),
                 root_keys: keys_of(SigningRole::Root),
-                operator_keys: keys_of(SigningRole::Operator),
+                operators: document.role(SigningRole::Operator).clone(),
             };
             (document.version, known)
         });
-        Self { known: known.collect(), in_force: None, found: Authority::default() }
+        Self {
+            known: known.collect(),
+            in_force: None,
+            approved: BTreeMap::new(),
+            given: None,
+            cut: BTreeMap::new(),
+            found: Authority::default(),
+        }
     }
 
     /// Takes the next entry into account.
     pub fn take(&mut self, entry: &Entry) -> Result<(), AuthorityFault> {
+        if entry.kind != Kind::Approval {
+            self.settle_order(entry.kind)?;
+        }
         match entry.kind {
             Kind::Root => self.came_into_force(entry),
+            Kind::Order => self.ordered(entry),
+            Kind::Lead | Kind::Phase | Kind::Ended => self.went_on(entry),
             Kind::Approval if entry.documents.contains_key(ROOT_DOCUMENT) => self.root_approved(entry),
             Kind::Approval if entry.documents.contains_key(ORDER_DOCUMENT) => self.order_approved(entry),
             Kind::Approval
             | Kind::Began
-            | Kind::Lead
             | Kind::Roster
             | Kind::Fence
             | Kind::Readmit
             | Kind::Release
-            | Kind::Order
             | Kind::Propose
             | Kind::Cancel
             | Kind::Refusal
@@ -146,14 +196,14 @@ impl RootHistory {
             | Kind::Evict
             | Kind::Alarm
             | Kind::Rebuild
-            | Kind::Phase
-            | Kind::Ended
             | Kind::Reconcile => Ok(()),
         }
     }
 
     /// What was found, once every entry was taken.
-    pub fn finish(self) -> Result<Authority, AuthorityFault> {
+    pub fn finish(mut self) -> Result<Authority, AuthorityFault> {
+        // Whatever would follow, no coordinator has started anew.
+        self.settle_order(Kind::Ended)?;
         if let Some(last) = &self.in_force {
             self.is_known(last)?;
         }
@@ -199,8 +249,57 @@ impl RootHistory {
         let root = *root;
         self.is_known(&root)?;
         let known = self.known.get(&root.version);
-        let may = known.is_some_and(|known| has(&known.operator_keys, entry));
-        self.count(entry, root.version, may, known.is_some())
+        let may = known.is_some_and(|known| has(&known.operators.keys, entry));
+        self.count(entry, root.version, may, known.is_some())?;
+        if let Some(envelope) = entry.documents.get(ORDER_DOCUMENT) {
+            self.approved.entry(*envelope).or_default().insert(entry.who.clone());
+        }
+        Ok(())
+    }
+
+    /// An order was given to its fleet. Its approvals are written down together with it, behind it; those of an order to roll
+    /// back that lay ready stand further back as well.
+    fn ordered(&mut self, entry: &Entry) -> Result<(), AuthorityFault> {
+        let root = self.in_force.ok_or(AuthorityFault::NoRoot { entry: entry.entry })?;
+        let envelope = entry.documents.get(ORDER_DOCUMENT).copied();
+        let (Some(fleet), Some(rollout), Some(envelope)) = (entry.fleet.clone(), entry.rollout, envelope)
+        else {
+            return Err(AuthorityFault::UnnamedOrder { entry: entry.entry });
+        };
+        self.given = Some(Given { entry: entry.entry, begins: (fleet, rollout), envelope, root });
+        Ok(())
+    }
+
+    /// All approvals of the order at the end have been seen; `next` follows.
+    fn settle_order(&mut self, next: Kind) -> Result<(), AuthorityFault> {
+        let Some(given) = self.given.take() else { return Ok(()) };
+        let known = self.known.get(&given.root.version).filter(|known| known.digest == given.root.digest);
+        let Some(Known { operators, .. }) = known else {
+            self.found.orders_unverified += 1;
+            return Ok(());
+        };
+        let approved = self.approved.get(&given.envelope);
+        let by = |key: &&PublicKey| approved.is_some_and(|approved| approved.contains(&key.to_string()));
+        let found = operators.keys.iter().filter(by).count();
+        if found >= operators.threshold as usize {
+            self.found.orders_verified += 1;
+            self.cut.remove(&given.begins);
+            return Ok(());
+        }
+        let (entry, threshold, version) = (given.entry, operators.threshold, given.root.version);
+        let fault = AuthorityFault::NotEnough { entry, found, threshold, version };
+        // A coordinator that died while it wrote them down has begun nothing; the next thing in the log is its next start.
+        if matches!(next, Kind::Lead | Kind::Root) {
+            self.cut.insert(given.begins, fault);
+            return Ok(());
+        }
+        Err(fault)
+    }
+
+    /// A rollout that goes on has begun.
+    fn went_on(&mut self, entry: &Entry) -> Result<(), AuthorityFault> {
+        let begun = entry.fleet.clone().zip(entry.rollout);
+        begun.and_then(|begun| self.cut.remove(&begun)).map_or(Ok(()), Err)
     }
 
     fn is_known(&self, root: &InForce) -> Result<(), AuthorityFault> {

@@ -13,6 +13,7 @@ mod checkpoint;
 mod entry;
 mod export;
 mod note;
+mod roots;
 mod tree;
 mod witness;
 
@@ -24,8 +25,10 @@ pub use entry::{
     ENTRY_BYTES_MAX, Entry, EntryError, HOSTS_NAMED_MAX, Kind, ORDER_DOCUMENT, OpenOverrides, ROOT_DOCUMENT,
 };
 pub use export::{
-    EXPORT_LINE_BYTES_MAX, ExportFault, ExportVerifier, LogVerifier, VerifiedLog, export_header, export_line,
+    EXPORT_LINE_BYTES_MAX, EXPORT_ROOT_LINE_BYTES_MAX, ExportFault, ExportVerifier, LogVerifier, VerifiedLog,
+    export_header, export_line, export_root_line,
 };
 pub use note::{NOTE_BYTES_MAX, NoteError, NoteKey, NoteSignature, SIGNATURES_MAX, SignedNote};
+pub use roots::{EXPORT_ROOTS_MAX, follow_roots};
 pub use tree::{ConsistencyFault, Edge, Nodes, consistency_proof, inclusion_proof, verify_consistency};
 pub use witness::{Offer, PROOF_LEN_MAX, Remembered, WitnessFault, judge};

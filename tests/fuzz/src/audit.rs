@@ -1,9 +1,11 @@
 //! The audit log: entries, checkpoints and exports. A first byte says which of them the others are.
 
-use muster_audit::{Checkpoint, ENTRY_BYTES_MAX, Entry, ExportVerifier, SignedCheckpoint, SignedNote};
+use muster_audit::{
+    Checkpoint, ENTRY_BYTES_MAX, Entry, ExportVerifier, SignedCheckpoint, SignedNote, follow_roots,
+};
 
 use crate::Verdict;
-use crate::fixture::KEY_PUBLIC;
+use crate::fixture::{KEY_PUBLIC, ROOT};
 
 pub(crate) const ENTRY: u8 = b'e';
 pub(crate) const CHECKPOINT: u8 = b'c';
@@ -48,6 +50,15 @@ fn export(bytes: &[u8]) -> Verdict {
     let mut lines = bytes.split(|byte| *byte == b'\n');
     let header = lines.next().unwrap_or_default();
     let Ok(mut verifier) = ExportVerifier::begin(header, &KEY_PUBLIC) else { return Verdict::Refused };
+    let mut roots = Vec::new();
+    for place in 1..=verifier.roots() {
+        match ExportVerifier::root(place, lines.next().unwrap_or_default()) {
+            Ok(envelope) => roots.push(envelope),
+            Err(_) => return Verdict::Refused,
+        }
+    }
+    let Ok(known) = follow_roots([ROOT.clone()], &roots) else { return Verdict::Refused };
+    assert_eq!(known, std::slice::from_ref(&*ROOT), "no other root follows from it");
     let mut entries = Vec::new();
     for line in lines.filter(|line| !line.is_empty()) {
         match verifier.line(line) {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use muster_audit::{SignedCheckpoint, export_header, export_line};
+use muster_audit::{SignedCheckpoint, export_header, export_line, export_root_line};
 use muster_model::{
     Addition, Digest, Document as _, FromHost, Manifest, Member, PublicKey, RolloutId, RosterRevision, ToHost,
 };
@@ -13,8 +13,8 @@ use muster_trust::Receipt;
 use prost::Message as _;
 
 use crate::fixture::{
-    FLIP, KEY, NOW, SignedFlip, attestation, checkpoint, entries, fleet, host, order, release, root, roster,
-    secret, signed,
+    FLIP, KEY, NOW, ROOT, SignedFlip, attestation, checkpoint, entries, fleet, host, order, release, root,
+    roster, secret, signed,
 };
 use crate::{Verdict, audit, run};
 
@@ -79,9 +79,10 @@ fn coordinator_frames() -> Vec<Vec<u8>> {
 
 fn export() -> Vec<u8> {
     let checkpoint = SignedCheckpoint::sign(checkpoint(), &*KEY).unwrap();
-    let header = export_header(KEY.public(), &checkpoint).into_bytes();
+    let header = export_header(KEY.public(), &checkpoint, 1).into_bytes();
+    let root = export_root_line(ROOT.authentic().raw());
     let lines = entries().iter().map(|entry| export_line(&entry.to_bytes())).collect::<Vec<_>>().concat();
-    [header, lines].concat()
+    [header, root, lines].concat()
 }
 
 fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use muster_audit::{
-    Authority, AuthorityFault, EXPORT_LINE_BYTES_MAX, ExportFault, ExportVerifier, RootHistory, VerifiedLog,
+    Authority, AuthorityFault, EXPORT_LINE_BYTES_MAX, EXPORT_ROOT_LINE_BYTES_MAX, ExportFault,
+    ExportVerifier, RootHistory, VerifiedLog, follow_roots,
 };
 use muster_model::PublicKey;
 use muster_trust::TrustRoot;
@@ -21,12 +22,14 @@ use crate::output::{Page, Report, Tone, counted};
 
 /// Verify an exported audit log offline, or that of the coordinator. What fails is named: the signature, an entry, the proof.
 ///
-/// It proves that the entries are those that the coordinator has signed, and that whoever approved orders and roots were keys
-/// that the root document of that time lets approve. That the coordinator has signed no other entries before is what the hosts
+/// It proves that the entries are those that the coordinator has signed, that whoever approved orders and roots were keys that the
+/// root document of that time lets approve, and that as many had approved each order as it demands. An export carries the root
+/// documents: what follows from one that you trust is trusted, so that the first root alone is enough. That the coordinator has signed no other entries before is what the hosts
 /// see to: each remembers the last checkpoint it was shown.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   muster audit verify 2026-11.audit
+  muster audit verify 2026-11.audit --root root.1.json
   muster audit verify --live")]
 pub(crate) struct Verify {
     /// The export
@@ -38,8 +41,8 @@ pub(crate) struct Verify {
     /// The log's public key, from somewhere you trust [default: the context's]
     #[arg(long, value_name = "KEY")]
     key: Option<PublicKey>,
-    /// The root documents of the log's time, from somewhere you trust; may be repeated [default: the context's, and those that
-    /// are kept beside it]
+    /// A root document from somewhere you trust; may be repeated. Those after it are in the export [default: the context's, and
+    /// those that are kept beside it]
     #[arg(long, value_name = "FILE")]
     root: Vec<PathBuf>,
 }
@@ -49,7 +52,7 @@ impl Verify {
         let (log, known, authority) = match &self.file {
             Some(file) => {
                 let roots = self.known_roots(env)?;
-                let (log, authority) = verify(file, &self.known_key(env)?, RootHistory::new(&roots))?;
+                let (log, authority) = verify(file, &self.known_key(env)?, roots)?;
                 (log, true, authority)
             }
             None => self.live(env).await?,
@@ -107,27 +110,50 @@ impl Verify {
 fn verify(
     path: &Path,
     key: &PublicKey,
-    mut roots: RootHistory,
+    trusted: Vec<TrustRoot>,
 ) -> Result<(VerifiedLog, Authority), CliError> {
     let doing = || format!("verify the audit log {}", path.display());
-    let mut reader = BufReader::new(File::open(path).map_err(CliError::file("read", path))?);
-    let mut line = Vec::new();
-    let mut next = |line: &mut Vec<u8>| {
-        line.clear();
-        let read = reader.by_ref().take(EXPORT_LINE_BYTES_MAX as u64 + 1).read_until(b'\n', line);
-        read.map_err(CliError::file("read", path))?;
-        let is_last = line.pop_if(|byte| *byte == b'\n').is_none();
-        Ok::<bool, CliError>(!(is_last && line.is_empty()))
-    };
-    next(&mut line)?;
-    let mut verifier = ExportVerifier::begin(&line, key).map_err(CliError::audit(doing()))?;
-    while next(&mut line)? {
-        let entry = verifier.line(&line).map_err(CliError::audit(doing()))?;
-        roots.take(&entry).map_err(ExportFault::from).map_err(CliError::audit(doing()))?;
+    let mut lines = Lines::open(path)?;
+    lines.next(EXPORT_LINE_BYTES_MAX)?;
+    let mut verifier = ExportVerifier::begin(&lines.line, key).map_err(CliError::audit(doing()))?;
+    let mut offered = Vec::new();
+    for place in 1..=verifier.roots() {
+        lines.next(EXPORT_ROOT_LINE_BYTES_MAX)?;
+        offered.push(ExportVerifier::root(place, &lines.line).map_err(CliError::audit(doing()))?);
+    }
+    let roots = follow_roots(trusted, &offered).map_err(CliError::audit(doing()))?;
+    let mut history = RootHistory::new(&roots);
+    while lines.next(EXPORT_LINE_BYTES_MAX)? {
+        let entry = verifier.line(&lines.line).map_err(CliError::audit(doing()))?;
+        history.take(&entry).map_err(ExportFault::from).map_err(CliError::audit(doing()))?;
     }
     let log = verifier.finish().map_err(CliError::audit(doing()))?;
-    let authority = roots.finish().map_err(ExportFault::from).map_err(CliError::audit(doing()))?;
+    let authority = history.finish().map_err(ExportFault::from).map_err(CliError::audit(doing()))?;
     Ok((log, authority))
+}
+
+/// A file, line by line.
+struct Lines<'a> {
+    path: &'a Path,
+    reader: BufReader<File>,
+    /// The present one, without its newline.
+    line: Vec<u8>,
+}
+
+impl<'a> Lines<'a> {
+    fn open(path: &'a Path) -> Result<Self, CliError> {
+        let file = File::open(path).map_err(CliError::file("read", path))?;
+        Ok(Self { path, reader: BufReader::new(file), line: Vec::new() })
+    }
+
+    /// Goes on to the next one, of which not more than one byte too many is read. Whether there is one.
+    fn next(&mut self, bytes_max: usize) -> Result<bool, CliError> {
+        self.line.clear();
+        let read = self.reader.by_ref().take(bytes_max as u64 + 1).read_until(b'\n', &mut self.line);
+        read.map_err(CliError::file("read", self.path))?;
+        let is_last = self.line.pop_if(|byte| *byte == b'\n').is_none();
+        Ok(!(is_last && self.line.is_empty()))
+    }
 }
 
 /// What the roots bear out.
@@ -137,13 +163,21 @@ struct AuthorityView {
     root_version_last: Option<u64>,
     approvals_verified: u64,
     approvals_unverified: u64,
+    orders_verified: u64,
+    orders_unverified: u64,
 }
 
 impl From<Authority> for AuthorityView {
     fn from(found: Authority) -> Self {
-        let Authority { root_versions, approvals_verified, approvals_unverified } = found;
-        let (root_version_first, root_version_last) = root_versions.unzip();
-        Self { root_version_first, root_version_last, approvals_verified, approvals_unverified }
+        let (root_version_first, root_version_last) = found.root_versions.unzip();
+        Self {
+            root_version_first,
+            root_version_last,
+            approvals_verified: found.approvals_verified,
+            approvals_unverified: found.approvals_unverified,
+            orders_verified: found.orders_verified,
+            orders_unverified: found.orders_unverified,
+        }
     }
 }
 
@@ -154,12 +188,17 @@ impl AuthorityView {
             (Some(only), _) => format!("root version {only}"),
             (None, _) => "no root".to_owned(),
         };
-        let verified = counted(self.approvals_verified, "approval");
-        page.line(format_args!("{versions}; {verified} by keys of the root of their time"));
-        if self.approvals_unverified > 0 {
-            let unverified = counted(self.approvals_unverified, "approval");
-            let text =
-                format_args!("{unverified} of a time whose root is not known here; name it with --root");
+        let (approvals, orders) =
+            (counted(self.approvals_verified, "approval"), counted(self.orders_verified, "order"));
+        page.line(format_args!(
+            "{versions}; {approvals} by keys of the root of their time, {orders} with as many as it demands"
+        ));
+        if self.approvals_unverified + self.orders_unverified > 0 {
+            let approvals = counted(self.approvals_unverified, "approval");
+            let orders = counted(self.orders_unverified, "order");
+            let text = format_args!(
+                "{approvals} and {orders} of a time whose root is not known here; name an earlier one with --root"
+            );
             page.labelled(Tone::Warning, "roots", text);
         }
     }

@@ -65,7 +65,41 @@ fn judge<'a>(
 }
 
 fn found(versions: (u64, u64), approvals_verified: u64, approvals_unverified: u64) -> Authority {
-    Authority { root_versions: Some(versions), approvals_verified, approvals_unverified }
+    Authority {
+        root_versions: Some(versions),
+        approvals_verified,
+        approvals_unverified,
+        ..Authority::default()
+    }
+}
+
+/// A root that demands two of these operators.
+fn root_of_two(version: u64, own: &SigningKey, operators: &[&SigningKey]) -> TrustRoot {
+    let keys = |keys: &[&SigningKey], threshold| RoleKeys {
+        threshold,
+        keys: keys.iter().map(|key| key.public().clone()).collect(),
+    };
+    let roles = [
+        (SigningRole::Root, keys(&[own], 1)),
+        (SigningRole::Release, keys(&[own], 1)),
+        (SigningRole::Operator, keys(operators, 2)),
+    ];
+    let document = Root::new(version, UnixTime(u64::MAX), BTreeMap::from(roles)).unwrap();
+    TrustRoot::pin(muster_trust::sign(&document, &[own]).unwrap().raw()).unwrap()
+}
+
+fn of_rollout(kind: Kind, rollout: u64) -> Entry {
+    let fleet = FleetName::new("demo").unwrap();
+    Entry::new(kind, "ann", UnixTime(1)).of_fleet(&fleet).of_rollout(RolloutId(rollout))
+}
+
+fn given(rollout: u64, envelope: &[u8]) -> Entry {
+    of_rollout(Kind::Order, rollout).with(ORDER_DOCUMENT, Digest::of(envelope))
+}
+
+fn approved(envelope: &[u8], key: &SigningKey) -> Entry {
+    Entry::new(Kind::Approval, key.public().to_string(), UnixTime(1))
+        .with(ORDER_DOCUMENT, Digest::of(envelope))
 }
 
 #[test]
@@ -120,4 +154,59 @@ fn a_root_that_was_written_down_and_never_taken_counts_for_nothing() {
         ordered(&it.operators[1]),
     ];
     assert_eq!(judge(it.both(), log), Ok(found((1, 2), 2, 1)));
+}
+
+#[test]
+fn an_order_needs_as_many_keys_as_the_root_of_its_time_demands() {
+    let (own, [ann, bob, carol]) = (key(), [key(), key(), key()]);
+    let root = root_of_two(1, &own, &[&ann, &bob]);
+    let next = root_of_two(2, &own, &[&bob, &carol]);
+    let judge = |entries: Vec<Entry>| judge([&root, &next], [vec![in_force(&root)], entries].concat());
+    let orders = |entries| judge(entries).map(|found| (found.orders_verified, found.orders_unverified));
+    let short =
+        |entry, found, version| Err(AuthorityFault::NotEnough { entry, found, threshold: 2, version });
+    let phase = || of_rollout(Kind::Phase, 1);
+    let both = || vec![given(1, b"a"), approved(b"a", &ann), approved(b"a", &bob), phase()];
+    assert_eq!(orders(both()), Ok((1, 0)));
+    assert_eq!(orders(vec![given(1, b"a"), approved(b"a", &ann), phase()]), short(1, 1, 1));
+    assert_eq!(orders(vec![given(1, b"a"), approved(b"a", &ann)]), short(1, 1, 1), "at the end");
+    let twice = vec![given(1, b"a"), approved(b"a", &ann), approved(b"a", &ann), phase()];
+    assert_eq!(orders(twice), short(1, 1, 1), "one key is one approval");
+    let of_another = vec![given(1, b"a"), approved(b"a", &ann), approved(b"b", &bob), phase()];
+    assert_eq!(orders(of_another), short(1, 1, 1));
+    assert_eq!(orders(vec![given(1, b"a"), phase()]), short(1, 0, 1));
+    let unnamed = vec![of_rollout(Kind::Order, 1)];
+    assert_eq!(orders(unnamed), Err(AuthorityFault::UnnamedOrder { entry: 1 }));
+
+    // An order to roll back lay ready; it is approved before it is given.
+    let ready = vec![given(1, b"a"), approved(b"a", &ann), approved(b"a", &bob)];
+    let ready = [ready, vec![approved(b"back", &ann), approved(b"back", &bob), phase()]].concat();
+    assert_eq!(orders([ready.clone(), vec![given(2, b"back"), phase()]].concat()), Ok((2, 0)));
+    // Ann may not approve any more by then.
+    let late = [ready, vec![in_force(&next), given(2, b"back"), phase()]].concat();
+    assert_eq!(orders(late), short(8, 1, 2));
+}
+
+#[test]
+fn an_order_that_a_dying_coordinator_wrote_down_in_part_has_begun_nothing() {
+    let (own, [ann, bob]) = (key(), [key(), key()]);
+    let root = root_of_two(1, &own, &[&ann, &bob]);
+    let judge = |entries: Vec<Entry>| judge([&root], [vec![in_force(&root)], entries].concat());
+    let cut = || vec![given(4, b"a"), approved(b"a", &ann), of_rollout(Kind::Lead, 3)];
+    assert_eq!(judge(cut()).unwrap().orders_verified, 0);
+    let again = vec![given(4, b"a"), approved(b"a", &bob), of_rollout(Kind::Phase, 4)];
+    assert_eq!(judge([cut(), again].concat()).unwrap().orders_verified, 1);
+    for kind in [Kind::Phase, Kind::Ended, Kind::Lead] {
+        let went_on = judge([cut(), vec![of_rollout(kind, 4)]].concat());
+        assert!(matches!(went_on, Err(AuthorityFault::NotEnough { entry: 1, found: 1, .. })), "{kind}");
+    }
+}
+
+#[test]
+fn orders_of_a_time_whose_root_is_not_known_are_not_called_right() {
+    let (own, [ann, bob]) = (key(), [key(), key()]);
+    let root = root_of_two(1, &own, &[&ann, &bob]);
+    let log = vec![in_force(&root), given(1, b"a"), approved(b"a", &ann), of_rollout(Kind::Phase, 1)];
+    let judged = judge([], log).unwrap();
+    assert_eq!((judged.orders_verified, judged.orders_unverified), (0, 1));
 }
