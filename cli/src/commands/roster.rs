@@ -4,6 +4,7 @@ mod add;
 mod apply;
 mod draft;
 mod file;
+mod policy;
 mod propose;
 mod show;
 mod sign;

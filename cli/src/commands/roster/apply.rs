@@ -7,6 +7,7 @@ use muster_trust::{Authentic, Signer, sign};
 use serde::Serialize;
 
 use super::file::RosterFile;
+use super::policy::PolicyChange;
 use crate::clock::unix_time;
 use crate::commands::Env;
 use crate::connect::{Session, answer};
@@ -184,6 +185,8 @@ pub(super) struct Change {
     pub(super) rekeyed: Vec<HostName>,
     /// Those that are stated to be off.
     pub(super) fenced: Vec<Fence>,
+    /// What the fleet accepts of its hosts from then on.
+    pub(super) policy_changes: Vec<PolicyChange>,
 }
 
 impl Change {
@@ -204,6 +207,9 @@ impl Change {
                 .map(|host| host.name.clone())
                 .collect(),
             fenced: next.fenced().to_vec(),
+            policy_changes: current
+                .map(|current| PolicyChange::between(current.policy(), next.policy()))
+                .unwrap_or_default(),
         }
     }
 
@@ -219,6 +225,9 @@ impl Change {
         }
         for Fence { host, reason, .. } in &self.fenced {
             env.ui.warn(format_args!("it states that {host} is off or wiped: {reason}"));
+        }
+        for change in &self.policy_changes {
+            env.ui.warn(format_args!("{change}"));
         }
     }
 }
@@ -250,7 +259,7 @@ impl Report for Applied {
 
 #[cfg(test)]
 mod tests {
-    use muster_model::{Policy, PublicKey};
+    use muster_model::{Policy, PublicKey, Timing};
 
     use super::*;
 
@@ -269,5 +278,13 @@ mod tests {
         assert_eq!(change.added, [HostName::new("c").unwrap()]);
         assert_eq!(change.removed, [HostName::new("a").unwrap()]);
         assert_eq!(Change::of(None, &roster(&["a"])).added.len(), 1);
+        assert_eq!(change.policy_changes, []);
+        let timing = Timing { clock_error_ms: 25, ..Timing::default() };
+        let members = roster(&["a"]).hosts().to_vec();
+        let policy = Policy { timing, ..Policy::default() };
+        let stricter =
+            Roster::new(FleetName::new("demo").unwrap(), RosterRevision(2), policy, members).unwrap();
+        let change = Change::of(Some(&roster(&["a"])), &stricter);
+        assert_eq!(change.policy_changes[0].to_string(), "policy.timing.clock_error_ms: 10 → 25");
     }
 }

@@ -12,7 +12,7 @@ use crate::commands::order::Approvals;
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::files::{Existing, read_bounded, write};
-use crate::output::{Format, Page, Report, Tone, counted};
+use crate::output::{Format, Page, Report, counted};
 
 /// Sign the next roster, after showing what it changes, and say who still must sign it.
 ///
@@ -117,10 +117,6 @@ impl Report for Signed {
     fn print(&self, page: &mut Page) {
         let hosts = counted(self.hosts, "host");
         page.line(format_args!("roster of {}, revision {} with {hosts}", self.fleet, self.revision));
-        if let Some(before) = &self.policy_before {
-            page.toned(Tone::Warning, format_args!("policy was {before:?}"));
-            page.toned(Tone::Warning, format_args!("policy is  {:?}", self.policy));
-        }
         self.approvals.print(page);
         let file = self.file.display();
         if self.complete {
