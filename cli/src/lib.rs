@@ -10,6 +10,7 @@
 mod args;
 mod clock;
 mod commands;
+mod confirm;
 mod connect;
 mod context;
 mod error;

@@ -1,5 +1,3 @@
-use std::io::{self, BufRead as _, IsTerminal as _};
-
 use clap::Args;
 use muster_model::{Code, Order, PublicKey, Refusal, SigningRole};
 use muster_proto::v1;
@@ -9,6 +7,7 @@ use serde::Serialize;
 use super::order::OrderView;
 use crate::args::FleetArg;
 use crate::commands::Env;
+use crate::confirm::{Question, confirm};
 use crate::connect::{Session, answer};
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -54,7 +53,13 @@ impl Approve {
         refuse_needless(&session, &pending, key.public(), &view)
             .map_err(|refusal| CliError::refused(doing.as_str(), refusal))?;
         if !self.yes {
-            confirm(env)?;
+            let question = Question {
+                text: "Type yes to sign this order:".to_owned(),
+                expected: "yes",
+                otherwise: "nothing was signed",
+                next: "look at it with `muster order show ID`; add --yes to sign it without being asked",
+            };
+            confirm(env, &question)?;
         }
         let request = signed(&pending, &*key).map_err(CliError::trust(doing.as_str()))?;
         let mut client = session.operations();
@@ -104,21 +109,6 @@ fn signed(
         order_envelope: add(&pending.order)?,
         contingency_envelope: pending.contingency.as_ref().map(add).transpose()?,
     })
-}
-
-fn confirm(env: &Env) -> Result<(), CliError> {
-    let declined = |what: &str| CliError::Usage {
-        what: what.to_owned(),
-        next: "look at it with `muster order show ID`; add --yes to sign it without being asked".to_owned(),
-    };
-    if !io::stdin().is_terminal() {
-        return Err(declined("there is no terminal to ask on; nothing was signed"));
-    }
-    env.ui.say("Type yes to sign this order:");
-    let mut typed = String::new();
-    let read = io::stdin().lock().read_line(&mut typed);
-    read.map_err(|source| CliError::System { doing: "read from the terminal", source })?;
-    if typed.trim() == "yes" { Ok(()) } else { Err(declined("nothing was signed")) }
 }
 
 #[derive(Debug, Serialize)]

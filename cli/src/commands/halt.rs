@@ -1,4 +1,3 @@
-use std::io::{self, BufRead as _, IsTerminal as _};
 use std::time::Duration;
 
 use clap::Args;
@@ -10,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::args::duration;
 use crate::commands::Env;
+use crate::confirm::{Question, confirm};
 use crate::connect::{Session, answer};
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -51,7 +51,7 @@ impl Halt {
         let fleet = &self.fleet;
         if !self.yes {
             let hosts = session.status(fleet).await?.hosts.len();
-            confirm(env, fleet, hosts)?;
+            ask(env, fleet, hosts)?;
         }
         let doing = format!("halt {fleet}");
         let request = v1::HaltRequest { fleet: fleet.to_string(), reason: self.reason.clone() };
@@ -73,20 +73,15 @@ fn reason(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn confirm(env: &Env, fleet: &FleetName, hosts: usize) -> Result<(), CliError> {
-    let declined = |what: &str| CliError::Usage {
-        what: what.to_owned(),
-        next: "add --yes to halt it without being asked".to_owned(),
-    };
-    if !io::stdin().is_terminal() {
-        return Err(declined("there is no terminal to confirm the halt on; nothing was halted"));
-    }
+fn ask(env: &Env, fleet: &FleetName, hosts: usize) -> Result<(), CliError> {
     let hosts = counted(hosts, "host");
-    env.ui.say(format_args!("{fleet}: {hosts} will stop serving at once. Type the fleet's name to halt it:"));
-    let mut typed = String::new();
-    let read = io::stdin().lock().read_line(&mut typed);
-    read.map_err(|source| CliError::System { doing: "read from the terminal", source })?;
-    if typed.trim() == fleet.as_str() { Ok(()) } else { Err(declined("nothing was halted")) }
+    let question = Question {
+        text: format!("{fleet}: {hosts} will stop serving at once. Type the fleet's name to halt it:"),
+        expected: fleet.as_str(),
+        otherwise: "nothing was halted",
+        next: "add --yes to halt it without being asked",
+    };
+    confirm(env, &question)
 }
 
 /// What each host says, once all that are connected have stopped or time is up.

@@ -256,15 +256,29 @@ pub(crate) struct Evicted {
     pub(crate) connections: usize,
 }
 
+/// What the operator knows of an eviction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Finality {
+    /// A new token takes it back.
+    UntilToken,
+    /// Nothing may.
+    ForGood,
+}
+
 /// Revokes every certificate of a host, cuts its connections, and gives it no other one.
 pub(crate) async fn evict(
     shared: &Arc<Shared>,
-    host: HostName,
+    (host, finality): (HostName, Finality),
     reason: &str,
     operator: &str,
 ) -> Result<Evicted, Refusal> {
     check_reason(reason)?;
     let enrolments = &shared.enrolments;
+    if enrolments.issuer.is_none() && finality != Finality::ForGood {
+        let detail = "this coordinator issues no certificates, so that nothing takes an eviction back: the name stays out for \
+                      good. Say that it is meant so (`--yes`)";
+        return Err(Refusal::because(Blocker::host(Code::NoIssuer, &host, detail)));
+    }
     let turn = enrolments.turn.lock().await;
     let entry = shared.audit.entry(Kind::Evict, operator).of_hosts([&host]).saying(reason);
     shared.audit(vec![entry]).await?;

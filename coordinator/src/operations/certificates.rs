@@ -12,7 +12,7 @@ use tonic::Status;
 
 use super::audit::settled;
 use crate::coordinator::Shared;
-use crate::enrolment::{self, Reach};
+use crate::enrolment::{self, Finality, Reach};
 use crate::status::{malformed, refused};
 
 /// A host is in a few fleets; its agent takes no more.
@@ -58,7 +58,8 @@ pub(super) async fn evict(
     operator: &str,
 ) -> Result<v1::EvictHostResponse, Status> {
     let host: HostName = convert::host(&request.host).map_err(malformed)?;
-    let evicted = enrolment::evict(shared, host, &request.reason, operator).await;
+    let finality = if request.for_good { Finality::ForGood } else { Finality::UntilToken };
+    let evicted = enrolment::evict(shared, (host, finality), &request.reason, operator).await;
     let evicted = settled(shared, operator, "evict a host", None, evicted).await.map_err(refused)?;
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     Ok(v1::EvictHostResponse {
@@ -90,6 +91,6 @@ pub(super) fn own(shared: &Shared) -> Option<v1::CoordinatorCertificate> {
         expires_unix_ms: certificate.not_after.0,
         list_expires_unix_ms: standing.list.map(|list| list.not_after.0),
         issuer_expires_unix_ms: standing.issuer.map(|issuer| issuer.not_after.0),
-    })
         renews_unix_ms: standing.renews.map(|at| at.0),
+    })
 }

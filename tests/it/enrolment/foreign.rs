@@ -3,8 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use muster_model::Code;
+use muster_mtls::{CredentialPaths, Credentials};
+use muster_proto::v1;
+
 use super::{openssl, text, wait_for_log};
-use crate::harness::{Fleet, artifact};
+use crate::harness::{Caller, Fleet, artifact, refusal_of};
 
 /// A root, an intermediate authority, and what is issued below it.
 struct Foreign {
@@ -136,7 +140,23 @@ fn certificates_may_come_from_a_pki_of_ones_own_and_are_picked_up_when_they_chan
     tree.write("lib/a", "c");
     let three = fleet.release(&tree, "3.0");
     fleet.assert_all_serve(&three);
-    // An eviction needs no authority of ours.
-    fleet.json(&["host", "evict", "host-2", "--reason", "stolen"]).expect_code(0);
+    // An eviction needs no authority of ours. Nothing takes it back without one, so that it is asked for twice.
+    let evict = ["host", "evict", "host-2", "--reason", "stolen"];
+    let asked = fleet.json(&evict).expect_code(2);
+    assert!(asked.to_string().contains("nothing would take it back"), "{asked}");
+    let operator = dir.join("operator");
+    let paths = CredentialPaths {
+        certificate: operator.join("operator.pem"),
+        key: operator.join("operator.key"),
+        ca: operator.join("ca.pem"),
+        crl: None,
+    };
+    let caller = Caller::connect(&fleet, &Credentials::load(&paths).unwrap()).unwrap();
+    let request = v1::EvictHostRequest { host: "host-2".to_owned(), ..v1::EvictHostRequest::default() };
+    let request = v1::EvictHostRequest { reason: "stolen".to_owned(), ..request };
+    let refused = caller.wait(caller.operations().evict_host(request)).unwrap_err();
+    assert_eq!(refusal_of(&refused).code(), Some(Code::NoIssuer), "whatever the program is that asks");
+    fleet.wait_connected(2);
+    fleet.json(&[&evict[..], &["--yes"]].concat()).expect_code(0);
     wait_for_log(&fleet.host(2).agent, "this host was evicted");
 }
