@@ -8,6 +8,7 @@ mod hold;
 mod releases;
 mod stage;
 mod story;
+mod two;
 mod typed;
 
 use std::path::PathBuf;
@@ -25,10 +26,9 @@ use crate::exit::Exit;
 use crate::output::{Page, Report, Tone};
 
 /// Replay the Knight accident of 2012: eight hosts, one of them missed, told step by step with real processes. Then one is
-/// cut off in the middle of a flip.
+/// cut off in the middle of a flip; then two operators must sign, and a receipt is verified by somebody else.
 ///
-/// Everything happens in a folder of its own, which is removed at the end, and on 127.0.0.1. It takes little more than
-/// half a minute.
+/// Everything happens in a folder of its own, which is removed at the end, and on 127.0.0.1. It takes less than a minute.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   muster dev demo
@@ -65,9 +65,10 @@ impl Demo {
         };
         // Whatever happened, nothing of it is left behind; but what went wrong first is what is reported.
         let cleared = stage.clear();
-        let Figures { flips, cut_off } = told?;
+        let Figures { flips, cut_off, flipped_bit } = told?;
         cleared?;
-        env.ui.report(&Told { hosts: story::HOSTS, steps: story::STEPS, flips, cut_off })?;
+        let (hosts, steps) = (story::HOSTS, story::STEPS);
+        env.ui.report(&Told { hosts, steps, flips, cut_off, flipped_bit })?;
         Ok(Exit::Proven)
     }
 }
@@ -80,6 +81,8 @@ struct Told {
     /// What each flip said of its dark window.
     flips: Vec<String>,
     cut_off: CutOff,
+    /// What of a receipt was named in which one bit was flipped.
+    flipped_bit: String,
 }
 
 impl Report for Told {

@@ -57,7 +57,8 @@ enum Attempt {
     GivenUp,
 }
 
-pub(super) async fn tell(stage: &mut Stage) -> Result<CutOff, CliError> {
+/// Tells it. Gives the digest that is served then, and what was seen.
+pub(super) async fn tell(stage: &mut Stage) -> Result<(String, CutOff), CliError> {
     stage.begin("A host is cut off at the worst moment: armed, and never told the decision");
     let pushed = push(stage, NEXT).await?;
     let digest = digest_in(stage, &pushed)?;
@@ -74,7 +75,10 @@ pub(super) async fn tell(stage: &mut Stage) -> Result<CutOff, CliError> {
         stage.hold().begin()?;
         let flip = stage.begins(&["flip", NEXT]);
         match Box::pin(attempt(stage, &flip)).await? {
-            Attempt::Cut(cut) => return Box::pin(cut_off(stage, cut, flip, &digest)).await,
+            Attempt::Cut(cut) => {
+                let seen = Box::pin(cut_off(stage, cut, flip, &digest)).await?;
+                return Ok((digest, seen));
+            }
             Attempt::GivenUp => {
                 stage.hold().release()?;
                 stage.say("The machine was too busy, and the rollout was given up before it was decided:");
@@ -221,7 +225,7 @@ async fn until_status(
 }
 
 /// Waits until it is so, and says whether that came about.
-async fn until<F>(mut is_so: impl FnMut() -> F) -> Result<bool, CliError>
+pub(super) async fn until<F>(mut is_so: impl FnMut() -> F) -> Result<bool, CliError>
 where
     F: Future<Output = Result<bool, CliError>>,
 {

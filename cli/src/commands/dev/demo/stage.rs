@@ -21,6 +21,7 @@ use super::story::{FLEET, HOSTS};
 use super::{Pace, cut_off};
 use crate::connect::Session;
 use crate::error::CliError;
+use crate::files::folder_of;
 use crate::output::{Format, Page, Tone, Ui};
 use crate::provision::Driver;
 
@@ -135,6 +136,11 @@ impl Stage {
     /// A host by its number.
     pub(super) fn host(&self, number: usize) -> HostName {
         self.fleet().hosts[number - 1].clone()
+    }
+
+    /// Where the first operator has their context.
+    pub(super) fn operator_folder(&self) -> PathBuf {
+        folder_of(&self.fleet().context()).to_owned()
     }
 
     /// Where the releases are written that the story pushes.

@@ -3,6 +3,7 @@
 use super::cut_off::{self, CutOff};
 use super::releases::{self, FORGOTTEN, NEW, OLD};
 use super::stage::Stage;
+use super::two;
 use super::typed::{Ending, Played, Shown};
 use crate::error::CliError;
 
@@ -11,13 +12,13 @@ pub(super) const HOSTS: u16 = 8;
 /// The service that ran on them.
 pub(super) const FLEET: &str = "smars";
 /// The steps of the story.
-pub(super) const STEPS: usize = 7;
+pub(super) const STEPS: usize = 9;
 
 /// The server that was missed.
 const MISSED: usize = 8;
 
 pub(super) const DEPLOYED: Ending<'_> = report(0, &["deployed 8 of 8"]);
-const DONE: Ending<'_> = report(0, &[]);
+pub(super) const DONE: Ending<'_> = report(0, &[]);
 
 /// How long a deployment waits for a host that is not there.
 const SHORT: &str = "2s";
@@ -33,6 +34,8 @@ pub(super) struct Figures {
     /// What the flips said of their dark windows.
     pub(super) flips: Vec<String>,
     pub(super) cut_off: CutOff,
+    /// What of a receipt was named in which one bit was flipped.
+    pub(super) flipped_bit: String,
 }
 
 /// Tells the story.
@@ -52,9 +55,11 @@ pub(super) async fn tell(stage: &mut Stage) -> Result<Figures, CliError> {
     Box::pin(repaired(stage)).await?;
     let flipped = Box::pin(flipped(stage, &digests)).await?;
     let rolled_back = Box::pin(rolled_back(stage, &digests)).await?;
-    let cut_off = Box::pin(cut_off::tell(stage)).await?;
+    let (next, cut_off) = Box::pin(cut_off::tell(stage)).await?;
+    Box::pin(two::approve(stage, (&next, &digests.old))).await?;
+    let flipped_bit = Box::pin(two::prove(stage)).await?;
     compared(stage, &flipped);
-    Ok(Figures { flips: vec![flipped, rolled_back], cut_off })
+    Ok(Figures { flips: vec![flipped, rolled_back], cut_off, flipped_bit })
 }
 
 async fn first_release(stage: &mut Stage) -> Result<String, CliError> {
@@ -144,6 +149,7 @@ fn compared(stage: &Stage, flipped: &str) {
     );
     stage.good(format_args!("               Then all eight moved together; {flipped}."));
     stage.good("               And a host that was lost in the middle of a flip stopped by itself before the others went on.");
+    stage.good("               One operator alone moved nothing, and whoever has the root document can verify what two have done.");
 }
 
 pub(super) async fn push(stage: &Stage, version: &str) -> Result<Played, CliError> {

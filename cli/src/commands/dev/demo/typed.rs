@@ -1,6 +1,7 @@
 //! The commands that the replay types: run for real, shown in a form that can be read, and held to how they must end.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
@@ -34,6 +35,16 @@ pub(super) enum Shown {
     Progress,
 }
 
+/// Who types.
+pub(super) struct Hand<'a> {
+    /// What stands before what they type.
+    pub(super) prompt: &'a str,
+    /// Where they type it.
+    pub(super) folder: PathBuf,
+    /// Their context, if they have one.
+    pub(super) context: Option<PathBuf>,
+}
+
 /// How a command of the story has to end.
 pub(super) struct Ending<'a> {
     /// With this exit code.
@@ -63,18 +74,38 @@ impl Stage {
         self.ends(typing, ending).await
     }
 
+    /// The same by somebody else than the first operator.
+    pub(super) async fn types_by(
+        &self,
+        hand: &Hand<'_>,
+        arguments: &[&str],
+        ending: &Ending<'_>,
+    ) -> Result<Played, CliError> {
+        let typing = self.begins_by(hand, arguments);
+        self.ends(typing, ending).await
+    }
+
     /// Types a command and runs it beside the story.
     pub(super) fn begins(&self, arguments: &[&str]) -> Typing {
+        let fleet = self.fleet();
+        let hand = Hand { prompt: "", folder: fleet.dir.clone(), context: Some(fleet.context()) };
+        self.begins_by(&hand, arguments)
+    }
+
+    fn begins_by(&self, hand: &Hand<'_>, arguments: &[&str]) -> Typing {
         let line = format!("muster {}", arguments.join(" "));
-        self.show(|page| page.line(format_args!("$ {line}")));
+        self.show(|page| page.line(format_args!("{}$ {line}", hand.prompt)));
         let mut command = tokio::process::Command::new(OWN_EXECUTABLE);
         command
             .arg0("muster")
             .args(arguments)
-            .current_dir(&self.fleet().dir)
-            .env("MUSTER_CONTEXT", self.fleet().context())
+            .current_dir(&hand.folder)
             .stdin(Stdio::null())
             .kill_on_drop(true);
+        match &hand.context {
+            Some(context) => command.env("MUSTER_CONTEXT", context),
+            None => command.env_remove("MUSTER_CONTEXT"),
+        };
         let output =
             tokio::spawn(async move { tokio::time::timeout(COMMAND_PATIENCE, command.output()).await });
         Typing { line, output }
