@@ -217,3 +217,70 @@ fn nothing_is_left_unfinished() {
         assert_eq!(text.matches(ignored).count(), text.matches(reason).count(), "{}", relative(&path));
     }
 }
+
+/// What stands between backticks.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// The names of the tests of a module of this binary; nothing if there is no such module.
+fn tests_of(module: &str) -> Option<Vec<String>> {
+    let folder = root().join("tests/it");
+    let main = fs::read_to_string(folder.join("main.rs")).expect("UTF-8");
+    if !main.lines().any(|line| line == format!("mod {module};")) {
+        return None;
+    }
+    let below = folder.join(module);
+    let below = if below.is_dir() { files(&below, ".rs") } else { Vec::new() };
+    let mut tests = Vec::new();
+    for path in below.into_iter().chain([folder.join(format!("{module}.rs"))]) {
+        let text = fs::read_to_string(&path).expect("UTF-8");
+        for marked in text.split("#[test]\n").skip(1) {
+            let name = marked.lines().find_map(|line| line.trim().strip_prefix("fn ")?.split('(').next());
+            tests.extend(name.map(str::to_owned));
+        }
+    }
+    Some(tests)
+}
+
+/// Whether this names tests that exist: a module, or `module::test`, whose end may be left out as `…`.
+fn names_tests(named: &str) -> bool {
+    let (module, test) = named.split_once("::").unwrap_or((named, ""));
+    let Some(tests) = tests_of(module) else { return false };
+    match test.strip_suffix('…') {
+        Some(beginning) => tests.iter().any(|test| test.starts_with(beginning)),
+        None => test.is_empty() && !tests.is_empty() || tests.iter().any(|it| it == test),
+    }
+}
+
+/// The rows of the tables in some lines, without their heads, each split into its cells.
+fn rows<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<Vec<&'a str>> {
+    let table = lines.filter(|line| line.starts_with("| ") || line.starts_with("|--"));
+    let rows: Vec<&str> = table.collect();
+    let is_head = |at: usize| rows.get(at + 1).is_some_and(|next| next.starts_with("|--"));
+    let bodies = rows.iter().enumerate().filter(|(at, row)| !row.starts_with("|--") && !is_head(*at));
+    bodies.map(|(_, row)| row.trim_matches('|').split('|').map(str::trim).collect()).collect()
+}
+
+#[test]
+fn each_row_of_the_threat_model_names_its_tests() {
+    assert!(names_tests("tidy::each_row_of_…") && names_tests("tidy") && !names_tests("tidy::each_row_of_"));
+    assert!(!names_tests("nowhere") && !names_tests("tidy::nowhere_…"));
+    let model = fs::read_to_string(root().join("docs/security.md")).expect("UTF-8");
+    let (_, model) = model.split_once("\n## Threat model\n").expect("a threat model");
+    let (model, _) = model.split_once("\n**Attacks on signed documents.**").expect("attacks behind it");
+    let threats = fs::read_to_string(root().join("tests/it/threats.rs")).expect("UTF-8");
+    let own = |named: &str| names_tests(named) || names_tests(&format!("threats::{named}"));
+    let rows_of_model = rows(model.lines()).into_iter().map(|row| (row[0], quoted(row[3])));
+    let rows_of_tests = rows(threats.lines().filter_map(|line| line.strip_prefix("//! ")))
+        .into_iter()
+        .map(|row| (row[0], quoted(row[1])));
+    let all: Vec<(&str, Vec<&str>)> = rows_of_model.chain(rows_of_tests).collect();
+    assert!(all.len() > 20, "both tables were read: {all:#?}");
+    for (row, named) in &all {
+        assert!(!named.is_empty(), "the row `{row}` names no test");
+        for named in named {
+            assert!(own(named), "the row `{row}` names `{named}`, which is no test here");
+        }
+    }
+}
