@@ -5,12 +5,12 @@ use std::sync::LazyLock;
 
 use muster_audit::{Checkpoint, Edge, Entry, Kind, origin};
 use muster_model::{
-    Assurance, Attestation, BootGate, BootId, ClockState, Comparable, Digest, Document, Epoch, FleetName,
-    FleetScope, Flip, FlipMode, HostFacts, HostName, Incarnation, Joiners, Member, MerkleTree, OnFailure,
-    Order, Policy, Purpose, Release, RoleKeys, RolloutId, Root, Roster, RosterRef, RosterRevision, Scope,
-    Secret, SigningRole, UnixTime, Version,
+    Digest, Epoch, FleetName, FleetScope, HostName, Incarnation, Joiners, MerkleTree, Order, Release,
+    RoleKeys, RolloutId, Root, RosterRevision, Secret, SigningRole, UnixTime, Version,
 };
-use muster_trust::{Authentic, SigningKey, TrustRoot, assemble_evidence, sign, verify_evidence};
+pub(crate) use muster_signed::NOW;
+use muster_signed::{Host, Plan, SignedFlip};
+use muster_trust::{SigningKey, TrustRoot, sign};
 
 /// The key that signs everything: one that `ssh-keygen` made, and that everybody has.
 pub(crate) static KEY: LazyLock<SigningKey> = LazyLock::new(|| {
@@ -27,31 +27,26 @@ pub(crate) static ROOT: LazyLock<TrustRoot> =
     LazyLock::new(|| TrustRoot::pin(sign(&root(), &[&*KEY]).unwrap().raw()).unwrap());
 
 /// The signed documents of one flip.
-pub(crate) static FLIP: LazyLock<SignedFlip> = LazyLock::new(SignedFlip::new);
+pub(crate) static FLIP: LazyLock<SignedFlip> =
+    LazyLock::new(|| PLAN.sign(&ROOT, &KEY, &[&*KEY, &*OTHER_KEY]));
 
-pub(crate) const NOW: UnixTime = UnixTime(1_000_000);
-const K: RolloutId = RolloutId(7);
-
-pub(crate) struct SignedFlip {
-    pub(crate) order: Authentic<Order>,
-    pub(crate) roster: Authentic<Roster>,
-    pub(crate) release: Authentic<Release>,
-    pub(crate) attestations: Vec<Authentic<Attestation>>,
-}
-
-impl SignedFlip {
-    fn new() -> Self {
-        let roster = ROOT.verify_roster(&signed(&roster()), NOW).unwrap();
-        let others = sign(&attestation(1), &[&*OTHER_KEY]).unwrap().raw().to_vec();
-        let lines = [signed(&attestation(0)), others];
-        Self {
-            order: ROOT.verify_order(&signed(&order()), NOW).unwrap(),
-            release: ROOT.verify_release(&signed(&release()), &fleet(), NOW).unwrap(),
-            attestations: verify_evidence(&assemble_evidence(&lines), roster.document()).unwrap(),
-            roster,
-        }
+/// What it is made of.
+pub(crate) static PLAN: LazyLock<Plan> = LazyLock::new(|| {
+    let keys = [KEY_PUBLIC.clone(), OTHER_KEY.public().clone()];
+    let host = |(index, key)| Host { name: host(index), key, secret: secret(index) };
+    Plan {
+        release: release(),
+        k: K,
+        revision: RosterRevision(4),
+        epoch: Epoch(6),
+        size: (12, 3456),
+        max_lapsed: 1,
+        order_ends: UnixTime(1000),
+        hosts: (0..).zip(keys).map(host).collect(),
     }
-}
+});
+
+const K: RolloutId = RolloutId(7);
 
 pub(crate) fn key_alone() -> RoleKeys {
     RoleKeys { threshold: 1, keys: vec![KEY_PUBLIC.clone()] }
@@ -59,10 +54,6 @@ pub(crate) fn key_alone() -> RoleKeys {
 
 /// The public half of [`KEY`].
 pub(crate) static KEY_PUBLIC: LazyLock<muster_model::PublicKey> = LazyLock::new(|| KEY.public().clone());
-
-pub(crate) fn signed<T: Document>(document: &T) -> Vec<u8> {
-    sign(document, &[&*KEY]).unwrap().raw().to_vec()
-}
 
 pub(crate) fn fleet() -> FleetName {
     FleetName::new("demo").unwrap()
@@ -97,13 +88,6 @@ pub(crate) fn root() -> Root {
 /// How far joiners may go.
 pub(crate) const HOSTS_MAX: u32 = 4;
 
-pub(crate) fn roster() -> Roster {
-    let keys = [KEY_PUBLIC.clone(), OTHER_KEY.public().clone()];
-    let member = |(name, attestation_key)| Member { name, attestation_key };
-    let members = [host(0), host(1)].into_iter().zip(keys).map(member).collect();
-    Roster::new(fleet(), RosterRevision(4), Policy::default(), members).unwrap()
-}
-
 pub(crate) fn release() -> Release {
     Release {
         fleet: fleet(),
@@ -118,43 +102,7 @@ pub(crate) fn release() -> Release {
 }
 
 pub(crate) fn order() -> Order {
-    let roster =
-        RosterRef { digest: Digest::of(&roster().to_bytes()), revision: RosterRevision(4), hosts: 2 };
-    let flip = Flip {
-        from: None,
-        to: Digest::of(b"manifest"),
-        mode: FlipMode::Strict,
-        on_failure: OnFailure::Hold,
-        max_lapsed: 1,
-    };
-    Order::new(fleet(), K, roster, flip, UnixTime(0)..UnixTime(1000)).unwrap()
-}
-
-pub(crate) fn attestation(index: u8) -> Attestation {
-    let manifest = Digest::of(b"manifest");
-    Attestation::new(
-        fleet(),
-        host(index),
-        Purpose::Rollout { k: K, commitment: secret(index).commitment() },
-        Digest::of(b"all nonces"),
-        Comparable { manifest, measured: manifest, files: 12, bytes: 3456, uniform: None },
-        HostFacts {
-            epoch: Epoch(6),
-            serving: Some(manifest),
-            boot_id: BootId::new("0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f").unwrap(),
-            scope: Scope::Process,
-            boot_gate: BootGate::Volatile,
-            clock: ClockState::Steady,
-            clock_error_ms: Some(3),
-            fence_ms: Some(40),
-            drain_ms: 0,
-            assurance: Assurance::Sha256,
-            agent_version: "0.1.0".to_owned(),
-            agent_config: Digest::of(b"configuration"),
-            measured_unix_ms: NOW,
-            elapsed_ms: 5,
-        },
-    )
+    PLAN.order()
 }
 
 /// The entries of a small audit log.

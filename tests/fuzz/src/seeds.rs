@@ -5,16 +5,16 @@ use std::path::Path;
 
 use muster_audit::{SignedCheckpoint, export_header, export_line, export_root_line};
 use muster_model::{
-    Addition, Digest, Document as _, FromHost, Manifest, Member, PublicKey, RolloutId, RosterRevision, ToHost,
+    Addition, Digest, Document, FromHost, Manifest, Member, PublicKey, RolloutId, RosterRevision, ToHost,
 };
 use muster_proto::convert::{to_agent, to_coordinator};
 use muster_proto::v1;
-use muster_trust::Receipt;
+use muster_signed::SignedFlip;
+use muster_trust::{Receipt, sign};
 use prost::Message as _;
 
 use crate::fixture::{
-    FLIP, KEY, NOW, ROOT, SignedFlip, attestation, checkpoint, entries, fleet, host, order, release, root,
-    roster, secret, signed,
+    FLIP, KEY, NOW, PLAN, ROOT, checkpoint, entries, fleet, host, order, release, root, secret,
 };
 use crate::{Verdict, audit, run};
 
@@ -77,6 +77,18 @@ fn coordinator_frames() -> Vec<Vec<u8>> {
     bodies.map(|body| frame(body).encode_to_vec()).into()
 }
 
+fn signed<T: Document>(document: &T) -> Vec<u8> {
+    sign(document, &[&*KEY]).unwrap().raw().to_vec()
+}
+
+/// What adds host-3 to the roster.
+fn addition() -> Addition {
+    let base = PLAN.roster().issued(NOW);
+    let envelope = String::from_utf8(signed(&base)).unwrap();
+    let added = vec![Member { name: host(2), attestation_key: PublicKey::Ed25519([3; 32]) }];
+    Addition::new(fleet(), RosterRevision(5), Digest::of(&base.to_bytes()), &envelope, added).unwrap()
+}
+
 fn export() -> Vec<u8> {
     let checkpoint = SignedCheckpoint::sign(checkpoint(), &*KEY).unwrap();
     let header = export_header(KEY.public(), &checkpoint, 1).into_bytes();
@@ -94,7 +106,7 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
     vec![
         ("addition", vec![addition().to_bytes()]),
         ("agent_frame", agent_frames()),
-        ("attestation", vec![attestation(0).to_bytes()]),
+        ("attestation", vec![PLAN.attestation(&PLAN.hosts[0]).to_bytes()]),
         (
             "audit",
             vec![
@@ -122,7 +134,7 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         ("release", vec![release().to_bytes()]),
         ("request", vec![marked(24, &upload.encode_to_vec())]),
         ("root", vec![root().to_bytes()]),
-        ("roster", vec![roster().to_bytes()]),
+        ("roster", vec![PLAN.roster().to_bytes()]),
     ]
 }
 
