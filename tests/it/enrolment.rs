@@ -312,21 +312,15 @@ fn a_host_enrols_with_nobody_but_the_pinned_authority() {
     }
 }
 
+/// What asks `openssl` for a request with a new key of the kind that is taken.
+fn new_key(key: &Path) -> [&str; 9] {
+    ["req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", text(key)]
+}
+
 /// A request for a certificate authority that is a coordinator.
 fn odd_request(folder: &Path) -> Vec<u8> {
     let (key, der) = (folder.join("odd.key"), folder.join("odd.der"));
     let names = "subjectAltName=URI:spiffe://muster.local/coordinator/coordinator,DNS:localhost";
-    let made = [
-        "req",
-        "-new",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-keyout",
-        text(&key),
-    ];
     let asked =
         ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", names, "-addext", "keyUsage=keyCertSign"];
     let rest = [
@@ -339,7 +333,7 @@ fn odd_request(folder: &Path) -> Vec<u8> {
         "-out",
         text(&der),
     ];
-    openssl(&[&made[..], &asked[..], &rest[..]].concat());
+    openssl(&[&new_key(&key)[..], &asked[..], &rest[..]].concat());
     fs::read(&der).unwrap()
 }
 

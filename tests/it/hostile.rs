@@ -218,6 +218,15 @@ fn an_order_holds_once_for_its_fleet_its_roster_and_its_time() {
     fleet.assert_all_serve(&one.to_string());
 }
 
+/// Takes the place of host-2, whose agent goes.
+#[track_caller]
+fn in_place_of_host_2(fleet: &Fleet) -> Caller {
+    fleet.host(2).agent.kill();
+    fleet.wait_connected(1);
+    fleet.json(&["host", "readmit", "host-2"]).expect_code(0);
+    Caller::connect(fleet, &fleet.credentials(Role::Agent, "host-2")).unwrap()
+}
+
 /// A stream in the name of host-2, whose agent has gone.
 fn as_host_2<'a>(caller: &'a Caller, bodies: Vec<Body>) -> Attached<'a> {
     let attached = caller.attach();
@@ -290,10 +299,7 @@ fn frames_that_no_agent_sends_end_their_stream_and_nothing_else() {
 #[test]
 fn late_messages_and_made_up_ones_change_nothing() {
     let (fleet, _tree, one, two) = deployed(2);
-    fleet.host(2).agent.kill();
-    fleet.wait_connected(1);
-    fleet.json(&["host", "readmit", "host-2"]).expect_code(0);
-    let caller = Caller::connect(&fleet, &fleet.credentials(Role::Agent, "host-2")).unwrap();
+    let caller = in_place_of_host_2(&fleet);
     let operator = Caller::operator(&fleet);
     let mut attached = as_host_2(&caller, vec![Body::Join(join())]);
     assert!(matches!(attached.hear(), Ok(Some(Told::Joined(_)))));
@@ -354,25 +360,34 @@ fn late_messages_and_made_up_ones_change_nothing() {
     fleet.assert_all_serve(&two.to_string());
 }
 
-/// Listens until the coordinator refuses something, and says with which code.
+/// Listens until the coordinator says what is waited for.
 #[track_caller]
-fn refused_with(attached: &mut Attached<'_>) -> String {
+fn heard<T>(attached: &mut Attached<'_>, wanted: impl Fn(&Told) -> Option<T>) -> T {
     loop {
         match attached.hear() {
-            Ok(Some(Told::Refuse(refused))) => return refused.refusal.unwrap().blockers[0].code.clone(),
-            Ok(Some(_)) => {}
+            Ok(Some(told)) => {
+                if let Some(found) = wanted(&told) {
+                    return found;
+                }
+            }
             other => panic!("{other:?}"),
         }
     }
 }
 
+/// With which code the coordinator refuses something.
+#[track_caller]
+fn refused_with(attached: &mut Attached<'_>) -> String {
+    heard(attached, |told| {
+        let Told::Refuse(refused) = told else { return None };
+        Some(refused.refusal.as_ref().unwrap().blockers[0].code.clone())
+    })
+}
+
 #[test]
 fn a_session_that_was_refused_over_a_good_stream_leaves_no_ghost_and_changes_nothing() {
     let (fleet, _tree, one, two) = deployed(2);
-    fleet.host(2).agent.kill();
-    fleet.wait_connected(1);
-    fleet.json(&["host", "readmit", "host-2"]).expect_code(0);
-    let caller = Caller::connect(&fleet, &fleet.credentials(Role::Agent, "host-2")).unwrap();
+    let caller = in_place_of_host_2(&fleet);
     let operator = Caller::operator(&fleet);
     let mut attached = as_host_2(&caller, vec![Body::Join(join())]);
     assert!(matches!(attached.hear(), Ok(Some(Told::Joined(_)))));
@@ -420,25 +435,16 @@ fn a_session_that_was_refused_over_a_good_stream_leaves_no_ghost_and_changes_not
     fleet.assert_all_serve(&two.to_string());
 }
 
-/// Listens until the coordinator asks for a check, and says with which number.
+/// With which number the coordinator asks for a check.
 #[track_caller]
 fn asked_to_check(attached: &mut Attached<'_>) -> u64 {
-    loop {
-        match attached.hear() {
-            Ok(Some(Told::Check(check))) => return check.request,
-            Ok(Some(_)) => {}
-            other => panic!("{other:?}"),
-        }
-    }
+    heard(attached, |told| if let Told::Check(check) = told { Some(check.request) } else { None })
 }
 
 #[test]
 fn a_host_that_comes_back_over_another_stream_during_a_check_is_asked_again() {
     let (fleet, _tree, one, _two) = deployed(2);
-    fleet.host(2).agent.kill();
-    fleet.wait_connected(1);
-    fleet.json(&["host", "readmit", "host-2"]).expect_code(0);
-    let caller = Caller::connect(&fleet, &fleet.credentials(Role::Agent, "host-2")).unwrap();
+    let caller = in_place_of_host_2(&fleet);
     let mut before = as_host_2(&caller, vec![Body::Join(join())]);
     let token = match before.hear() {
         Ok(Some(Told::Joined(joined))) => joined.next_token,

@@ -21,11 +21,12 @@ mod up;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use muster_model::HostName;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub(crate) use error::DevError;
 
-use self::fleet::{LocalFleet, Program};
+use self::fleet::{Daemon, LocalFleet, Program};
 use super::Env;
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -65,6 +66,31 @@ struct FleetFolder {
 impl FleetFolder {
     fn open(self, env: &Env) -> Result<LocalFleet, CliError> {
         LocalFleet::open(&super::host::fleet_folder(self.dir, env)?)
+    }
+}
+
+/// Programs of hosts, as they are named on the command line.
+#[derive(Debug, Args)]
+struct HostPrograms {
+    /// The hosts
+    #[arg(value_name = "HOST", required = true)]
+    hosts: Vec<HostName>,
+    /// Only this of their programs
+    #[arg(long, value_enum, value_name = "PROGRAM")]
+    only: Option<Part>,
+    #[command(flatten)]
+    fleet: FleetFolder,
+}
+
+impl HostPrograms {
+    /// The hosts, all of which are in the fleet, the fleet, and their programs that are meant.
+    fn open(self, env: &Env) -> Result<(Vec<HostName>, LocalFleet, Vec<Daemon>), CliError> {
+        let fleet = self.fleet.open(env)?;
+        fleet.require(&self.hosts)?;
+        let parts = Part::programs(self.only);
+        let on_host = |host| parts.iter().map(|program| fleet.on(*program, host)).collect::<Vec<_>>();
+        let daemons = self.hosts.iter().flat_map(on_host).collect();
+        Ok((self.hosts, fleet, daemons))
     }
 }
 

@@ -7,7 +7,7 @@ use muster_model::Code;
 use muster_mtls::{CredentialPaths, Credentials};
 use muster_proto::v1;
 
-use super::{openssl, text, wait_for_log};
+use super::{new_key, openssl, text, wait_for_log};
 use crate::harness::{Caller, Fleet, artifact, refusal_of};
 
 /// A root, an intermediate authority, and what is issued below it.
@@ -22,7 +22,7 @@ impl Foreign {
         let root =
             ["-x509", "-days", "10", "-subj", "/CN=their root", "-addext", "keyUsage=critical,keyCertSign"];
         let (key, pem) = (it.file("root.key"), it.file("root.pem"));
-        openssl(&[&it.new_key(&key)[..], &root[..], &["-out", text(&pem)]].concat());
+        openssl(&[&new_key(&key)[..], &root[..], &["-out", text(&pem)]].concat());
         it.sign(
             "middle",
             "/CN=their intermediate",
@@ -36,24 +36,10 @@ impl Foreign {
         self.dir.join(name)
     }
 
-    fn new_key<'a>(&self, key: &'a Path) -> [&'a str; 9] {
-        [
-            "req",
-            "-new",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-keyout",
-            text(key),
-        ]
-    }
-
     fn sign(&self, name: &str, subject: &str, by: &str, extensions: &str) {
         let (key, csr, pem) =
             (self.file(&format!("{name}.key")), self.file("csr"), self.file(&format!("{name}.pem")));
-        openssl(&[&self.new_key(&key)[..], &["-subj", subject, "-out", text(&csr)]].concat());
+        openssl(&[&new_key(&key)[..], &["-subj", subject, "-out", text(&csr)]].concat());
         let ext = self.file("ext");
         fs::write(&ext, extensions).unwrap();
         let (ca, ca_key) = (self.file(&format!("{by}.pem")), self.file(&format!("{by}.key")));

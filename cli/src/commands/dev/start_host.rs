@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::super::Env;
 use super::fleet::{Daemon, LocalFleet, Program};
 use super::start::{self, Programs, StartedView, started_lines};
-use super::{FleetFolder, Part, ready, stop};
+use super::{HostPrograms, ready, stop};
 use crate::connect::Session;
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -21,26 +21,16 @@ use crate::output::{Page, Report, Tone};
   muster dev start host-3 --dir ./fleet
   muster dev start host-3 --only guard")]
 pub(crate) struct StartHost {
-    /// The hosts
-    #[arg(value_name = "HOST", required = true)]
-    hosts: Vec<HostName>,
-    /// Start only this of their programs
-    #[arg(long, value_enum, value_name = "PROGRAM")]
-    only: Option<Part>,
     #[command(flatten)]
-    fleet: FleetFolder,
+    wanted: HostPrograms,
 }
 
 impl StartHost {
     pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
         let programs = Programs::beside_this()?;
-        let fleet = self.fleet.open(env)?;
-        fleet.require(&self.hosts)?;
+        let (hosts, fleet, mut missing) = self.wanted.open(env)?;
         let _lock = LocalFleet::lock(&fleet.dir)?;
         let running: Vec<Daemon> = stop::running(&fleet)?.into_iter().map(|(daemon, _)| daemon).collect();
-        let parts = Part::programs(self.only);
-        let on_host = |host| parts.iter().map(|program| fleet.on(*program, host)).collect::<Vec<_>>();
-        let mut missing: Vec<Daemon> = self.hosts.iter().flat_map(on_host).collect();
         missing.retain(|daemon| !running.contains(daemon));
 
         let mut started = start::on_hosts(&fleet, &programs, &missing).await?;
@@ -57,7 +47,7 @@ impl StartHost {
             Box::pin(ready::agents(&fleet, &agents, &session, &mut started)).await?;
         }
         let started: Vec<StartedView> = started.iter().map(StartedView::from).collect();
-        let up = self.hosts.iter().filter(|host| !missing.iter().any(|m| m.host.as_ref() == Some(*host)));
+        let up = hosts.iter().filter(|host| !missing.iter().any(|m| m.host.as_ref() == Some(*host)));
         env.ui.report(&HostsStarted { up: up.cloned().collect(), started, dir: fleet.dir })?;
         Ok(Exit::Proven)
     }

@@ -6,9 +6,8 @@ use serde::Serialize;
 
 use super::super::Env;
 use super::down::StoppedView;
-use super::fleet::{Daemon, LocalFleet};
-use super::stop;
-use super::{FleetFolder, Part};
+use super::fleet::LocalFleet;
+use super::{HostPrograms, stop};
 use crate::error::CliError;
 use crate::exit::Exit;
 use crate::output::{Page, Report, Tone};
@@ -21,32 +20,22 @@ use crate::output::{Page, Report, Tone};
   muster dev stop host-3 --dir ./fleet
   muster dev stop host-3 --only agent")]
 pub(crate) struct StopHost {
-    /// The hosts
-    #[arg(value_name = "HOST", required = true)]
-    hosts: Vec<HostName>,
-    /// Stop only this of their programs
-    #[arg(long, value_enum, value_name = "PROGRAM")]
-    only: Option<Part>,
     #[command(flatten)]
-    fleet: FleetFolder,
+    wanted: HostPrograms,
 }
 
 impl StopHost {
     pub(super) fn run(self, env: &Env) -> Result<Exit, CliError> {
-        let fleet = self.fleet.open(env)?;
-        fleet.require(&self.hosts)?;
+        let (hosts, fleet, daemons) = self.wanted.open(env)?;
         let _lock = LocalFleet::lock(&fleet.dir)?;
-        let programs = Part::programs(self.only);
-        let on_host = |host| programs.iter().map(|program| fleet.on(*program, host)).collect::<Vec<_>>();
-        let daemons: Vec<Daemon> = self.hosts.iter().flat_map(on_host).collect();
         let stopped = stop::these(&daemons)?;
-        let lines = self.hosts.iter().map(|host| {
+        let lines = hosts.iter().map(|host| {
             let of_host = stopped.iter().filter(|stopped| stopped.daemon.host.as_ref() == Some(host));
             line(host, &of_host.map(|stopped| stopped.daemon.program.stem()).collect::<Vec<_>>())
         });
         env.ui.report(&HostsStopped {
             lines: lines.collect(),
-            hosts: self.hosts,
+            hosts,
             dir: fleet.dir,
             stopped: stopped.into_iter().map(StoppedView::from).collect(),
         })?;
