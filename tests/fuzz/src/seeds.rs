@@ -159,11 +159,3 @@ fn whole_receipt() -> Vec<u8> {
     let secrets = &[0, 1].map(|index| Some(secret(index)));
     Receipt { order, roster, release, attestations, secrets }.to_bytes()
 }
-
-/// What adds host-3 to the roster.
-fn addition() -> Addition {
-    let base = roster().issued(NOW);
-    let envelope = String::from_utf8(signed(&base)).unwrap();
-    let added = vec![Member { name: host(2), attestation_key: PublicKey::Ed25519([3; 32]) }];
-    Addition::new(fleet(), RosterRevision(5), Digest::of(&base.to_bytes()), &envelope, added).unwrap()
-}
