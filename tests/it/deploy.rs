@@ -108,9 +108,14 @@ fn the_guards_sample_is_true() {
         config.clone().validate().unwrap();
         config
     });
-    for table in
-        ["", "[[fleets]]", "[fleets.driver.supervise]", "[fleets.hooks.on_fence]", "[fleets.hooks.health]"]
-    {
+    for table in [
+        "",
+        "[[fleets]]",
+        "[fleets.driver.systemd]",
+        "[fleets.driver.supervise]",
+        "[fleets.hooks.on_fence]",
+        "[fleets.hooks.health]",
+    ] {
         names_every_setting::<GuardConfig>("guard.toml", table);
     }
 }

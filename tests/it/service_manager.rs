@@ -35,7 +35,10 @@ impl Manager {
         let mut told = Vec::new();
         loop {
             let mut buffer = [0; 4096];
-            let length = self.socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{word}: {error} after {told:?}"));
+            let length = self
+                .socket
+                .recv(&mut buffer)
+                .unwrap_or_else(|error| panic!("{word}: {error} after {told:?}"));
             told.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
             if told.last().is_some_and(|last| last.contains(word)) {
                 return told;
@@ -58,7 +61,10 @@ fn an_agent_is_ready_when_its_guard_has_answered_with_or_without_a_coordinator()
     assert!(!told.iter().any(|line| line.contains("READY=1")), "{told:?}");
     host.guard.start(&manager.environment());
     let of_the_guard = manager.until("READY=1");
-    assert!(of_the_guard.last().unwrap().contains("STATUS=answers on"), "the guard is first: {of_the_guard:?}");
+    assert!(
+        of_the_guard.last().unwrap().contains("STATUS=answers on"),
+        "the guard is first: {of_the_guard:?}"
+    );
     let told = manager.until("READY=1");
     assert!(told.iter().any(|line| line.contains("demo: not connected")), "{told:?}");
 

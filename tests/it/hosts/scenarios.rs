@@ -3,6 +3,7 @@
 mod operation;
 mod packages;
 mod power;
+mod units;
 
 use super::site::Site;
 
@@ -17,10 +18,15 @@ pub(super) const ALL: &[Scenario] = &[
     ("the agent is nobody, and its keys are root's", packages::the_agent_is_nobody),
     (FIRST, operation::first_flip),
     ("Knight: a host that a copy by hand has missed shuts the gate", operation::a_missed_host_shuts_the_gate),
+    ("a service that systemd runs", operation::a_service_of_systemd),
     ("a service that the guard runs", operation::a_service_of_the_guard),
     ("a host that is rebooted serves nothing before it is admitted", power::reboot),
     ("a host that loses its power comes back", power::power_off),
     ("a host that loses its power in the middle of a flip", power::power_off_in_a_flip),
+    ("a unit that crashes is started again", units::crash),
+    ("a start by hand of old code", units::old_code),
+    ("a program that is replaced under its process", units::replaced_program),
+    ("a halt of eight hosts, and what is started after it", units::halt),
     ("what hangs is killed and started again", power::watchdog),
     ("an upgrade under a service that goes on", packages::upgrade),
     ("an upgrade leaves the guard that runs a service alone", packages::upgrade_under_the_guards_service),

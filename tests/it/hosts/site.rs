@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 
@@ -17,13 +17,25 @@ pub(super) const CONTEXT: &str = "/srv/muster/operator/context.toml";
 pub(super) const WEB: &str = "web";
 pub(super) const WEB_PORT: u16 = 80;
 
-/// Served by a program of the release, which the guard runs; on the last two hosts.
+/// Served by a program of the release, as a unit of systemd's; on all hosts.
 pub(super) const APP: &str = "app";
 pub(super) const APP_PORT: u16 = 8080;
 
+/// The same program, which the guard runs; on the last two hosts.
+pub(super) const TOOL: &str = "tool";
+pub(super) const TOOL_PORT: u16 = 8081;
+
+/// Nothing has it started but the guard, which is asked before each start.
+const APP_UNIT: &str = "[Service]
+ExecStart=/run/muster/fleets/app/current/server 8080
+User=www-data
+Restart=on-failure
+RestartSec=200ms
+";
+
 const HOSTS: u8 = 8;
-/// Those from this one on are in the fleet [`APP`] as well.
-const APP_FROM: u8 = 7;
+/// Those from this one on are in the fleet [`TOOL`] as well.
+const TOOL_FROM: u8 = 7;
 const COORDINATOR: u8 = 100;
 /// For a host that a scenario adds.
 const SPARE: u8 = 9;
@@ -79,6 +91,7 @@ impl<'a> Site<'a> {
         site.each(&site.hosts, |host| site.enrol(host));
         site.apply_roster(WEB);
         site.apply_roster(APP);
+        site.apply_roster(TOOL);
         site.wait_connected();
         site
     }
@@ -87,9 +100,9 @@ impl<'a> Site<'a> {
         &self.hosts[number - 1]
     }
 
-    /// The hosts that run the program of [`APP`].
-    pub(super) fn app_hosts(&self) -> &[Server] {
-        &self.hosts[usize::from(APP_FROM) - 1..]
+    /// The hosts that are in [`TOOL`].
+    pub(super) fn tool_hosts(&self) -> &[Server] {
+        &self.hosts[usize::from(TOOL_FROM) - 1..]
     }
 
     /// One more host, which is off and has nothing on it.
@@ -119,23 +132,25 @@ impl<'a> Site<'a> {
     }
 
     #[track_caller]
-    pub(super) fn assert_all_serve(&self, release: &str) {
+    pub(super) fn assert_all_serve(&self, port: u16, release: &str) {
         for host in &self.hosts {
-            assert_eq!(host.serves(WEB_PORT).as_deref(), Some(release), "{}", host.name());
+            assert_eq!(host.serves(port).as_deref(), Some(release), "{}", host.name());
         }
     }
 
     /// Waits until every host serves this.
     #[track_caller]
-    pub(super) fn wait_all_serve(&self, release: &str) {
+    pub(super) fn wait_all_serve(&self, port: u16, release: &str) {
         wait_until(&format!("all serve {release}"), 3 * PATIENCE, || {
-            self.hosts.iter().all(|host| host.serves(WEB_PORT).as_deref() == Some(release)).then_some(())
+            self.hosts.iter().all(|host| host.serves(port).as_deref() == Some(release)).then_some(())
         });
     }
 
     #[track_caller]
     pub(super) fn wait_connected(&self) {
-        for (fleet, count) in [(WEB, self.hosts.len()), (APP, self.app_hosts().len())] {
+        for (fleet, count) in
+            [(WEB, self.hosts.len()), (APP, self.hosts.len()), (TOOL, self.tool_hosts().len())]
+        {
             wait_until(&format!("all of {fleet} are connected"), 3 * PATIENCE, || {
                 (self.connected(fleet) == count).then_some(())
             });
@@ -158,7 +173,7 @@ impl<'a> Site<'a> {
             "it has no configuration"
         );
         let number: u8 = host.name().trim_start_matches("host-").parse().unwrap();
-        let fleets: &[&str] = if number >= APP_FROM { &[WEB, APP] } else { &[WEB] };
+        let fleets: &[&str] = if number >= TOOL_FROM { &[WEB, APP, TOOL] } else { &[WEB, APP] };
         let invitation = self.invite(host.name(), fleets);
         host.write("/root/root.json", &invitation.root);
         host.write("/root/token", &invitation.token);
@@ -167,9 +182,7 @@ impl<'a> Site<'a> {
             "muster-agent enrol --system --coordinator {coordinator} --ca-pin {ca_pin} --root /root/root.json \
              --token-file /root/token && rm /root/token"
         ));
-        if fleets.contains(&APP) {
-            run_app_by_guard(host);
-        }
+        say_what_is_run(host);
         serve_web(host);
         host.must("systemctl start muster-guard muster-agent");
     }
@@ -241,12 +254,16 @@ fn serve_web(host: &Server) {
 }
 
 /// Root says on the host what is run.
-fn run_app_by_guard(host: &Server) {
-    let path = Path::new("/etc/muster/guard.toml");
-    let mut config: toml::Table = host.must(&format!("cat {}", path.display())).parse().unwrap();
-    let fleets = config["fleets"].as_array_mut().unwrap();
-    let app = fleets.iter_mut().find(|fleet| fleet["name"].as_str() == Some(APP)).unwrap();
-    let service = format!("supervise = {{ command = [\"./server\", \"{APP_PORT}\"] }}");
-    app.as_table_mut().unwrap()["driver"] = toml::Value::Table(service.parse().unwrap());
-    host.write(path.to_str().unwrap(), &toml::to_string(&config).unwrap());
+fn say_what_is_run(host: &Server) {
+    host.write("/etc/systemd/system/app.service", APP_UNIT);
+    let mut config: toml::Table = host.must("cat /etc/muster/guard.toml").parse().unwrap();
+    for fleet in config["fleets"].as_array_mut().unwrap() {
+        let service = match fleet["name"].as_str().unwrap() {
+            APP => "systemd = { units = [\"app.service\"], stop_timeout_ms = 2000 }".to_owned(),
+            TOOL => format!("supervise = {{ command = [\"./server\", \"{TOOL_PORT}\"] }}"),
+            _ => continue,
+        };
+        fleet.as_table_mut().unwrap()["driver"] = toml::Value::Table(service.parse().unwrap());
+    }
+    host.write("/etc/muster/guard.toml", &toml::to_string(&config).unwrap());
 }

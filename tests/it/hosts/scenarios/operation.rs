@@ -1,7 +1,7 @@
 //! Deploying and flipping, and what gets in its way.
 
 use crate::harness::{PATIENCE, wait_until};
-use crate::hosts::site::{APP, APP_PORT, Site, WEB, install};
+use crate::hosts::site::{APP, APP_PORT, Site, TOOL, TOOL_PORT, WEB, WEB_PORT, install};
 
 const FILL_1: &str = "mkdir -p lib && echo 1 > release.txt && echo power-peg > lib/smars.sh";
 const FILL_2: &str =
@@ -9,9 +9,9 @@ const FILL_2: &str =
 
 pub(super) fn first_flip(site: &Site<'_>) {
     site.release(WEB, "1", FILL_1);
-    assert!(site.hosts.iter().all(|host| host.serves(80).is_none()), "nothing is served yet");
+    assert!(site.hosts.iter().all(|host| host.serves(WEB_PORT).is_none()), "nothing is served yet");
     site.flip(WEB, "1");
-    site.assert_all_serve("1");
+    site.assert_all_serve(WEB_PORT, "1");
     let status = site.muster("status").expect_code(0);
     assert_eq!(status.json()["hosts_connected"], 8);
 }
@@ -31,21 +31,33 @@ pub(super) fn a_missed_host_shuts_the_gate(site: &Site<'_>) {
     site.wait_connected();
     let refused = site.muster("flip 2").expect_code(10);
     refused.expect_blocker("mismatch", "host-8", "lib/rlp.sh");
-    site.assert_all_serve("1");
+    site.assert_all_serve(WEB_PORT, "1");
 
     site.flip(WEB, "2");
-    site.assert_all_serve("2");
+    site.assert_all_serve(WEB_PORT, "2");
+}
+
+/// The guard has systemd run what the release brings, in a unit of its own.
+pub(super) fn a_service_of_systemd(site: &Site<'_>) {
+    for release in ["1", "2"] {
+        let digest = site.release(APP, release, &format!("cp /packages/server-{release} server"));
+        site.flip(APP, release);
+        site.assert_all_serve(APP_PORT, release);
+        for host in &site.hosts {
+            let process = host.property("app", "MainPID");
+            let program = host.must(&format!("readlink /proc/{process}/exe"));
+            assert!(program.contains(digest.trim_start_matches("sha256:")), "{}: {program}", host.name());
+        }
+    }
 }
 
 pub(super) fn a_service_of_the_guard(site: &Site<'_>) {
     for release in ["1", "2"] {
-        site.release(APP, release, &format!("cp /packages/server-{release} server"));
-    }
-    for release in ["1", "2"] {
-        site.flip(APP, release);
-        for host in site.app_hosts() {
-            assert_eq!(host.serves(APP_PORT).as_deref(), Some(release), "{}", host.name());
-            let groups = host.must("cat /proc/$(pgrep -x server)/cgroup");
+        site.release(TOOL, release, &format!("cp /packages/server-{release} server && echo tool > name"));
+        site.flip(TOOL, release);
+        for host in site.tool_hosts() {
+            assert_eq!(host.serves(TOOL_PORT).as_deref(), Some(release), "{}", host.name());
+            let groups = host.must("cat /proc/$(pgrep -x -f './server 8081')/cgroup");
             assert!(groups.contains("muster-guard.service/muster-"), "a group of its own: {groups}");
         }
     }
@@ -54,7 +66,7 @@ pub(super) fn a_service_of_the_guard(site: &Site<'_>) {
 /// The disk of a host's state takes no more: the release is refused there, and what is served goes on.
 pub(super) fn full_disk(site: &Site<'_>) {
     let host = site.host(3);
-    let serving = host.serves(80).expect("it serves");
+    let serving = host.serves(WEB_PORT).expect("it serves");
     host.must(
         "systemctl stop muster-agent && cp -a /var/lib/muster /var/lib/muster.kept && \
          mount -t tmpfs -o size=24m,mode=0755 tmpfs /var/lib/muster && cp -a /var/lib/muster.kept/. /var/lib/muster/ && \
@@ -66,7 +78,7 @@ pub(super) fn full_disk(site: &Site<'_>) {
     assert_ne!(refused.code, 0, "{refused}");
     assert!(refused.stdout.contains("host-3") || refused.stderr.contains("host-3"), "{refused}");
     assert_ne!(site.muster("flip big").code, 0);
-    site.assert_all_serve(&serving);
+    site.assert_all_serve(WEB_PORT, &serving);
 
     // What the agent has promised meanwhile goes back to the larger disk: an older journal would be noticed.
     host.must(
@@ -75,7 +87,7 @@ pub(super) fn full_disk(site: &Site<'_>) {
          systemctl start muster-agent",
     );
     site.wait_connected();
-    site.assert_all_serve(&serving);
+    site.assert_all_serve(WEB_PORT, &serving);
 }
 
 /// Two machines with one identity: neither is believed until an operator says which one it is.

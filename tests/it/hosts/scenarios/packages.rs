@@ -5,7 +5,7 @@ use std::thread;
 
 use crate::harness::{PATIENCE, wait_until};
 use crate::hosts::server::Server;
-use crate::hosts::site::{APP_PORT, Site, WEB, WEB_PORT, install};
+use crate::hosts::site::{APP_PORT, Site, TOOL_PORT, WEB, WEB_PORT, install};
 
 pub(super) fn the_agent_is_nobody(site: &Site<'_>) {
     let host = site.host(1);
@@ -19,7 +19,10 @@ pub(super) fn the_agent_is_nobody(site: &Site<'_>) {
     });
     assert!(host.property("muster-guard", "StatusText").contains("answers on /run/muster/guard.sock"));
     wait_until("the unit shows what the coordinator leads", PATIENCE, || {
-        site.coordinator.property("muster-coordinator", "StatusText").contains("leads app, web").then_some(())
+        site.coordinator
+            .property("muster-coordinator", "StatusText")
+            .contains("leads app, tool, web")
+            .then_some(())
     });
     // What an operator does on the host needs no key of the agent's.
     assert!(host.must("muster-agent status web").contains("permit   none"));
@@ -28,14 +31,16 @@ pub(super) fn the_agent_is_nobody(site: &Site<'_>) {
     assert_ne!(refused.code, 0, "{refused}");
 }
 
-/// Guard and agent go on in the new version, and every question in between is answered.
+/// Guard and agent go on in the new version, and every question in between is answered by the process that was there before.
 pub(super) fn upgrade(site: &Site<'_>) {
     let host = site.host(1);
     let serving = host.serves(WEB_PORT).expect("it serves");
-    let before = ["muster-guard", "muster-agent"].map(|unit| host.property(unit, "MainPID"));
-    while_it_serves(host, WEB_PORT, &serving, || upgrade_to(host, "two"));
-    let after = ["muster-guard", "muster-agent"].map(|unit| host.property(unit, "MainPID"));
+    let pids = |units: [&str; 2]| units.map(|unit| host.property(unit, "MainPID"));
+    let (before, app) = (pids(["muster-guard", "muster-agent"]), host.property("app", "MainPID"));
+    while_it_serves(host, &[(WEB_PORT, &serving), (APP_PORT, "2")], || upgrade_to(host, "two"));
+    let after = pids(["muster-guard", "muster-agent"]);
     assert!(before[0] != after[0] && before[1] != after[1], "both run anew: {before:?} {after:?}");
+    assert_eq!(host.property("app", "MainPID"), app);
     site.wait_connected();
     upgrade_to(host, "one");
     site.wait_connected();
@@ -44,30 +49,36 @@ pub(super) fn upgrade(site: &Site<'_>) {
 /// The guard's death would be the service's, so it goes on as it is, and the package says so.
 pub(super) fn upgrade_under_the_guards_service(site: &Site<'_>) {
     let host = site.host(8);
-    let serving = host.serves(APP_PORT).expect("it serves");
-    let (guard, service) = (host.property("muster-guard", "MainPID"), host.must("pgrep -x server"));
-    let said = while_it_serves(host, APP_PORT, &serving, || upgrade_to(host, "two"));
+    let guard = host.property("muster-guard", "MainPID");
+    let service = host.must("pgrep -x -f './server 8081'");
+    let said = while_it_serves(host, &[(TOOL_PORT, "2"), (APP_PORT, "2")], || upgrade_to(host, "two"));
     assert!(said.contains("the guard goes on in the old version"), "{said}");
-    assert!(said.contains("app has a service that would end with the guard"), "{said}");
+    assert!(said.contains("tool has a service that would end with the guard"), "{said}");
     assert_eq!(host.property("muster-guard", "MainPID"), guard);
-    assert_eq!(host.must("pgrep -x server"), service);
+    assert_eq!(host.must("pgrep -x -f './server 8081'"), service);
     site.wait_connected();
     upgrade_to(host, "one");
     site.wait_connected();
 }
 
+/// What is served goes on, and can be started again without anybody to ask.
 pub(super) fn removal(site: &Site<'_>) {
     let host = site.host(2);
     let serving = host.serves(WEB_PORT).expect("it serves");
-    while_it_serves(host, WEB_PORT, &serving, || host.must("apt-get remove --yes muster-agent"));
+    let all = [(WEB_PORT, serving.as_str()), (APP_PORT, "2")];
+    while_it_serves(host, &all, || host.must("apt-get remove --yes muster-agent"));
     assert_ne!(host.run("systemctl is-active muster-guard muster-agent").code, 0);
+    host.must("systemctl restart app");
+    wait_until("the unit serves again", PATIENCE, || {
+        (host.serves(APP_PORT).as_deref() == Some("2")).then_some(())
+    });
     assert_eq!(host.serves(WEB_PORT).as_deref(), Some(serving.as_str()));
     install(host, &["muster-agent"]);
     site.wait_connected();
-    wait_until("it is heard again", PATIENCE, || {
-        host.must("muster-agent status web").contains("lease    none").then_some(())
+    wait_until("the fleet has no blockers", PATIENCE, || {
+        (site.muster(&format!("status --fleet {WEB}")).code == 0).then_some(())
     });
-    site.muster(&format!("status --fleet {WEB}")).expect_code(0);
+    site.wait_all_serve(APP_PORT, "2");
 }
 
 fn upgrade_to(host: &Server, which: &str) -> String {
@@ -77,15 +88,17 @@ fn upgrade_to(host: &Server, which: &str) -> String {
     done.expect_code(0).stdout
 }
 
-/// Does something, and asks the service all the while.
+/// Does something, and asks the services all the while.
 #[track_caller]
-fn while_it_serves<T: Send>(host: &Server, port: u16, release: &str, act: impl FnOnce() -> T + Send) -> T {
+fn while_it_serves<T: Send>(host: &Server, all: &[(u16, &str)], act: impl FnOnce() -> T + Send) -> T {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let asking = scope.spawn(|| {
             let mut answers = 0_u32;
             while !done.load(Ordering::Relaxed) {
-                assert_eq!(host.serves(port).as_deref(), Some(release), "after {answers} answers");
+                for (port, release) in all {
+                    assert_eq!(host.serves(*port).as_deref(), Some(*release), "after {answers} answers");
+                }
                 answers += 1;
             }
             answers

@@ -3,7 +3,7 @@
 use std::thread;
 
 use crate::harness::{PATIENCE, wait_until};
-use crate::hosts::site::{Site, WEB, WEB_PORT};
+use crate::hosts::site::{APP_PORT, Site, WEB, WEB_PORT};
 
 /// The link is gone after a reboot, and comes back when the host has been heard.
 pub(super) fn reboot(site: &Site<'_>) {
@@ -14,8 +14,11 @@ pub(super) fn reboot(site: &Site<'_>) {
     host.boot();
     host.must("systemctl is-active muster-guard nginx");
     assert_eq!(host.serves(WEB_PORT), None, "nobody has admitted it");
+    host.run("systemctl start app");
+    assert_eq!(host.serves(APP_PORT), None, "nobody has admitted it");
     host.must("systemctl enable --quiet --now muster-agent");
-    site.wait_all_serve(&serving);
+    site.wait_all_serve(WEB_PORT, &serving);
+    site.wait_all_serve(APP_PORT, "2");
 }
 
 pub(super) fn power_off(site: &Site<'_>) {
@@ -25,7 +28,8 @@ pub(super) fn power_off(site: &Site<'_>) {
     let missing = site.muster("check --release 1 --timeout 3s").expect_code(11);
     missing.expect_blocker("host-missing", host.name(), "");
     host.boot();
-    site.wait_all_serve(&serving);
+    site.wait_all_serve(WEB_PORT, &serving);
+    site.wait_all_serve(APP_PORT, "2");
     site.wait_connected();
 }
 
