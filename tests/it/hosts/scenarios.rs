@@ -23,6 +23,7 @@ pub(super) const ALL: &[Scenario] = &[
     ("a host that is rebooted serves nothing before it is admitted", power::reboot),
     ("a host that loses its power comes back", power::power_off),
     ("a host that loses its power in the middle of a flip", power::power_off_in_a_flip),
+    ("a host that is rebooted while it is armed", power::reboot_while_armed),
     ("a unit that crashes is started again", units::crash),
     ("a start by hand of old code", units::old_code),
     ("a program that is replaced under its process", units::replaced_program),

@@ -3,7 +3,7 @@
 use std::thread;
 
 use crate::harness::{PATIENCE, wait_until};
-use crate::hosts::site::{APP_PORT, Site, WEB, WEB_PORT};
+use crate::hosts::site::{APP, APP_PORT, Site, WEB, WEB_PORT};
 
 /// The link is gone after a reboot, and comes back when the host has been heard.
 pub(super) fn reboot(site: &Site<'_>) {
@@ -48,10 +48,10 @@ pub(super) fn power_off_in_a_flip(site: &Site<'_>) {
         });
         host.power_off();
         while !flip.is_finished() {
-            assert_one_release(site);
+            assert_one_release(site, WEB_PORT);
         }
     });
-    assert_one_release(site);
+    assert_one_release(site, WEB_PORT);
     host.boot();
     site.wait_connected();
     wait_until("all hosts serve the same", 3 * PATIENCE, || {
@@ -62,10 +62,41 @@ pub(super) fn power_off_in_a_flip(site: &Site<'_>) {
     assert!(now == before || now == "3", "{now}");
 }
 
+/// The host has promised to stop, and is told to; its agent dies before it does. What was served there is not started after the boot, by
+/// nobody, and the host opens with the others' release.
+pub(super) fn reboot_while_armed(site: &Site<'_>) {
+    let host = site.host(5);
+    site.muster(&format!("deploy 1 --fleet {APP}")).expect_code(0);
+    let drop_in = "/run/systemd/system/muster-agent.service.d";
+    host.must(&format!(
+        "mkdir -p {drop_in} && \
+         printf '[Service]\\nEnvironment=MUSTER_CRASH_AT=agent.close.before-guard\\nRestart=no\\n' > {drop_in}/crash.conf && \
+         systemctl daemon-reload && systemctl restart muster-agent"
+    ));
+    site.wait_connected();
+    thread::scope(|scope| {
+        let flip = scope.spawn(|| site.muster(&format!("flip 1 --fleet {APP}")));
+        wait_until("the agent dies", PATIENCE, || {
+            (host.property("muster-agent", "ActiveState") == "failed").then_some(())
+        });
+        assert!(host.must(&format!("muster-agent status {APP}")).contains("lease    armed"));
+        host.power_off();
+        host.boot();
+        host.run("systemctl start app");
+        while !flip.is_finished() {
+            assert_one_release(site, APP_PORT);
+        }
+        flip.join().unwrap().expect_code(0);
+    });
+    site.wait_all_serve(APP_PORT, "1");
+    site.flip(APP, "2");
+    site.assert_all_serve(APP_PORT, "2");
+}
+
 /// All that is served at about one time. A host that is asked later may have gone on; what it has left is not served anywhere then.
 #[track_caller]
-fn assert_one_release(site: &Site<'_>) {
-    let look = || site.hosts.iter().filter_map(|host| host.serves(WEB_PORT)).collect::<Vec<_>>();
+fn assert_one_release(site: &Site<'_>, port: u16) {
+    let look = || site.hosts.iter().filter_map(|host| host.serves(port)).collect::<Vec<_>>();
     let first = look();
     // Two looks: one that straddles the flip sees both releases, and then the second sees the new one only.
     let second = look();

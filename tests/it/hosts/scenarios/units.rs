@@ -13,7 +13,7 @@ const HALT_MAX: Duration = Duration::from_secs(5);
 pub(super) fn crash(site: &Site<'_>) {
     let host = site.host(3);
     let before = host.property("app", "MainPID");
-    host.must(&format!("kill -SEGV {before}"));
+    host.must(&format!("kill -KILL {before}"));
     wait_until("another process serves", PATIENCE, || {
         let now = host.property("app", "MainPID");
         (now != before && host.serves(APP_PORT).as_deref() == Some("2")).then_some(())
