@@ -95,16 +95,20 @@ pub(super) fn clone(site: &Site<'_>) {
     let (original, clone) = (site.host(4), site.spare("host-4b"));
     clone.boot();
     install(&clone, &["muster-agent"]);
-    let copy = original.must("tar -C / -cf - etc/muster var/lib/muster var/lib/muster-guard | base64 -w0");
+    let copy = original.must("tar -C / -cf - etc/muster var/lib/muster var/lib/muster-guard etc/systemd/system/app.service | base64 -w0");
     clone.write("/root/copy", &copy);
     clone.must("base64 -d /root/copy | tar -C / -xf - && systemctl start muster-guard muster-agent");
-    wait_until("the clone is noticed", PATIENCE, || {
-        site.muster("status").stdout.contains("duplicate-host").then_some(())
-    });
+    for fleet in [WEB, APP] {
+        wait_until(&format!("the clone is noticed in {fleet}"), PATIENCE, || {
+            site.muster(&format!("status --fleet {fleet}")).stdout.contains("duplicate-host").then_some(())
+        });
+    }
     assert_ne!(site.muster("flip 1").code, 0, "nothing flips meanwhile");
     clone.power_off();
 
-    site.muster("host readmit host-4").expect_code(0);
+    for fleet in [WEB, APP] {
+        site.muster(&format!("host readmit host-4 --fleet {fleet}")).expect_code(0);
+    }
     site.wait_connected();
     wait_until("the fleet has no blockers", PATIENCE, || (site.muster("status").code == 0).then_some(()));
 }
