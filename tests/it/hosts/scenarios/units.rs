@@ -1,13 +1,10 @@
 //! Services that systemd runs, and the gate before them.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::harness::{PATIENCE, wait_until};
 use crate::hosts::say;
 use crate::hosts::site::{APP, APP_PORT, Site};
-
-/// What is wished for of a halt, on a machine that does nothing else.
-const HALT_MAX: Duration = Duration::from_secs(5);
 
 /// systemd starts it again as its unit says, and the gate lets it.
 pub(super) fn crash(site: &Site<'_>) {
@@ -74,7 +71,6 @@ pub(super) fn halt(site: &Site<'_>) {
     assert_eq!(host.serves(APP_PORT), None, "it is halted after a reboot, too");
     site.muster(&format!("resume --fleet {APP}")).expect_code(0);
     site.wait_all_serve(APP_PORT, "2");
-    assert!(took < HALT_MAX, "{took:?}");
 }
 
 /// The name of a release's folder.
