@@ -35,7 +35,7 @@ use crate::renewal::{CertificateState, Renewal};
 use crate::stream::{Line, Route};
 use crate::teller::Teller;
 use crate::witness::Witness;
-use crate::{AgentConfig, AgentError, ClockError};
+use crate::{AgentConfig, AgentError, ClockError, DriftSettings};
 
 /// A machine that was busy when its agent started may be at rest by then.
 const DRILL_AGAIN: Duration = Duration::from_secs(30);
@@ -90,6 +90,8 @@ pub struct Parts {
     pub clock_error: ClockError,
     /// After what time it is tried anew how long a fence takes; later less and less often.
     pub drill_again: Duration,
+    /// How the trees that are served are watched; `None`: they are not.
+    pub drift: Option<DriftSettings>,
     /// A digest of the agent's configuration, which is attested.
     pub config: Digest,
     /// Whose clocks, randomness and threads it uses.
@@ -141,6 +143,7 @@ impl Parts {
             jobs: config.jobs(),
             clock_error: config.clock_error(),
             drill_again: DRILL_AGAIN,
+            drift: config.drift(),
             config: config.digest(),
             machine: Machine::real(),
             fleets: fleets.collect(),
@@ -179,6 +182,7 @@ impl Agent {
             clock: machine.clock_state(),
             clock_error: parts.clock_error,
             drill_again: parts.drill_again,
+            drift: parts.drift,
             config: parts.config,
             certificate: CertificateState::default(),
         };
@@ -272,6 +276,7 @@ struct Base {
     clock: ClockState,
     clock_error: ClockError,
     drill_again: Duration,
+    drift: Option<DriftSettings>,
     config: Digest,
     certificate: CertificateState,
 }
@@ -317,6 +322,7 @@ impl Base {
             key: Arc::clone(key),
             deployer: deployer.clone(),
             drill_again: self.drill_again,
+            drift: self.drift,
             witness: Witness::open(&folder, &self.host, self.audit_key.clone())?,
         };
         let profile = self.profile(parts.boot_gate);

@@ -1,14 +1,15 @@
 //! What root's local file says: which coordinator, which keys, which fleets.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use muster_daemon::{Fragments, LogFormat, resolve_path};
 use muster_model::{BootGate, Digest, FleetName, PublicKey};
 use muster_mtls::{Address, CredentialPaths};
 use serde::{Deserialize, Serialize};
 
-use crate::{AgentError, ClockError};
+use crate::{AgentError, ClockError, DriftSettings};
 
 const FILE_NAME: &str = "agent.toml";
 
@@ -19,6 +20,12 @@ const SYSTEM_FOLDER: &str = "/etc/muster";
 const FLEETS_MAX: usize = 64;
 
 const JOBS_MAX: usize = 1024;
+
+/// Ten minutes.
+const MEASURE_EVERY_S: u64 = 600;
+
+/// What a disk that serves others as well can spare.
+const MEASURE_BYTES_PER_SECOND: u64 = 64 << 20;
 
 /// The agent's configuration, as written in TOML. Relative paths are relative to the file's folder; `credential:NAME` is
 /// the credential of that name that systemd passes.
@@ -75,6 +82,13 @@ pub struct AgentConfig {
     /// Where chrony keeps the time of day, how it is asked for the error of the clock instead: `["chronyc"]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chronyc: Vec<String>,
+    /// How often all that is served is measured, in seconds, whether or not a change was told; 0: never, and changes are not looked
+    /// for at all.
+    #[serde(default = "default_measure_every_s", skip_serializing_if = "is_default_measure_every_s")]
+    pub measure_every_s: u64,
+    /// How fast that reads, in bytes a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measure_bytes_per_second: Option<NonZeroU64>,
     /// How the log is written.
     #[serde(default, skip_serializing)]
     pub log: LogFormat,
@@ -92,6 +106,15 @@ pub struct FleetSettings {
     /// Whether the link that the guard makes vanishes at a reboot: `volatile` for a link on a tmpfs.
     #[serde(default = "no_boot_gate")]
     pub boot_gate: BootGate,
+}
+
+const fn default_measure_every_s() -> u64 {
+    MEASURE_EVERY_S
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_default_measure_every_s(seconds: &u64) -> bool {
+    *seconds == MEASURE_EVERY_S
 }
 
 impl AgentConfig {
@@ -126,6 +149,15 @@ impl AgentConfig {
             (None, []) => ClockError::Unknown,
             (None, command) => ClockError::Chrony(command.to_vec()),
         }
+    }
+
+    /// How the trees that are served are watched.
+    #[must_use]
+    pub fn drift(&self) -> Option<DriftSettings> {
+        let rate = self.measure_bytes_per_second.map_or(MEASURE_BYTES_PER_SECOND, NonZeroU64::get);
+        let settings =
+            DriftSettings { every: Duration::from_secs(self.measure_every_s), bytes_per_second_max: rate };
+        (self.measure_every_s > 0).then_some(settings)
     }
 
     /// Where the credentials are.

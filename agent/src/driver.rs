@@ -5,8 +5,10 @@
 //! back as another event. It chooses nothing.
 
 mod audit;
+mod drift;
 mod drill;
 mod effects;
+mod guard_news;
 mod input;
 mod papers;
 mod work;
@@ -32,14 +34,14 @@ use crate::backoff::Backoff;
 use crate::deploy::Deployer;
 use crate::documents::Library;
 use crate::guard_queue::{Answer, Ask, GuardQueue, Queued, told};
-use crate::guard_watch::GuardChange;
 use crate::journal::Journal;
 use crate::measure::{Lanes, Trees};
 use crate::papers::{Papers, ShownSecrets};
 use crate::pulse::Beat;
 use crate::uplink::Uplink;
 use crate::witness::Witness;
-use crate::{AgentError, JournalError, refusal};
+use crate::{AgentError, DriftSettings, JournalError, refusal};
+use drift::Drift;
 use drill::{Drilled, Drills, fence_ms};
 pub(crate) use input::Input;
 use work::Works;
@@ -69,6 +71,8 @@ pub(crate) struct Tools {
     pub(crate) deployer: Deployer,
     /// After what time a fence is tried anew at first.
     pub(crate) drill_again: Duration,
+    /// How the served tree is watched; `None`: it is not.
+    pub(crate) drift: Option<DriftSettings>,
     /// What was seen of the coordinator's audit log.
     pub(crate) witness: Witness,
 }
@@ -89,6 +93,7 @@ pub(crate) struct FleetDriver {
     guard_presence: Presence,
     drill: Drilled,
     drills: Drills,
+    drift: Drift,
     works: Works,
     /// What the host was last told to open with.
     shown_secrets: Option<ShownSecrets>,
@@ -130,7 +135,7 @@ impl FleetDriver {
         guard: Arc<dyn Guard>,
         (post, inbox): (mpsc::Sender<Input>, mpsc::Receiver<Input>),
     ) -> Self {
-        let drill_again = tools.drill_again;
+        let (drill_again, drift) = (tools.drill_again, Drift::new(tools.drift));
         Self {
             guard: GuardQueue::new(tools.machine.clone(), guard, tools.fleet.clone()),
             host: Host::new(record, profile.clone()),
@@ -144,6 +149,7 @@ impl FleetDriver {
             guard_presence: Presence::Present,
             drill: Drilled::No,
             drills: Drills::new(drill_again),
+            drift,
             works: Works::default(),
             shown_secrets: None,
             due: None,
@@ -155,7 +161,8 @@ impl FleetDriver {
     pub(crate) async fn run(mut self, shutdown: Shutdown) -> Result<(), AgentError> {
         let mut requested = pin!(shutdown.requested());
         loop {
-            let due = self.due;
+            self.follow_serving();
+            let (due, drift_due, drift) = (self.due, self.drift.due(), self.drift.changed());
             let (lease_due, drill_due) = (self.host.next_deadline(), self.drills.due());
             let input = tokio::select! {
                 biased;
@@ -163,6 +170,8 @@ impl FleetDriver {
                 input = self.inbox.recv() => input.expect("the driver itself holds a sender of its inbox"),
                 () = reached(due) => Input::Due,
                 () = reached(drill_due) => Input::DrillDue,
+                () = drift.notified() => Input::DriftHinted,
+                () = reached(drift_due) => Input::DriftDue,
                 () = reached_on_boot_clock(&self.tools.machine, lease_due) => Input::LeaseDue,
             };
             self.take(input).await?;
@@ -207,6 +216,9 @@ impl FleetDriver {
                 let _ = reply.send(self.host.attest_check(challenge, measured));
             }
             Input::DrillDue => self.drill_again()?,
+            Input::DriftHinted => self.drift_hinted(),
+            Input::DriftDue => self.look_for_drift(),
+            Input::DriftLooked(looked) => self.looked_for_drift(*looked).await?,
             Input::LeaseDue => self.step(Event::DeadlineReached).await?,
             Input::Due => {
                 self.due = None;
@@ -407,48 +419,6 @@ impl FleetDriver {
             // no fence could be tried, without which the host takes part in no flip. A new session tells what is served
             // now, brings a new admission, and begins with the drill.
             self.end_stream();
-        }
-        Ok(())
-    }
-
-    /// Asks a guard again soon that did not answer. One that is gone is looked for already.
-    fn look_again(&mut self) {
-        match self.guard_presence {
-            Presence::Silent | Presence::Lost => return,
-            Presence::Present | Presence::Asked => self.guard_presence = Presence::Silent,
-        }
-        let post = self.post.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(GUARD_AGAIN).await;
-            // A driver that has ended has no use for it.
-            let _ = post.send(Input::GuardChanged(GuardChange::Found)).await;
-        });
-    }
-
-    async fn guard_changed(&mut self, change: GuardChange) -> Result<(), AgentError> {
-        match change {
-            GuardChange::WentDark(refusal) => {
-                self.guard.interrupted();
-                let (state, halt) = (GuardState::Dark, self.halt_so_far());
-                self.step(Event::Guard { state, since: None, halt, refusal: Some(refusal) }).await?;
-                // It may be running again by now.
-                self.ask(Ask::Status);
-            }
-            GuardChange::Changed => self.ask(Ask::Status),
-            GuardChange::Lost(refusal) => {
-                self.guard_presence = Presence::Lost;
-                self.drill = Drilled::No;
-                self.guard.interrupted();
-                // Without a guard nothing is known: a link may go on, a service has died with it.
-                self.step(silent(Some(refusal))).await?;
-            }
-            GuardChange::Found => {
-                if self.guard_presence != Presence::Present {
-                    self.guard_presence = Presence::Asked;
-                }
-                // Also if it has answered meanwhile: it may have ended and begun again before it was watched.
-                self.ask(Ask::Status);
-            }
         }
         Ok(())
     }

@@ -413,6 +413,7 @@ mod tests {
             open,
             link,
             service,
+            doubt: None,
             lease: LeaseState::Free,
             halted: None,
             flipped: None,

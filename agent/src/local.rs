@@ -174,6 +174,7 @@ mod tests {
             open: None,
             link: LinkState::Absent,
             service,
+            doubt: None,
             lease,
             halted: None,
             flipped: None,

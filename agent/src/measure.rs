@@ -83,6 +83,24 @@ impl Trees {
         self.accept(release, &measurement, begun)
     }
 
+    /// Measures a release's tree in full, with one thread and no faster than this, beside what it serves.
+    pub(crate) fn measure_slowly(
+        &self,
+        release: Digest,
+        bytes_per_second_max: u64,
+    ) -> Result<Measured, Refusal> {
+        let manifest = self.manifest(release)?;
+        let begun = self.machine.boot_time();
+        let options = MeasureOptions {
+            jobs: NonZeroUsize::MIN,
+            bytes_per_second_max: std::num::NonZeroU64::new(bytes_per_second_max),
+        };
+        let measurement =
+            muster_artifact::measure(&self.tree(release), &manifest, &options, &Progress::default())
+                .map_err(|error| self.refuse(&error))?;
+        self.accept(release, &measurement, begun)
+    }
+
     /// Measures a release's tree in full, and keeps its seal.
     pub(crate) fn seal(&self, release: Digest) -> Result<(), Refusal> {
         let manifest = self.manifest(release)?;
@@ -229,7 +247,8 @@ impl Trees {
         MeasureOptions { jobs: self.jobs, bytes_per_second_max: None }
     }
 
-    fn tree(&self, release: Digest) -> PathBuf {
+    /// Where a release's tree is.
+    pub(crate) fn tree(&self, release: Digest) -> PathBuf {
         self.releases.join(release.hex())
     }
 

@@ -53,6 +53,7 @@ impl Exit {
             | Code::BlobDamaged
             | Code::BlobMissing
             | Code::NoSpace
+            | Code::Drifted
             | Code::ReadOnly => Self::Mismatch,
             Code::HostMissing
             | Code::HostSilent

@@ -165,6 +165,10 @@ explanations! {
         "The service did not start.",
         "The release was opened, and its service ended at once or could not be started. The host serves nothing now.",
         "read the service's log on the host (`service.log` beside the releases of the fleet) and repair what it needs, or flip to a release that starts: with `muster rollback` to the one before, if there was one";
+    Drifted =>
+        "What a host serves has changed on its disk.",
+        "The host compares what it serves with the release when the kernel tells of a change, and on a schedule. A file has changed, come or gone since the host was admitted. The service goes on, but is not started again while that is so.",
+        "find out who changed it; `muster deploy` of the release that is served repairs the tree, and the host takes the alarm back once it measures right";
     WrongProcess =>
         "A process of the service is not of the release.",
         "The release was opened, and then every process of the service was looked at: what it executes, and when it was started. One executes a file that the release does not have, or one that was replaced under it, or was there before the flip. The flip is not settled while that is so.",

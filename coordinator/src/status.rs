@@ -151,6 +151,7 @@ fn grpc_code(code: Code) -> tonic::Code {
         | Code::Unhealthy
         | Code::StartFailed
         | Code::WrongProcess
+        | Code::Drifted
         | Code::StopFailed
         | Code::ReleaseExpired
         | Code::RosterEmpty

@@ -9,6 +9,7 @@ mod chrony;
 mod concurrency;
 mod demo;
 mod deploy;
+mod drift;
 mod durability;
 mod enrolment;
 mod exit_codes;

@@ -91,6 +91,7 @@ impl FleetDriver {
     fn has_joined(&mut self) {
         tracing::info!(fleet = %self.tools.fleet, "joined");
         self.session = Session::Joined;
+        self.tell_drift_again();
         self.due = None;
         self.again.reset();
     }

@@ -5,6 +5,7 @@ use muster_model::{Attestation, Digest, Leadership, Mandate, Roster, ToHost, Ver
 use muster_rollout::host::{Event, Measured};
 use tokio::sync::oneshot;
 
+use super::drift::Looked;
 use super::work::Ticket;
 use crate::guard_queue::Answer;
 use crate::guard_watch::GuardChange;
@@ -50,4 +51,10 @@ pub(crate) enum Input {
     DrillDue,
     /// The time has come to renew the lease.
     LeaseDue,
+    /// Something has changed in the tree that is served, or may have.
+    DriftHinted,
+    /// The time has come to look whether it has.
+    DriftDue,
+    /// It was looked at.
+    DriftLooked(Box<Looked>),
 }

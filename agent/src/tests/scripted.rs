@@ -161,6 +161,7 @@ impl World {
             clock_error: ClockError::Unknown,
             audit_key: None,
             drill_again: HOUR,
+            drift: None,
             config: Digest::of(b"configuration"),
             machine: Machine::real(),
             fleets: vec![FleetParts { name: fleet(), boot_gate: BootGate::None, store: None }],

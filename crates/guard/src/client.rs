@@ -13,8 +13,8 @@ use crate::Guard;
 use crate::error::GuardError;
 use crate::frame::{self, FrameError, Patience};
 use crate::protocol::{
-    Armed, Drill, Event, FleetState, Hello, Opened, PROTOCOL, Reply, ReplyFrame, Request, RequestFrame,
-    Running,
+    Armed, Drill, Event, FleetState, Hello, Opened, PROTOCOL, REASON_BYTES_MAX, Reply, ReplyFrame, Request,
+    RequestFrame, Running,
 };
 use crate::socket;
 
@@ -169,6 +169,16 @@ impl Guard for GuardClient {
 
     fn unquiesce(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
         self.state(&Request::Unquiesce { fleet: fleet.clone() }, self.change_patience)
+    }
+
+    fn doubt(&self, fleet: &FleetName, epoch: Epoch, reason: &str) -> Result<FleetState, GuardError> {
+        let mut reason = reason.to_owned();
+        reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+        self.state(&Request::Doubt { fleet: fleet.clone(), epoch, reason }, self.change_patience)
+    }
+
+    fn trust(&self, fleet: &FleetName, epoch: Epoch) -> Result<FleetState, GuardError> {
+        self.state(&Request::Trust { fleet: fleet.clone(), epoch }, self.change_patience)
     }
 
     fn running(&self, fleet: &FleetName) -> Result<Option<Running>, GuardError> {

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use muster_model::{BootId, BootTime, FleetName};
+use muster_model::{BootId, BootTime, Epoch, FleetName};
 
 use crate::asker::{self, Asker};
 use crate::config::DRAIN_MS_MAX;
@@ -123,10 +123,13 @@ impl Fleet {
             let lease = self.lease();
             (*lease.hold(), lease.halted().cloned(), lease.flipped().copied())
         };
+        let permit = self.permitted()?;
+        let (open, doubt) = (permit.as_ref().map(Permit::opened), permit.and_then(|permit| permit.doubt));
         Ok(FleetState {
             fleet: self.name.clone(),
             driver: self.service.as_ref().map_or(DriverKind::Link, |service| service.kind()),
-            open: self.permitted()?,
+            open,
+            doubt,
             link: self.link.read()?,
             service: self.service.as_ref().map(|service| service.state()),
             lease: hold,
@@ -142,6 +145,16 @@ impl Fleet {
         let members = service.members()?;
         let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
         running::look(members.main, &members.pids, since).map(Some)
+    }
+
+    /// Shuts or opens the gate of what is served.
+    pub(crate) fn doubt(&self, epoch: Epoch, doubt: Option<String>) -> Result<FleetState, GuardError> {
+        let _change = self.lock_for_asker()?;
+        let permit = self.permit.read()?.filter(|permit| permit.boot_id == self.boot_id);
+        if let Some(permit) = permit.filter(|permit| permit.epoch == epoch && permit.doubt != doubt) {
+            self.permit.write_for_this_boot(&Permit { doubt, ..permit })?;
+        }
+        self.state()
     }
 
     /// Step 10: drains under the running deadline, and lifts it only once nothing is left.
@@ -182,7 +195,12 @@ impl Fleet {
         self.check_free(&before, opened)?;
         self.ask_lease(|lease, now| lease.begin_open(now, opened))?;
         if before.serves(opened.epoch, opened.digest) {
-            return Ok(before);
+            if before.doubt.is_none() {
+                return Ok(before);
+            }
+            // Whoever opens has looked at what is there.
+            self.allow(opened)?;
+            return self.state();
         }
         self.persist(Survives::Process)?;
         self.open_locked(opened).or_else(|error| {
@@ -268,9 +286,8 @@ impl Fleet {
         if let Some(service) = &self.service {
             service.stop(self.stop_timeout, None)?;
         }
-        let Opened { epoch, digest } = opened;
-        self.permit.write_for_this_boot(&Permit { boot_id: self.boot_id.clone(), epoch, digest })?;
-        self.remember(Some(opened));
+        self.allow(opened)?;
+        let digest = opened.digest;
         let may = || self.may_serve();
         self.link.make(digest, &may)?.map_err(GuardError::lease(&self.name))?;
         self.generation.fetch_add(1, Ordering::Relaxed);
@@ -279,6 +296,15 @@ impl Fleet {
             service.start(opened, folder, &may)?;
         }
         self.check_health()
+    }
+
+    /// A permit counts in this boot only, so no disk is waited for.
+    fn allow(&self, opened: Opened) -> Result<(), GuardError> {
+        let Opened { epoch, digest } = opened;
+        let permit = Permit { boot_id: self.boot_id.clone(), epoch, digest, doubt: None };
+        self.permit.write_for_this_boot(&permit)?;
+        self.remember(Some(opened));
+        Ok(())
     }
 
     /// From now on a process of the service that is older is one that should not be there.
@@ -366,9 +392,9 @@ impl Fleet {
     }
 
     /// What the permit on disk allows in this boot, as far as the lease does.
-    fn permitted(&self) -> Result<Option<Opened>, GuardError> {
+    fn permitted(&self) -> Result<Option<Permit>, GuardError> {
         let permit = self.permit.read()?.filter(|permit| permit.boot_id == self.boot_id);
-        Ok(permit.filter(|_| self.may_serve().is_ok()).map(|permit| permit.opened()))
+        Ok(permit.filter(|_| self.may_serve().is_ok()))
     }
 
     fn may_serve(&self) -> Result<(), LeaseRefusal> {

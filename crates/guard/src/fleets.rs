@@ -157,6 +157,16 @@ impl Guard for Fleets {
         self.find(fleet)?.state()
     }
 
+    fn doubt(&self, fleet: &FleetName, epoch: Epoch, reason: &str) -> Result<FleetState, GuardError> {
+        let mut reason = reason.to_owned();
+        reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+        self.find(fleet)?.doubt(epoch, Some(reason))
+    }
+
+    fn trust(&self, fleet: &FleetName, epoch: Epoch) -> Result<FleetState, GuardError> {
+        self.find(fleet)?.doubt(epoch, None)
+    }
+
     fn running(&self, fleet: &FleetName) -> Result<Option<Running>, GuardError> {
         self.find(fleet)?.running()
     }
@@ -221,6 +231,14 @@ impl Guard for Fleets {
 impl Guard for InProcess {
     fn status(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
         self.0.status(fleet)
+    }
+
+    fn doubt(&self, fleet: &FleetName, epoch: Epoch, reason: &str) -> Result<FleetState, GuardError> {
+        self.0.doubt(fleet, epoch, reason)
+    }
+
+    fn trust(&self, fleet: &FleetName, epoch: Epoch) -> Result<FleetState, GuardError> {
+        self.0.trust(fleet, epoch)
     }
 
     fn running(&self, fleet: &FleetName) -> Result<Option<Running>, GuardError> {

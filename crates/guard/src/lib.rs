@@ -98,6 +98,17 @@ pub trait Guard: Send + Sync {
         Ok(None)
     }
 
+    /// Shuts the start gate of what `epoch` serves, as it has changed on the disk: what runs goes on, and nothing is started
+    /// again. It ends with [`Self::trust`] or an `open`. Where something else is served by now, nothing is changed.
+    fn doubt(&self, fleet: &FleetName, _epoch: Epoch, _reason: &str) -> Result<FleetState, GuardError> {
+        self.status(fleet)
+    }
+
+    /// Opens the start gate again.
+    fn trust(&self, fleet: &FleetName, _epoch: Epoch) -> Result<FleetState, GuardError> {
+        self.status(fleet)
+    }
+
     /// Revokes the permit, stops the service, removes the link, and answers only once nothing is left of either. The
     /// service has `drain` to stop by itself, or what the configuration says, and never longer than the deadline allows; a
     /// deadline runs on until nothing is left, and is lifted then. Closing what is closed changes nothing.

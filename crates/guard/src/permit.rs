@@ -56,7 +56,10 @@ fn ask(fleet: &FleetName, config: &Path) -> Result<Verdict, GuardError> {
     let of_fleet = settings.fleets.iter().find(|other| other.name == *fleet);
     let of_fleet = of_fleet.ok_or_else(|| GuardError::UnknownFleet { fleet: fleet.clone() })?;
     match GuardClient::new(settings.socket()).status(fleet) {
-        Ok(state) => Ok(verdict(state.open, state.halted.is_some(), &state.lease, &state.link)),
+        Ok(state) => match state.doubt {
+            Some(doubt) => Ok(doubted(&doubt)),
+            None => Ok(verdict(state.open, state.halted.is_some(), &state.lease, &state.link)),
+        },
         Err(error @ (GuardError::Unreachable { .. } | GuardError::Protocol { .. })) => {
             log!("fleet {fleet}: {}; its records are asked", error.chain());
             from_records(&settings, of_fleet)
@@ -76,9 +79,17 @@ fn from_records(settings: &Settings, fleet: &FleetConfig) -> Result<Verdict, Gua
         return Ok(Verdict::Refused("a deadline ran when the guard was last there".to_owned()));
     }
     let permit = RecordFile::<Permit>::new(folder.join("permit.json")).read()?;
-    let open = permit.filter(|permit| permit.boot_id == boot_id).map(|permit| permit.opened());
+    let permit = permit.filter(|permit| permit.boot_id == boot_id);
+    if let Some(doubt) = permit.as_ref().and_then(|permit| permit.doubt.as_ref()) {
+        return Ok(doubted(doubt));
+    }
+    let open = permit.map(|permit| permit.opened());
     let link = Link::new(fleet.link.clone(), fleet.releases.clone()).read()?;
     Ok(verdict(open, halted, &hold, &link))
+}
+
+fn doubted(doubt: &str) -> Verdict {
+    Verdict::Refused(format!("the release has changed on the disk: {doubt}"))
 }
 
 fn verdict(open: Option<Opened>, halted: bool, hold: &LeaseState, link: &LinkState) -> Verdict {
@@ -138,7 +149,8 @@ mod tests {
                 allowed_uids: Vec::new(),
                 fleets: vec![fleet],
             };
-            let permit = Permit { boot_id: process::boot_id().unwrap(), epoch: Epoch(3), digest };
+            let permit =
+                Permit { boot_id: process::boot_id().unwrap(), epoch: Epoch(3), digest, doubt: None };
             let bench = Self { settings: config.validate().unwrap(), folder, permit };
             bench.permits(&bench.permit);
             bench
@@ -200,6 +212,13 @@ mod tests {
         let halt = Halt { id: muster_model::HaltId(1), at_unix_ms: UnixTime(1), reason: "smoke".to_owned() };
         Ledger::new(&bench.folder.path().join("fleets/web")).halt(&halt).unwrap();
         bench.refuses("halted");
+    }
+
+    #[test]
+    fn what_has_drifted_is_not_started() {
+        let bench = Bench::new();
+        bench.permits(&Permit { doubt: Some("bin/web differs".to_owned()), ..bench.permit.clone() });
+        bench.refuses("bin/web differs");
     }
 
     #[test]

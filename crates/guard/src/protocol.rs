@@ -58,6 +58,22 @@ pub enum Request {
         /// The fleet.
         fleet: FleetName,
     },
+    /// Start what this epoch serves no more for the time being: it has changed on the disk. What runs goes on.
+    Doubt {
+        /// The fleet.
+        fleet: FleetName,
+        /// What is served.
+        epoch: Epoch,
+        /// What has changed, for people.
+        reason: String,
+    },
+    /// What this epoch serves is right again.
+    Trust {
+        /// The fleet.
+        fleet: FleetName,
+        /// What is served.
+        epoch: Epoch,
+    },
     /// Stop serving, and prove it. A deadline runs on until nothing is left, and is lifted then.
     Close {
         /// The fleet.

@@ -26,6 +26,9 @@ pub(crate) struct Permit {
     pub(crate) boot_id: BootId,
     pub(crate) epoch: Epoch,
     pub(crate) digest: Digest,
+    /// Why it must not be started again for the time being, if so; what runs goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) doubt: Option<String>,
 }
 
 impl Permit {

@@ -229,6 +229,12 @@ impl Desk {
                     Err(error) => refusal_of(&error),
                 };
             }
+            Request::Doubt { fleet, epoch, reason } => {
+                (format!("doubt {fleet}, epoch {epoch}, {reason}"), fleets.doubt(fleet, *epoch, reason))
+            }
+            Request::Trust { fleet, epoch } => {
+                (format!("trust {fleet}, epoch {epoch}"), fleets.trust(fleet, *epoch))
+            }
             Request::Running { fleet } => {
                 return match fleets.running(fleet) {
                     Ok(running) => Reply::Running(running.map(Box::new)),

@@ -374,7 +374,9 @@ impl Shared {
 
     fn permitted(&self, launch: &Launch) -> bool {
         let permit = self.setup.permit.read().ok().flatten();
-        permit.is_some_and(|p| p.boot_id == self.setup.boot_id && p.opened() == launch.opened)
+        permit.is_some_and(|p| {
+            p.boot_id == self.setup.boot_id && p.opened() == launch.opened && p.doubt.is_none()
+        })
     }
 
     fn set_phase(&self, phase: Phase) {

@@ -52,6 +52,8 @@ codes! {
     NotDeployed = "not-deployed",
     /// The host measured something else than the release.
     Mismatch = "mismatch",
+    /// What the host serves has changed on its disk since it was admitted.
+    Drifted = "drifted",
     /// The host could not read what it had to measure.
     Unmeasurable = "unmeasurable",
     /// Hosts disagree on an external path that must be uniform.

@@ -190,6 +190,7 @@ impl World<'_> {
                 clock_error: ClockError::Unknown,
                 audit_key: None,
                 drill_again: Duration::from_secs(30),
+                drift: None,
                 config: Digest::of(b"configuration"),
                 machine: surroundings.machine(),
                 fleets: vec![FleetParts { name: fleet(), boot_gate: BootGate::None, store: None }],

@@ -8,8 +8,7 @@ use crate::error::GuardError;
 use crate::hooks::Hook;
 use crate::ledger::Survives;
 use crate::log::log;
-use crate::protocol::{Decided, Event, Flipped, Opened};
-use crate::record::Permit;
+use crate::protocol::{Decided, Event, Flipped};
 
 /// How long a request that is about to end may hold a flip up.
 const LOCK_PATIENCE: Duration = Duration::from_millis(50);
@@ -56,7 +55,7 @@ impl Fleet {
             None => {
                 self.link.swap(&may)?.map_err(GuardError::lease(&self.name))?;
                 let at = self.timer.now();
-                self.permit(to)?;
+                self.allow(to)?;
                 (at, at)
             }
             Some(service) => {
@@ -64,7 +63,7 @@ impl Fleet {
                 service.stop(self.stop_timeout.min(STOP_LIMIT_MAX), None)?;
                 let closed = self.timer.now();
                 self.link.swap(&may)?.map_err(GuardError::lease(&self.name))?;
-                self.permit(to)?;
+                self.allow(to)?;
                 self.begins();
                 (closed, service.start(to, folder, &may)?)
             }
@@ -72,13 +71,5 @@ impl Fleet {
         self.generation.fetch_add(1, Ordering::Relaxed);
         self.check_health()?;
         Ok(Flipped { k: armed.k, from, to, at_boot_ms, closed_boot_ms: closed, opened_boot_ms: opened })
-    }
-
-    /// A permit counts in this boot only, so no disk is waited for.
-    fn permit(&self, to: Opened) -> Result<(), GuardError> {
-        let Opened { epoch, digest } = to;
-        self.permit.write_for_this_boot(&Permit { boot_id: self.boot_id.clone(), epoch, digest })?;
-        self.remember(Some(to));
-        Ok(())
     }
 }

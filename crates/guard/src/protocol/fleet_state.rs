@@ -18,6 +18,9 @@ pub struct FleetState {
     pub link: LinkState,
     /// What the service does; `None` where the guard has no service to start (driver `link`).
     pub service: Option<ServiceState>,
+    /// Why what is permitted is not started again, if so: it has changed on the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<String>,
     /// What holds the right to serve.
     pub lease: LeaseState,
     /// The halt, if the fleet is halted. It is kept beside the lease and outlives a boot.

@@ -1,0 +1,97 @@
+//! Watching the tree that is served for changes.
+//!
+//! What the kernel tells of a change is a hint and no more: it tells nothing of a write through a mapping, may lose events, and
+//! knows a network disk only in part. The measurement that follows a hint decides, and one on a schedule finds what no hint told.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::Notify;
+
+/// How the served tree is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DriftSettings {
+    /// How often all of it is measured, whether or not anything was told.
+    pub every: Duration,
+    /// How fast that measurement reads.
+    pub bytes_per_second_max: u64,
+}
+
+/// Tells of changes in one tree, for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct TreeWatch {
+    _watcher: RecommendedWatcher,
+}
+
+impl TreeWatch {
+    /// Watches `tree` and everything in it. Blocks: each folder is looked at.
+    pub(crate) fn new(tree: &Path, changed: Arc<Notify>) -> Result<Self, notify::Error> {
+        let told = move |event: notify::Result<notify::Event>| {
+            // An error is a hint too: events may have been lost.
+            if event.map_or(true, |event| event.need_rescan() || may_change(event.kind)) {
+                changed.notify_one();
+            }
+        };
+        let mut watcher = notify::recommended_watcher(told)?;
+        watcher.watch(tree, RecursiveMode::Recursive)?;
+        Ok(Self { _watcher: watcher })
+    }
+}
+
+/// Reading, which measuring does as well, changes nothing.
+const fn may_change(kind: EventKind) -> bool {
+    match kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
+        EventKind::Access(_) => false,
+        EventKind::Any
+        | EventKind::Create(_)
+        | EventKind::Modify(_)
+        | EventKind::Remove(_)
+        | EventKind::Other => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn each_kind_of_change_is_told_and_reading_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (tree, file) = (folder.path().join("tree"), folder.path().join("tree/bin/web"));
+        fs::create_dir_all(tree.join("bin")).unwrap();
+        fs::write(&file, "old").unwrap();
+        let changed = Arc::new(Notify::new());
+        let _watch = TreeWatch::new(&tree, Arc::clone(&changed)).unwrap();
+        let changes: [(&str, &dyn Fn()); 5] = [
+            ("a byte", &|| File::options().append(true).open(&file).unwrap().set_len(7).unwrap()),
+            ("a mode", &|| fs::set_permissions(&file, Permissions::from_mode(0o700)).unwrap()),
+            ("a file more", &|| fs::write(tree.join("bin/extra"), "x").unwrap()),
+            ("a file fewer", &|| fs::remove_file(tree.join("bin/extra")).unwrap()),
+            ("another file in its place", &|| {
+                fs::write(folder.path().join("next"), "new").unwrap();
+                fs::rename(folder.path().join("next"), &file).unwrap();
+            }),
+        ];
+        for (what, change) in changes {
+            change();
+            tokio::time::timeout(PATIENCE, changed.notified())
+                .await
+                .unwrap_or_else(|_| panic!("{what} was not told"));
+            // What else the change has told is taken, so that the next one is seen by itself.
+            while tokio::time::timeout(Duration::from_millis(100), changed.notified()).await.is_ok() {}
+        }
+        fs::read(&file).unwrap();
+        assert_eq!(fs::read_dir(&tree).unwrap().count(), 1);
+        let told = tokio::time::timeout(Duration::from_millis(300), changed.notified()).await;
+        assert!(told.is_err(), "reading is no change");
+    }
+}

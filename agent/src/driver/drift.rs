@@ -1,0 +1,264 @@
+//! Whether what is served is still what was measured: after a hint, and on a schedule.
+//!
+//! A tree that has changed shuts the start gate, so that what is served now goes on and nothing that changed is started, and is told
+//! to the coordinator as `drifted` until a measurement finds it right again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use muster_model::{Blocker, Code, Digest, Epoch, Refusal};
+use muster_rollout::host::{Event, GuardState, Measured, Purpose};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::input::Input;
+use super::{FleetDriver, Session};
+use crate::AgentError;
+use crate::drift::{DriftSettings, TreeWatch};
+use crate::measure::{BrokenSeal, Trees, in_lane};
+use crate::running;
+
+/// Changes come in bursts.
+const CALM: Duration = Duration::from_millis(50);
+
+/// A look takes at most this part of the time between two of them, so that endless changes cost little.
+const PART_OF_TIME: u32 = 10;
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// While a rollout is under way, which measures by itself.
+const NOT_NOW: Duration = Duration::from_secs(1);
+
+/// A tree that has drifted is looked at again this often, whether or not anything is told of it.
+const DRIFTED_AGAIN: Duration = Duration::from_secs(5);
+
+/// What is kept of it.
+pub(super) struct Drift {
+    settings: Option<DriftSettings>,
+    changed: Arc<Notify>,
+    watched: Option<Watched>,
+    look: Look,
+    due: Option<Instant>,
+    full_due: Option<Instant>,
+    /// Not before this, whatever is told.
+    calm_until: Instant,
+    state: State,
+}
+
+/// What is watched.
+struct Watched {
+    epoch: Epoch,
+    release: Digest,
+    /// It is held, and speaks for itself. `None` until the first look, and where changes cannot be told.
+    _watch: Option<TreeWatch>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    None,
+    UnderWay,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Right,
+    Drifted,
+}
+
+/// How a look went.
+#[derive(Debug)]
+pub(crate) struct Looked {
+    epoch: Epoch,
+    outcome: Result<Option<Measured>, Refusal>,
+    watch: Option<TreeWatch>,
+    took: Duration,
+}
+
+/// How closely it is looked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    /// At the metadata, and at the bytes only where that has changed.
+    Seal,
+    /// At every byte, and at what runs.
+    Full,
+}
+
+impl Drift {
+    pub(super) fn new(settings: Option<DriftSettings>) -> Self {
+        Self {
+            settings,
+            changed: Arc::new(Notify::new()),
+            watched: None,
+            look: Look::None,
+            due: None,
+            full_due: None,
+            calm_until: Instant::now(),
+            state: State::Right,
+        }
+    }
+
+    /// Told once for any number of changes.
+    pub(super) fn changed(&self) -> Arc<Notify> {
+        Arc::clone(&self.changed)
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        match self.look {
+            Look::UnderWay => None,
+            Look::None => self.due.into_iter().chain(self.full_due).min(),
+        }
+    }
+
+    /// Something has changed, or what was told before has to be told again.
+    fn hint(&mut self) {
+        let at = (Instant::now() + CALM).max(self.calm_until);
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+}
+
+impl FleetDriver {
+    /// Watches what is served, and nothing else.
+    pub(super) fn follow_serving(&mut self) {
+        let Some(settings) = self.drift.settings else { return };
+        let serving = match self.host.guard() {
+            GuardState::Open(epoch, release) => Some((epoch, release)),
+            GuardState::Unknown | GuardState::Dark => None,
+        };
+        let watched = self.drift.watched.as_ref().map(|watched| (watched.epoch, watched.release));
+        if serving == watched {
+            return;
+        }
+        self.drift.state = State::Right;
+        (self.drift.due, self.drift.full_due) = (None, None);
+        self.drift.watched = serving.map(|(epoch, release)| Watched { epoch, release, _watch: None });
+        if self.drift.watched.is_some() {
+            self.drift.full_due = Some(Instant::now() + settings.every);
+            // The first look begins to watch.
+            self.drift.hint();
+        }
+    }
+
+    pub(super) fn drift_hinted(&mut self) {
+        if self.drift.watched.is_some() {
+            self.drift.hint();
+        }
+    }
+
+    /// A new session knows nothing of what was told in the one before.
+    pub(super) fn tell_drift_again(&mut self) {
+        if self.drift.state == State::Drifted {
+            self.drift.hint();
+        }
+    }
+
+    /// The time for a look has come.
+    pub(super) fn look_for_drift(&mut self) {
+        let now = Instant::now();
+        let (Some(settings), Some(watched)) = (self.drift.settings, &self.drift.watched) else { return };
+        let (epoch, release) = (watched.epoch, watched.release);
+        if !self.host.is_at_rest() || self.session == Session::Joining {
+            self.drift.due = Some(now + NOT_NOW);
+            self.drift.full_due = self.drift.full_due.map(|due| due.max(now + NOT_NOW));
+            return;
+        }
+        let is_full = self.drift.full_due.is_some_and(|due| due <= now);
+        let depth = if is_full || self.drift.state == State::Drifted { Depth::Full } else { Depth::Seal };
+        if is_full {
+            self.drift.full_due = Some(now + settings.every);
+        }
+        self.drift.due = None;
+        self.drift.look = Look::UnderWay;
+        let (trees, lanes, guard) =
+            (Arc::clone(&self.tools.trees), Arc::clone(&self.tools.lanes), self.guard.guard());
+        let (fleet, post, changed) = (self.tools.fleet.clone(), self.post.clone(), self.drift.changed());
+        let was = self.drift.state;
+        tokio::spawn(async move {
+            let (machine, host) = (trees.machine.clone(), trees.host.clone());
+            let looked = in_lane(&lanes.checks, &machine, &host, move || {
+                // Watched anew before each look: a repair puts another folder into the tree's place.
+                let watch = TreeWatch::new(&trees.tree(release), changed);
+                let watch = watch.inspect_err(
+                    |error| tracing::info!(%fleet, %error, "changes are found on schedule only"),
+                );
+                let outcome = look(depth, &trees, release, settings, || {
+                    running::check(&guard, &fleet, &trees, release)
+                });
+                let obeyed = match (&outcome, was) {
+                    (Err(refusal), _) => guard.doubt(&fleet, epoch, &refusal.to_string()).err(),
+                    (Ok(_), State::Drifted) => guard.trust(&fleet, epoch).err(),
+                    (Ok(_), State::Right) => None,
+                };
+                if let Some(error) = obeyed {
+                    tracing::warn!(%fleet, error = error.chain(), "the start gate stays as it was");
+                }
+                Ok(Looked { epoch, outcome, watch: watch.ok(), took: now.elapsed() })
+            })
+            .await;
+            let looked = looked.unwrap_or_else(|refusal| Looked {
+                epoch,
+                outcome: Err(refusal),
+                watch: None,
+                took: now.elapsed(),
+            });
+            // A driver that has ended has no use for it.
+            let _ = post.send(Input::DriftLooked(Box::new(looked))).await;
+        });
+    }
+
+    pub(super) async fn looked_for_drift(&mut self, looked: Looked) -> Result<(), AgentError> {
+        let Looked { epoch, outcome, watch, took } = looked;
+        self.drift.look = Look::None;
+        self.drift.calm_until = Instant::now() + (took * PART_OF_TIME).min(PAUSE_MAX);
+        let Some(watched) = self.drift.watched.as_mut().filter(|watched| watched.epoch == epoch) else {
+            return Ok(());
+        };
+        watched._watch = watch;
+        let purpose = Purpose::Settle(epoch);
+        match (outcome, self.drift.state) {
+            (Err(refusal), state) => {
+                if state == State::Right {
+                    tracing::error!(fleet = %self.tools.fleet, %refusal, "what is served has changed on the disk");
+                }
+                self.drift.state = State::Drifted;
+                self.drift.due =
+                    Some(Instant::now() + DRIFTED_AGAIN.max((took * PART_OF_TIME).min(PAUSE_MAX)));
+                self.step(Event::Measured { purpose, outcome: Err(refusal) }).await
+            }
+            (Ok(Some(measured)), State::Drifted) => {
+                tracing::info!(fleet = %self.tools.fleet, "what is served is right again");
+                self.drift.state = State::Right;
+                self.step(Event::Measured { purpose, outcome: Ok(measured) }).await
+            }
+            (Ok(None), State::Drifted) => {
+                self.drift.hint();
+                Ok(())
+            }
+            (Ok(_), State::Right) => Ok(()),
+        }
+    }
+}
+
+/// One look at the tree, and in full also at what runs.
+fn look(
+    depth: Depth,
+    trees: &Trees,
+    release: Digest,
+    settings: DriftSettings,
+    check_running: impl FnOnce() -> Result<(), Refusal>,
+) -> Result<Option<Measured>, Refusal> {
+    let looked = match depth {
+        Depth::Seal => trees.check_seal(release, BrokenSeal::Measures).map(|()| None),
+        Depth::Full => trees
+            .measure_slowly(release, settings.bytes_per_second_max)
+            .and_then(|measured| check_running().map(|()| Some(measured))),
+    };
+    looked.map_err(drifted)
+}
+
+/// What differs from what was admitted has drifted, whatever the difference is called elsewhere.
+fn drifted(refusal: Refusal) -> Refusal {
+    let renamed = |blocker: Blocker| {
+        let differs = matches!(blocker.code, Code::Mismatch | Code::SealBroken);
+        if differs { Blocker { code: Code::Drifted, ..blocker } } else { blocker }
+    };
+    Refusal { blockers: refusal.blockers.into_iter().map(renamed).collect() }
+}
