@@ -40,8 +40,7 @@ fn run_all(site: &Site<'_>) -> Vec<&'static str> {
     let only = std::env::var(ONLY_VARIABLE).unwrap_or_default();
     let mut failed = Vec::new();
     for (name, scenario) in scenarios::ALL {
-        // What follows needs a fleet that serves.
-        if !name.contains(&only) && *name != scenarios::FIRST {
+        if !name.contains(&only) && !scenarios::NEEDED.contains(name) {
             continue;
         }
         let begun = Instant::now();

@@ -7,8 +7,12 @@ mod units;
 
 use super::site::Site;
 
-/// The one that the others need.
-pub(super) const FIRST: &str = "the first flip of eight";
+/// Those that the others need: after them each fleet serves.
+pub(super) const NEEDED: &[&str] = &[FIRST, BY_SYSTEMD, BY_THE_GUARD];
+
+const FIRST: &str = "the first flip of eight";
+const BY_SYSTEMD: &str = "a service that systemd runs";
+const BY_THE_GUARD: &str = "a service that the guard runs";
 
 /// A scenario and its name.
 type Scenario = (&'static str, fn(&Site<'_>));
@@ -18,8 +22,8 @@ pub(super) const ALL: &[Scenario] = &[
     ("the agent is nobody, and its keys are root's", packages::the_agent_is_nobody),
     (FIRST, operation::first_flip),
     ("Knight: a host that a copy by hand has missed shuts the gate", operation::a_missed_host_shuts_the_gate),
-    ("a service that systemd runs", operation::a_service_of_systemd),
-    ("a service that the guard runs", operation::a_service_of_the_guard),
+    (BY_SYSTEMD, operation::a_service_of_systemd),
+    (BY_THE_GUARD, operation::a_service_of_the_guard),
     ("a host that is rebooted serves nothing before it is admitted", power::reboot),
     ("a host that loses its power comes back", power::power_off),
     ("a host that loses its power in the middle of a flip", power::power_off_in_a_flip),
