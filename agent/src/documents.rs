@@ -75,17 +75,18 @@ impl Library {
         .await
     }
 
-    /// Pulls a roster that the coordinator shows, verifies it and keeps it. Nothing if it is the one that is kept.
+    /// Pulls a roster that the coordinator shows, verifies it and keeps it. The one that is kept is not pulled again, but told
+    /// again: an agent that died right after it was kept has no word of it in its record.
     pub(crate) async fn shown(
         self: Arc<Self>,
         channel: Channel,
         digest: Digest,
     ) -> Result<Option<Verified<Roster>>, Refusal> {
+        let (machine, host) = (self.machine.clone(), self.host.clone());
         if self.papers.has_roster(digest) {
-            return Ok(None);
+            return on_thread(&machine, &host, move || Ok(self.kept_roster())).await;
         }
         let bytes = self.roster(channel, digest).await?;
-        let (machine, host) = (self.machine.clone(), self.host.clone());
         on_thread(&machine, &host, move || {
             let refuse = |error| refusal::of_trust(&self.host, Code::SignatureInvalid, &error);
             let verified = self.root.in_force().verify_roster(&bytes, self.machine.unix_time());
@@ -100,6 +101,13 @@ impl Library {
             Ok(Some(roster))
         })
         .await
+    }
+
+    /// The roster that is kept, if it holds by the root in force.
+    fn kept_roster(&self) -> Option<Verified<Roster>> {
+        let bytes = self.papers.roster()?;
+        let verified = self.root.in_force().verify_held_roster(&bytes, self.machine.unix_time());
+        verified.ok().map(Authentic::into_document)
     }
 
     /// What is kept here a new coordinator is rebuilt from, so it forgets no host that was added.
