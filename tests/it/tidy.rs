@@ -116,7 +116,8 @@ fn dependencies_point_down() {
         ("crates/store", &["model"]),
         ("crates/mtls", &["model"]),
         ("crates/daemon", &["model"]),
-        ("crates/guard", &["model"]),
+        ("crates/systemd", &[]),
+        ("crates/guard", &["model", "systemd"]),
         ("proto", &["model"]),
         (
             "agent",
@@ -144,6 +145,7 @@ fn each_library_has_one_home() {
         ("rustls", "crates/mtls"),
         ("tokio-rustls", "crates/mtls"),
         ("rcgen", "crates/mtls"),
+        ("zbus", "crates/systemd"),
     ];
     for manifest in files(root(), "Cargo.toml") {
         let folder = relative(manifest.parent().expect("a folder"));
