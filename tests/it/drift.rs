@@ -22,6 +22,11 @@ fn a_change_of_what_is_served_is_told_unasked_and_taken_back_once_it_is_repaired
         fleet.json(&["deploy", "1.0"]).expect_code(0);
         until("the alarm is taken back", || !fleet.json(&["status"]).names(&victim, Code::Drifted));
     }
+    let log = fleet.json(&["audit", "log"]).expect_code(0).json();
+    let drifts = log["results"].as_array().unwrap().iter().filter(|entry| entry["kind"] == "drift");
+    let told: Vec<_> = drifts.map(|entry| entry["detail"].as_str().unwrap().to_owned()).collect();
+    assert!(told[0].contains("drifted at host-2, extra"), "{told:?}");
+    assert!(told[1..].iter().any(|detail| detail.contains("right again")), "{told:?}");
     // A coordinator that was not there when it was told hears it all the same.
     fleet.coordinator().kill();
     fs::write(victim.tree(&one).join("extra"), "nobody released this").unwrap();

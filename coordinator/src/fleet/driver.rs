@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::connections::{Connections, Outbox};
 use super::contingency;
+use super::drift::DriftNotes;
 use super::handle::{FleetHandle, RosterInForce, View, stamp};
 use crate::audit::{self, AuditHandle};
 use crate::ledger::{Documents, Entry, LedgerHandle};
@@ -89,6 +90,9 @@ struct Driver {
     receipt_owed: Option<OwedReceipt>,
     /// The phase that the audit log speaks of, and the last rollout in it.
     audited: Option<(&'static str, RolloutId)>,
+    drift_notes: DriftNotes,
+    /// What is handed to the audit log after this batch.
+    notes: Vec<muster_audit::Entry>,
 }
 
 /// A flip has completed, and its receipt could not be made yet.
@@ -139,6 +143,8 @@ pub(crate) fn spawn(
         follow_ups: Vec::new(),
         receipt_owed,
         audited: None,
+        drift_notes: DriftNotes::default(),
+        notes: Vec::new(),
     };
     (handle, driver.run(first))
 }
@@ -207,6 +213,8 @@ impl Driver {
                     // Whoever sends outside of rollouts must not take a host for connected that has left.
                     self.connections.cut_off(host, *session);
                 }
+                let (audit, fleet) = (&self.place.audit, &self.handle.name);
+                self.notes.extend(self.drift_notes.take(audit, fleet, &event, now));
                 steps.push(self.fleet.handle(*event, now));
             }
             Input::Joining(event, host, outbox) => {
@@ -279,6 +287,9 @@ impl Driver {
         self.connections.flush();
         // Hosts first: what was written is the last state of the batch, and holds whatever becomes of its entry.
         self.note_phase().await;
+        if !self.notes.is_empty() {
+            self.place.audit.note(std::mem::take(&mut self.notes)).await;
+        }
         for answer in answers {
             // Whoever asked may be gone; what was asked is done all the same.
             match answer {

@@ -3,6 +3,7 @@
 mod answers;
 mod connections;
 mod contingency;
+mod drift;
 mod driver;
 mod handle;
 mod takeover;

@@ -196,6 +196,7 @@ impl RootHistory {
             | Kind::Evict
             | Kind::Alarm
             | Kind::Rebuild
+            | Kind::Drift
             | Kind::Reconcile => Ok(()),
         }
     }

@@ -74,6 +74,8 @@ pub enum Kind {
     Phase,
     /// A rollout ended.
     Ended,
+    /// A host told that what it serves has changed on its disk, or that it is right again.
+    Drift,
     /// An override was looked at and found to be in order.
     Reconcile,
 }
@@ -106,6 +108,7 @@ impl Kind {
         Self::Rebuild,
         Self::Phase,
         Self::Ended,
+        Self::Drift,
         Self::Reconcile,
     ];
 
@@ -138,6 +141,7 @@ impl Kind {
             Self::Rebuild => "rebuild",
             Self::Phase => "phase",
             Self::Ended => "ended",
+            Self::Drift => "drift",
             Self::Reconcile => "reconcile",
         }
     }
@@ -172,6 +176,7 @@ impl Kind {
             | Self::Revoke
             | Self::Phase
             | Self::Ended
+            | Self::Drift
             | Self::Reconcile => false,
         }
     }

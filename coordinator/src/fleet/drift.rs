@@ -1,0 +1,71 @@
+//! What hosts tell of changes on their disks, for the audit log: once when it begins, and once when it is over.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use muster_audit::{Entry, Kind};
+use muster_model::{BootTime, Code, FleetName, FromHost, HostName};
+use muster_rollout::fleet::Event;
+
+use crate::audit::AuditHandle;
+
+/// A host that tells the opposite again and again fills no log: what it says in between is left out, and a host that has drifted
+/// goes on telling it.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// What was written of each host last. A host that was never written of is right.
+#[derive(Default)]
+pub(super) struct DriftNotes(BTreeMap<HostName, (State, BootTime)>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Drifted,
+    Right,
+}
+
+impl DriftNotes {
+    /// The entry for what a host says, if it is news.
+    pub(super) fn take(
+        &mut self,
+        audit: &AuditHandle,
+        fleet: &FleetName,
+        event: &Event,
+        now: BootTime,
+    ) -> Option<Entry> {
+        let Event::Message { host, message, .. } = event else { return None };
+        let (state, detail) = read(message)?;
+        match self.0.get(host) {
+            None if state == State::Right => return None,
+            Some((last, since)) if *last == state || now.since(*since) < PAUSE => return None,
+            None | Some(_) => {}
+        }
+        self.0.insert(host.clone(), (state, now));
+        Some(audit.own_entry(Kind::Drift).of_fleet(fleet).of_hosts([host]).saying(detail))
+    }
+}
+
+/// A host that serves, or has measured what it serves, is right.
+fn read(message: &FromHost) -> Option<(State, String)> {
+    match message {
+        FromHost::Refused { k: None, refusal } => {
+            let is_drift = |code| matches!(code, Code::Drifted | Code::WrongProcess);
+            let drift = refusal.blockers.iter().any(|blocker| is_drift(blocker.code));
+            drift.then(|| (State::Drifted, refusal.to_string()))
+        }
+        FromHost::Measured { .. } => Some((State::Right, "measures right again".to_owned())),
+        FromHost::Join(_)
+        | FromHost::Confirmed
+        | FromHost::Refused { k: Some(_), .. }
+        | FromHost::Dark { .. }
+        | FromHost::Serving { .. }
+        | FromHost::Fresh { .. }
+        | FromHost::CannotAttest { .. }
+        | FromHost::Prepared { .. }
+        | FromHost::Probed { .. }
+        | FromHost::Renew { .. }
+        | FromHost::Armed { .. }
+        | FromHost::Set { .. }
+        | FromHost::Closed { .. }
+        | FromHost::Disarmed { .. } => None,
+    }
+}
