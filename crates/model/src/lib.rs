@@ -16,6 +16,7 @@ mod joiners;
 mod key;
 mod mandate;
 mod manifest;
+mod membership;
 mod merkle;
 mod message;
 mod name;
@@ -43,6 +44,7 @@ pub use manifest::{
     MAX_FILE_BYTES, MAX_LINKS, MAX_MANIFEST_BYTES, MAX_RULES, MAX_TREE_BYTES, Manifest, ManifestError, Mode,
     ModeError, Place, Rule, RuleList, TreeRules, diff,
 };
+pub use membership::{HostPlace, Membership, Withdrawn};
 pub use merkle::{MerkleProof, MerkleTree};
 pub use message::{
     Documents, FromHost, HostMode, JoinReport, JournalHead, Leadership, ServingReport, Standing, ToHost,

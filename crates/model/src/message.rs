@@ -4,8 +4,8 @@
 //! travel in them: a message names their digest, and the agent pulls.
 
 use crate::{
-    BootId, BootTime, Digest, Epoch, Incarnation, MerkleProof, Nonce, Refusal, RolloutId, RosterRevision,
-    Secret, Secrets, Term, Token, UnixTime,
+    BootId, BootTime, Digest, Epoch, Incarnation, Membership, MerkleProof, Nonce, Refusal, RolloutId,
+    RosterRevision, Secret, Secrets, Term, Token, UnixTime,
 };
 
 /// What every message to a host carries beside its body.
@@ -102,6 +102,14 @@ pub enum FromHost {
         refusal: Refusal,
         /// A fresh nonce for the admission that it asks for, if it can be admitted.
         nonce: Option<Nonce>,
+    },
+    /// The host has verified a roster that does not have it serve. It has stopped, durably: it serves nothing until a later
+    /// roster has it serve, whatever it is told.
+    Withdrawn {
+        /// The roster's revision.
+        roster: RosterRevision,
+        /// Since when it serves nothing, on the host's clock.
+        at: BootTime,
     },
     /// The host does not do what it was told.
     Refused {
@@ -272,6 +280,8 @@ pub struct Standing {
     pub history_lost: bool,
     /// The last rollout when the host was halted, if it is.
     pub halted: Option<RolloutId>,
+    /// Whether it serves with the others, by the rosters that it has seen.
+    pub membership: Membership,
 }
 
 /// A host's mode, without what only the host needs to know.

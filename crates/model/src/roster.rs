@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::document::{check_format, parse_json, to_json};
 use crate::{
-    Additions, Document, DocumentError, DocumentKind, FleetName, FollowError, HostName, PublicKey,
-    RosterRevision, Timing, UnixTime,
+    Additions, Document, DocumentError, DocumentKind, FleetName, FollowError, HostName, HostPlace, PublicKey,
+    RosterRevision, Timing, UnixTime, Withdrawn,
 };
 
 const FORMAT: &str = "muster.roster/1";
@@ -88,6 +88,10 @@ pub struct Roster {
     hosts: Vec<Member>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     fenced: Vec<Fence>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    parked: Vec<Withdrawn>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    retired: Vec<Withdrawn>,
     /// When operators signed it; needed only where joiners may add to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     issued_unix_ms: Option<UnixTime>,
@@ -97,7 +101,7 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// The largest roster that is accepted.
+    /// The largest roster that is accepted. So many may be parked, and as many retired.
     pub const HOSTS_MAX: usize = 20_000;
 
     /// Makes a roster; `hosts` may come in any order.
@@ -108,15 +112,20 @@ impl Roster {
         mut hosts: Vec<Member>,
     ) -> Result<Self, DocumentError> {
         hosts.sort_by(|a, b| a.name.cmp(&b.name));
+        let format = FORMAT.to_owned();
+        let (fenced, parked, retired) = (Vec::new(), Vec::new(), Vec::new());
+        let (issued_unix_ms, additions) = (None, None);
         let roster = Self {
-            format: FORMAT.to_owned(),
+            format,
             fleet,
             revision,
             policy,
             hosts,
-            fenced: Vec::new(),
-            issued_unix_ms: None,
-            additions: None,
+            fenced,
+            parked,
+            retired,
+            issued_unix_ms,
+            additions,
         };
         roster.check()?;
         Ok(roster)
@@ -163,6 +172,19 @@ impl Roster {
         Ok(self)
     }
 
+    /// The same with hosts that do not serve; they may come in any order.
+    pub fn setting_aside(
+        mut self,
+        mut parked: Vec<Withdrawn>,
+        mut retired: Vec<Withdrawn>,
+    ) -> Result<Self, DocumentError> {
+        parked.sort_by(|a, b| a.name.cmp(&b.name));
+        retired.sort_by(|a, b| a.name.cmp(&b.name));
+        (self.parked, self.retired) = (parked, retired);
+        self.check()?;
+        Ok(self)
+    }
+
     /// Whether whoever has seen revision `held`, with these additions, may go on to this roster. That its revision is not
     /// lower is for the caller.
     ///
@@ -188,6 +210,43 @@ impl Roster {
             (Some(_), Some(next)) if next.base_revision > held => Ok(()),
             (_, Some(next)) => Err(FollowError::StaleBase { base: next.base_revision, held }),
         }
+    }
+
+    /// The hosts that serve nothing and may be asked back, sorted by name.
+    #[must_use]
+    pub fn parked(&self) -> &[Withdrawn] {
+        &self.parked
+    }
+
+    /// The hosts that have left for good, sorted by name. None of them comes back unless the operators take it off this list.
+    #[must_use]
+    pub fn retired(&self) -> &[Withdrawn] {
+        &self.retired
+    }
+
+    /// Where `host` stands, if it is listed.
+    #[must_use]
+    pub fn place(&self, host: &HostName) -> Option<HostPlace> {
+        let is_in = |list: &[Withdrawn]| list.binary_search_by(|it| it.name.cmp(host)).is_ok();
+        if self.position(host).is_some() {
+            Some(HostPlace::Serving)
+        } else if is_in(&self.parked) {
+            Some(HostPlace::Parked)
+        } else {
+            is_in(&self.retired).then_some(HostPlace::Retired)
+        }
+    }
+
+    /// The entry of `host` among those that are parked.
+    #[must_use]
+    pub fn parked_host(&self, host: &HostName) -> Option<&Withdrawn> {
+        self.parked.binary_search_by(|it| it.name.cmp(host)).ok().map(|index| &self.parked[index])
+    }
+
+    /// The entry of `host` among those that are retired.
+    #[must_use]
+    pub fn retired_host(&self, host: &HostName) -> Option<&Withdrawn> {
+        self.retired.binary_search_by(|it| it.name.cmp(host)).ok().map(|index| &self.retired[index])
     }
 
     /// The hosts that are stated to serve nothing any more, sorted by name.
@@ -269,13 +328,22 @@ impl Roster {
             let max = Fence::REASON_BYTES_MAX;
             return invalid(format!("that {} is off needs a reason of at most {max} bytes", fence.host));
         }
+        Withdrawn::check_all("parked", &self.parked, Self::HOSTS_MAX)?;
+        Withdrawn::check_all("retired", &self.retired, Self::HOSTS_MAX)?;
+        let aside = self.parked.iter().chain(&self.retired).map(|it| (&it.attestation_key, &it.name));
         let mut keys: Vec<_> =
-            self.hosts.iter().map(|member| (&member.attestation_key, &member.name)).collect();
+            self.hosts.iter().map(|member| (&member.attestation_key, &member.name)).chain(aside).collect();
+        // A key of a host that has retired belongs to nobody else.
         keys.sort();
         if let Some(pair) = keys.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             return invalid(format!("the hosts {} and {} share an attestation key", pair[0].1, pair[1].1));
         }
-        Ok(())
+        let mut names: Vec<_> = keys.into_iter().map(|(_, name)| name).collect();
+        names.sort();
+        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => invalid(format!("the host {} is in two of its lists", pair[0])),
+            None => Ok(()),
+        }
     }
 }
 
@@ -328,6 +396,63 @@ mod tests {
         );
         assert!(one().stating(vec![fence("host-2", " ")]).is_err());
         assert!(one().stating(vec![fence("host-2", "off"), fence("host-2", "off")]).is_err());
+    }
+
+    fn aside(name: &str, key: u8, reason: &str) -> Withdrawn {
+        let Member { name, attestation_key } = member(name, key);
+        Withdrawn { name, attestation_key, reason: reason.to_owned(), since_unix_ms: UnixTime(7) }
+    }
+
+    #[test]
+    fn hosts_that_are_set_aside_are_in_one_list_each_and_not_in_n() {
+        let one = || roster(vec![member("host-1", 1)]).expect("valid");
+        let both = one().setting_aside(
+            vec![aside("host-3", 3, "disk"), aside("host-2", 2, "fan")],
+            vec![aside("host-4", 4, "sold")],
+        );
+        let both = both.expect("valid");
+        assert_eq!(both.hosts().len(), 1);
+        let place = |name: &str| both.place(&HostName::new(name).expect("a name"));
+        assert_eq!(place("host-1"), Some(HostPlace::Serving));
+        assert_eq!((place("host-2"), place("host-4")), (Some(HostPlace::Parked), Some(HostPlace::Retired)));
+        assert_eq!(place("host-5"), None);
+        assert_eq!(Roster::parse(&both.to_bytes()), Ok(both));
+        let text = String::from_utf8(one().to_bytes()).expect("JSON");
+        assert!(!text.contains("parked") && !text.contains("retired"), "older readers know neither: {text}");
+    }
+
+    #[test]
+    fn a_host_that_is_set_aside_in_a_strange_way_is_refused_by_name() {
+        let one = || roster(vec![member("host-1", 1)]).expect("valid");
+        for (parked, retired, named) in [
+            (
+                vec![aside("host-2", 2, "a"), aside("host-2", 3, "b")],
+                vec![],
+                "parked host host-2 is listed twice",
+            ),
+            (
+                vec![],
+                vec![aside("host-2", 2, "a"), aside("host-2", 3, "b")],
+                "retired host host-2 is listed twice",
+            ),
+            (vec![aside("host-1", 2, "a")], vec![], "host-1 is in two"),
+            (vec![aside("host-2", 2, "a")], vec![aside("host-2", 3, "b")], "host-2 is in two"),
+            (vec![aside("host-2", 1, "a")], vec![], "host-1 and host-2 share"),
+            (vec![aside("host-2", 2, "a")], vec![aside("host-3", 2, "b")], "host-2 and host-3 share"),
+            (vec![aside("host-2", 2, " ")], vec![], "host-2 is parked needs a reason"),
+            (vec![], vec![aside("host-2", 2, &"x".repeat(401))], "host-2 is retired needs a reason"),
+        ] {
+            let error = one().setting_aside(parked, retired).expect_err(named).to_string();
+            assert!(error.contains(named), "{error}");
+        }
+        let sorted = one().setting_aside(vec![aside("host-2", 2, "a"), aside("host-3", 3, "b")], vec![]);
+        let text = String::from_utf8(sorted.expect("valid").to_bytes()).expect("JSON");
+        let swapped = text.replace("host-2", "host-9");
+        assert!(Roster::parse(swapped.as_bytes()).is_err_and(|it| it.to_string().contains("not sorted")));
+        let too_many: Vec<_> =
+            (0..=Roster::HOSTS_MAX).map(|at| aside(&format!("h{at:05}"), 2, "a")).collect();
+        let error = one().setting_aside(too_many, vec![]).expect_err("too many").to_string();
+        assert!(error.contains("lists 20001 parked hosts"), "{error}");
     }
 
     #[test]

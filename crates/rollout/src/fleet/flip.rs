@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use muster_model::{
-    Blocker, BootTime, Closure, Code, Commitment, Digest, Epoch, FlipMode, HostMode, HostName, Refusal,
-    RolloutId, Secret, Secrets, ToHost,
+    Blocker, BootTime, Closure, Code, Commitment, Digest, Epoch, FlipMode, HostMode, HostName, Membership,
+    Refusal, RolloutId, Secret, Secrets, ToHost,
 };
 
 use super::figures::Figures;
@@ -281,6 +281,9 @@ impl Fleet {
         host.trouble.clear();
         host.set_mode(HostMode::Serve(epoch));
         host.serves(Some(epoch));
+        if self.record.joining.remove(&host.name) {
+            out.record_changed = true;
+        }
         self.open_if_switched(now, out);
     }
 
@@ -361,6 +364,10 @@ impl Fleet {
             }
         }
         host.serves(Some(epoch));
+        host.has_membership(Membership::Member);
+        if self.record.joining.remove(&host.name) {
+            out.record_changed = true;
+        }
         let boot = host.session.as_ref().map(|session| session.boot_id.clone());
         let opened =
             if let Progress::Opening(it) = &mut self.progress { Some(it) } else { self.set_aside.as_mut() };

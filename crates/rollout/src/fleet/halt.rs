@@ -39,7 +39,8 @@ impl Fleet {
 
     /// The hosts that are ahead of this coordinator: while there are any, it must not lead.
     pub(super) fn ahead(&self) -> impl Iterator<Item = (&HostName, &Blocker)> {
-        self.hosts.iter().filter_map(|host| host.ahead.as_ref().map(|blocker| (&host.name, blocker)))
+        let all = self.hosts.iter().chain(&self.parked);
+        all.filter_map(|host| host.ahead.as_ref().map(|blocker| (&host.name, blocker)))
     }
 
     pub(super) fn check_not_ahead(&self) -> Result<(), Refusal> {

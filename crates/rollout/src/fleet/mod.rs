@@ -8,6 +8,7 @@ mod event;
 mod figures;
 mod flip;
 mod halt;
+mod parked;
 mod propose;
 mod record;
 mod rollout;
@@ -20,16 +21,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use muster_model::{
-    Blocker, BootId, BootTime, Commitment, Digest, Epoch, HostMode, HostName, Nonce, RolloutId, Roster,
-    Secrets, SessionId, ToHost, UnixTime, Verified,
+    Blocker, BootId, BootTime, Commitment, Digest, Epoch, HostMode, HostName, Membership, Nonce, RolloutId,
+    Roster, Secrets, SessionId, ToHost, UnixTime, Verified,
 };
 
 pub use event::{DarkWindow, Effect, End, Event, Limits, NextRoster, Outcome, Proposal, Report, Stage};
 pub use record::{
-    Armament, Base, FleetRecord, Identity, Offers, Opening, Papers, Phase, PreviousToken, RECORD_FORMAT,
-    Record, Rollout, SessionRecord, is_bound_to, roster_ref,
+    Armament, Base, ComingRoster, FleetRecord, Identity, Offers, Opening, Papers, Phase, PreviousToken,
+    RECORD_FORMAT, Record, Rollout, SessionRecord, is_bound_to, roster_ref,
 };
-pub use view::{HostView, RolloutView};
+pub use roster::leaves;
+pub use view::{HostView, RolloutView, State};
 
 use crate::Step as AnyStep;
 use rollout::Progress;
@@ -48,6 +50,10 @@ pub struct Fleet {
     record: FleetRecord,
     roster: Arc<Verified<Roster>>,
     hosts: Vec<Host>,
+    /// The hosts that are parked, in the order of the roster.
+    parked: Vec<Host>,
+    /// The roster that the record has as coming.
+    coming: Option<Arc<Verified<Roster>>>,
     progress: Progress,
     /// What was known of the opening from which the rollout under way sets out: it counts again if that is given up.
     set_aside: Option<flip::Opened>,
@@ -63,6 +69,8 @@ pub struct Fleet {
 pub struct Inheritance {
     /// The roster in force.
     pub roster: Arc<Verified<Roster>>,
+    /// The one that was handed in and does not hold yet.
+    pub coming: Option<Arc<Verified<Roster>>>,
     /// The hosts' sessions.
     pub sessions: Vec<SessionRecord>,
     /// Of a decided rollout: the commitments of the N attestations, in the order of the roster.
@@ -106,6 +114,7 @@ struct Known {
     serving: Option<Epoch>,
     halted: Option<RolloutId>,
     agent_version: String,
+    membership: Membership,
 }
 
 /// What a step is made of while it is worked out.
@@ -132,10 +141,15 @@ impl Fleet {
         let mut sessions: BTreeMap<HostName, SessionRecord> =
             inheritance.sessions.into_iter().map(|session| (session.host.clone(), session)).collect();
         let hosts = inheritance.roster.hosts().iter();
-        let hosts = hosts.map(|member| Host::new(&member.name, sessions.remove(&member.name)));
+        let hosts: Vec<_> =
+            hosts.map(|member| Host::new(&member.name, sessions.remove(&member.name))).collect();
+        let parked = inheritance.roster.parked().iter();
+        let parked = parked.map(|it| Host::new(&it.name, sessions.remove(&it.name))).collect();
         let mut fleet = Self {
-            hosts: hosts.collect(),
+            hosts,
+            parked,
             roster: inheritance.roster,
+            coming: inheritance.coming,
             progress: Progress::None,
             set_aside: None,
             secrets: inheritance.secrets,
@@ -160,6 +174,8 @@ impl Fleet {
             Event::Message { host, session, message } => {
                 if let Some(index) = self.current(&host, session) {
                     self.message(index, message, now, &mut out);
+                } else {
+                    self.parked_says(&host, session, message, &mut out);
                 }
             }
             Event::Attested { host, session, k, attestation, envelope } => {
@@ -237,7 +253,8 @@ impl Fleet {
     }
 
     /// Documents come first, so that no record ever names one that is not there.
-    fn step(&mut self, out: Out) -> Step {
+    fn step(&mut self, mut out: Out) -> Step {
+        self.take_up_coming(&mut out);
         let mut records = out.documents;
         records.extend(out.sessions);
         if out.record_changed {
@@ -260,6 +277,16 @@ impl Host {
             ahead: None,
             leased_until: None,
             measured: None,
+        }
+    }
+
+    fn membership(&self) -> Membership {
+        self.known.as_ref().map(|known| known.membership).unwrap_or_default()
+    }
+
+    fn has_membership(&mut self, membership: Membership) {
+        if let Some(known) = &mut self.known {
+            known.membership = membership;
         }
     }
 

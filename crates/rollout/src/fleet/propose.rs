@@ -72,7 +72,8 @@ impl Fleet {
             Phase::Arming(armament) | Phase::Decided(armament) => return Err(busy(&armament.rollout)),
         };
         self.check_proposal(proposal)?;
-        let blockers = self.unavailable();
+        let mut blockers = self.unavailable();
+        blockers.extend(self.unfinished_change());
         if blockers.is_empty() { Ok(base) } else { Err(Refusal { blockers }) }
     }
 

@@ -56,6 +56,26 @@ pub struct FleetRecord {
     /// The last rollout that was settled: what its receipt is made of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed: Option<Opening>,
+    /// The roster that was handed in and does not hold yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coming: Option<ComingRoster>,
+    /// Hosts that the roster has gained, and that have not served since.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub joining: BTreeSet<HostName>,
+}
+
+/// A roster that is kept until it can take the place of the one in force: until hosts that it parks have closed, or the
+/// rollout is over that began before.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ComingRoster {
+    /// The roster.
+    pub roster: RosterRef,
+    /// Its envelope, a document.
+    pub envelope: Digest,
+    /// The hosts that operators state to be off.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub fenced: BTreeSet<HostName>,
 }
 
 /// Where a fleet stands.
@@ -222,6 +242,8 @@ impl FleetRecord {
             offers: Offers::Only(BTreeSet::new()),
             halted: None,
             completed: None,
+            coming: None,
+            joining: BTreeSet::new(),
         }
     }
 }
@@ -313,6 +335,17 @@ impl Offers {
         match self {
             Self::All => false,
             Self::Only(hosts) => hosts.insert(host.clone()),
+        }
+    }
+
+    /// Takes `host` out, which has proven that it serves nothing; says whether it was in.
+    pub(crate) fn remove(&mut self, host: &HostName, roster: &Roster) -> bool {
+        if *self == Self::All {
+            *self = Self::Only(roster.hosts().iter().map(|member| member.name.clone()).collect());
+        }
+        match self {
+            Self::All => false,
+            Self::Only(hosts) => hosts.remove(host),
         }
     }
 }

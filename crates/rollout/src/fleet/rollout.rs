@@ -354,7 +354,13 @@ impl Inheritance {
     /// What a fleet without any history inherits.
     #[must_use]
     pub fn none(roster: Arc<Verified<muster_model::Roster>>) -> Self {
-        Self { roster, sessions: Vec::new(), commitments: Vec::new(), secrets: Secrets::default() }
+        Self {
+            roster,
+            coming: None,
+            sessions: Vec::new(),
+            commitments: Vec::new(),
+            secrets: Secrets::default(),
+        }
     }
 }
 

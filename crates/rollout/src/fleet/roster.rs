@@ -3,16 +3,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use muster_model::{Blocker, Code, HostName, Member, Refusal};
+use muster_model::{Blocker, Code, Digest, HostName, Member, Refusal, Roster, RosterRevision, Verified};
 
-use super::record::{Offers, Phase, roster_ref};
+use super::record::{ComingRoster, Offers, Phase, roster_ref};
 use super::{Fleet, Host, NextRoster, Out, Step};
+
+/// When a roster can take the place of the one in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    Now,
+    /// It is kept until then.
+    Later,
+}
 
 impl Fleet {
     /// "The roster changes only in SETTLED, or as a removal in OPENED."
     ///
     /// A host that was offered unleased service cannot leave here: that needs proof that it no longer serves. One that
-    /// has closed, or whose lease has lapsed, and that was offered nothing since, can.
+    /// has closed, or whose lease has lapsed, and that was offered nothing since, can. One that is parked gives the proof itself:
+    /// until it has, the roster is kept, and so is one that comes during a rollout and has nobody leave.
     pub fn apply_roster(&mut self, next: NextRoster) -> Result<Step, Refusal> {
         let NextRoster { roster, digest, envelope, fenced } = next;
         if roster.fleet() != &self.record.fleet {
@@ -20,73 +29,42 @@ impl Fleet {
             return Err(Refusal::of(Code::FleetUnknown, detail));
         }
         // A host that claims to know more than this coordinator can be put out, or its word would bind the fleet for good.
-        if let Some((_, blocker)) = self.ahead().find(|(host, _)| roster.position(host).is_some()) {
+        let is_listed = |host| roster.position(host).is_some() || roster.parked_host(host).is_some();
+        if let Some((_, blocker)) = self.ahead().find(|(host, _)| is_listed(*host)) {
             return Err(Refusal::because(blocker.clone()));
         }
-        match &self.record.phase {
-            Phase::Settled => {}
-            Phase::Opened(_) if self.only_removes(&roster) => {}
-            Phase::Preparing(rollout) => {
-                return Err(unsettled(&format!("rollout {} is under way", rollout.k)));
-            }
-            Phase::Arming(it) | Phase::Decided(it) => {
-                return Err(unsettled(&format!("rollout {} is under way", it.rollout.k)));
-            }
-            Phase::Opened(it) => {
-                let detail =
-                    format!("hosts are still to open for rollout {}; until then hosts can only leave", it.k);
-                return Err(unsettled(&detail));
-            }
-        }
-        let expected = self.record.roster.revision.next();
+        let when = self.when(&roster)?;
+        let expected = self.next_revision();
         if roster.revision() != expected {
             let detail =
                 format!("this roster has revision {}; the next one is {expected}", roster.revision());
             return Err(Refusal::of(Code::RosterChanged, detail));
         }
         self.check_additions(&roster)?;
+        self.check_retired(&roster)?;
         self.check_removals(&roster, &fenced)?;
+        let coming = ComingRoster { roster: roster_ref(&roster, digest), envelope, fenced };
         let mut out = Out { record_changed: true, ..Out::default() };
-        let mut previous: BTreeMap<HostName, Host> =
-            std::mem::take(&mut self.hosts).into_iter().map(|host| (host.name.clone(), host)).collect();
-        self.hosts = roster
-            .hosts()
-            .iter()
-            .map(|member| {
-                let stays = self.roster.member(&member.name) == Some(member);
-                let known = if stays { previous.remove(&member.name) } else { None };
-                known.unwrap_or_else(|| Host::new(&member.name, None))
-            })
-            .collect();
-        for gone in previous.into_values() {
-            if let Some(session) = gone.session {
-                let detail = format!("revision {expected} of the roster does not list this machine");
-                let refusal = Refusal::because(Blocker::host(Code::HostNotInRoster, &gone.name, detail));
-                out.refuse_session(&gone.name, session.id, refusal);
-            }
+        let is_due = when == When::Now && self.awaited_of(&roster, &coming.fenced).next().is_none();
+        if is_due {
+            self.adopt(coming, Arc::new(roster), &mut out);
+        } else {
+            self.record.coming = Some(coming);
+            self.coming = Some(Arc::new(roster));
         }
-        // `All` meant the hosts of the roster before; hosts that are new have not been offered anything.
-        if self.record.offers == Offers::All {
-            let stay =
-                self.roster.hosts().iter().filter(|member| roster.member(&member.name) == Some(*member));
-            self.record.offers = Offers::Only(stay.map(|member| member.name.clone()).collect());
-        } else if let Offers::Only(offered) = &mut self.record.offers {
-            offered.retain(|host| roster.member(host).is_some_and(|it| self.roster.member(host) == Some(it)));
-        }
-        self.record.roster = roster_ref(&roster, digest);
-        self.record.roster_envelope = envelope;
-        self.roster = Arc::new(roster);
-        self.settle_if_measured(&mut out);
         Ok(self.step(out))
     }
 
-    /// An addition goes on from what is in force, and from nothing else.
-    fn check_additions(&self, next: &muster_model::Roster) -> Result<(), Refusal> {
-        let in_force = &self.record.roster;
+    /// An addition goes on from the last roster that was handed in, and from nothing else.
+    fn check_additions(&self, next: &Roster) -> Result<(), Refusal> {
+        let (last, additions) = match (&self.record.coming, &self.coming) {
+            (Some(coming), Some(roster)) => (&coming.roster, roster.additions()),
+            _ => (&self.record.roster, self.roster.additions()),
+        };
         let refused = |error| Refusal::of(Code::RosterChanged, format!("the roster is refused: {error}"));
-        next.check_follows(in_force.revision, self.roster.additions()).map_err(refused)?;
+        next.check_follows(last.revision, additions).map_err(refused)?;
         match next.additions() {
-            Some(additions) if additions.follows != in_force.digest => {
+            Some(additions) if additions.follows != last.digest => {
                 let detail = "hosts were added to another roster than the one in force";
                 Err(Refusal::of(Code::RosterChanged, detail))
             }
@@ -94,19 +72,139 @@ impl Fleet {
         }
     }
 
-    fn only_removes(&self, next: &muster_model::Roster) -> bool {
+    /// The revision that the next roster has: one that is kept already is followed, not replaced unseen.
+    #[must_use]
+    pub fn next_revision(&self) -> RosterRevision {
+        self.record
+            .coming
+            .as_ref()
+            .map_or(self.record.roster.revision, |coming| coming.roster.revision)
+            .next()
+    }
+
+    /// The roster that was handed in and does not hold yet.
+    #[must_use]
+    pub const fn coming(&self) -> Option<&Arc<Verified<Roster>>> {
+        self.coming.as_ref()
+    }
+
+    /// The hosts that the fleet waits for before the coming roster holds: they leave with it, and may serve.
+    #[must_use]
+    pub fn awaited(&self) -> Vec<HostName> {
+        let coming = self.record.coming.as_ref().zip(self.coming.as_deref());
+        coming.map(|(it, roster)| self.awaited_of(roster, &it.fenced).cloned().collect()).unwrap_or_default()
+    }
+
+    /// The envelope of the roster that a host is to see: the coming one if that has it leave, or it would never close.
+    #[must_use]
+    pub fn shown_to(&self, host: &HostName) -> Digest {
+        match &self.record.coming {
+            Some(coming) if self.is_leaving(host) => coming.envelope,
+            Some(_) | None => self.record.roster_envelope,
+        }
+    }
+
+    /// Whether the coming roster does not have this host serve any more: it is offered nothing.
+    pub(super) fn is_leaving(&self, host: &HostName) -> bool {
+        self.coming.as_ref().is_some_and(|coming| leaves(&self.roster, coming, host))
+    }
+
+    /// P14: a host has stopped for good, durably, and goes on so until a later roster has it serve.
+    ///
+    /// Whatever it was offered before, it does not take any more: the offer is spent.
+    pub(super) fn withdrawn(&mut self, index: usize, roster: RosterRevision, out: &mut Out) {
+        let host = &mut self.hosts[index];
+        host.serves(None);
+        host.has_membership(muster_model::Membership::Excluded(roster));
+        let name = host.name.clone();
+        let is_of_coming = self.record.coming.as_ref().is_some_and(|coming| roster >= coming.roster.revision);
+        if is_of_coming && self.is_leaving(&name) && self.record.offers.remove(&name, &self.roster) {
+            out.record_changed = true;
+        }
+    }
+
+    /// Has the coming roster hold as soon as it can.
+    pub(super) fn take_up_coming(&mut self, out: &mut Out) {
+        let Some(roster) = self.coming.clone() else { return };
+        if self.when(&roster) != Ok(When::Now) || !self.awaited().is_empty() {
+            return;
+        }
+        if let Some(coming) = self.record.coming.clone() {
+            self.adopt(coming, roster, out);
+        }
+    }
+
+    /// Why nothing is flipped before the coming roster holds.
+    pub(super) fn unfinished_change(&self) -> Vec<Blocker> {
+        let Some(coming) = &self.record.coming else { return Vec::new() };
+        let revision = coming.roster.revision;
+        let awaited = self.awaited().into_iter().map(|host| {
+            let detail = format!(
+                "revision {revision} of the roster parks it, and it has not said yet that it has closed; state that it is \
+                 off if it cannot"
+            );
+            Blocker::host(Code::RemovalNeedsEvidence, &host, detail)
+        });
+        awaited.collect()
+    }
+
+    fn when(&self, next: &Roster) -> Result<When, Refusal> {
+        let later =
+            |detail: String| if self.keeps_all(next) { Ok(When::Later) } else { Err(unsettled(&detail)) };
+        match &self.record.phase {
+            Phase::Settled => Ok(When::Now),
+            Phase::Opened(_) if self.only_removes(next) => Ok(When::Now),
+            Phase::Preparing(rollout) => later(format!("rollout {} is under way", rollout.k)),
+            Phase::Arming(it) | Phase::Decided(it) => later(format!("rollout {} is under way", it.rollout.k)),
+            Phase::Opened(it) => later(format!(
+                "hosts are still to open for rollout {}; until then hosts can only leave, or wait to join",
+                it.k
+            )),
+        }
+    }
+
+    fn only_removes(&self, next: &Roster) -> bool {
         let stays = |member: &&Member| self.roster.member(&member.name) == Some(*member);
         next.hosts().iter().filter(stays).count() == next.hosts().len()
             && next.policy() == self.roster.policy()
     }
 
+    /// "Joins are taken at any time and folded in at SETTLED": nobody leaves, and nothing else changes for those who serve.
+    fn keeps_all(&self, next: &Roster) -> bool {
+        let stays = |member: &Member| next.member(&member.name) == Some(member);
+        self.roster.hosts().iter().all(stays) && next.policy() == self.roster.policy()
+    }
+
+    /// The hosts that leave with a roster and may serve: they were offered service, and have neither closed nor are they off.
+    /// One that is connected is not.
+    fn awaited_of<'a>(
+        &'a self,
+        next: &'a Roster,
+        fenced: &'a BTreeSet<HostName>,
+    ) -> impl Iterator<Item = &'a HostName> {
+        let is_awaited = |(member, host): &(&Member, &Host)| {
+            next.member(&member.name) != Some(*member)
+                && self.record.offers.include(&member.name)
+                && (host.session.is_some() || !fenced.contains(&member.name))
+        };
+        self.roster.hosts().iter().zip(&self.hosts).filter(is_awaited).map(|(member, _)| &member.name)
+    }
+
+    /// A name that has retired comes back only with another key. Its machine is another one, or was made anew.
+    fn check_retired(&self, next: &Roster) -> Result<(), Refusal> {
+        let returns = next.hosts().iter().map(|member| (&member.name, &member.attestation_key));
+        let parked = next.parked().iter().map(|it| (&it.name, &it.attestation_key));
+        let same = returns.chain(parked).find(|(name, key)| {
+            self.roster.retired_host(name).is_some_and(|retired| retired.attestation_key == **key)
+        });
+        let Some((host, _)) = same else { return Ok(()) };
+        let detail = "it has retired with this key, and comes back only with another one (muster-agent enrol --new-keys)";
+        Err(Refusal::because(Blocker::host(Code::RosterChanged, host, detail)))
+    }
+
     /// "Otherwise removal needs external fence evidence (power off)." A host whose key changes is another machine: the
-    /// one before leaves.
-    fn check_removals(
-        &self,
-        next: &muster_model::Roster,
-        fenced: &BTreeSet<HostName>,
-    ) -> Result<(), Refusal> {
+    /// one before leaves. One that is parked is waited for.
+    fn check_removals(&self, next: &Roster, fenced: &BTreeSet<HostName>) -> Result<(), Refusal> {
         let leaves = |(member, _): &(&Member, &Host)| {
             next.member(&member.name) != Some(*member) && self.record.offers.include(&member.name)
         };
@@ -120,12 +218,82 @@ impl Fleet {
                 let detail = match (fenced.contains(&member.name), host.session.is_some()) {
                     (true, false) => return None,
                     (true, true) => "it is connected, so its machine is not off",
-                    (false, _) => "it may serve, and nothing proves that it does not",
+                    (false, _) if is_parked(next, member) => return None,
+                    (false, _) => {
+                        "it may serve, and nothing proves that it does not; `muster host park` has it close first"
+                    }
                 };
                 Some(Blocker::host(Code::RemovalNeedsEvidence, &member.name, detail))
             })
             .collect();
         if blockers.is_empty() { Ok(()) } else { Err(Refusal { blockers }) }
+    }
+
+    /// From here on the roster holds. Nobody whom it has leave was offered anything that was not taken back.
+    fn adopt(&mut self, coming: ComingRoster, next: Arc<Verified<Roster>>, out: &mut Out) {
+        let before = std::mem::replace(&mut self.roster, Arc::clone(&next));
+        let mut known = self.known_hosts(&before);
+        let mut placed = |name: &HostName, key| match known.remove(name) {
+            Some((host, known_key)) if known_key == key => host,
+            Some((host, _)) => {
+                end_session(&host, &next, out);
+                Host::new(name, None)
+            }
+            None => Host::new(name, None),
+        };
+        let hosts = next.hosts().iter().map(|it| placed(&it.name, it.attestation_key.clone())).collect();
+        let parked = next.parked().iter().map(|it| placed(&it.name, it.attestation_key.clone())).collect();
+        known.values().for_each(|(gone, _)| end_session(gone, &next, out));
+        (self.hosts, self.parked) = (hosts, parked);
+        for host in &mut self.parked {
+            host.leased_until = None;
+            host.measured = None;
+        }
+        // `All` meant the hosts of the roster before; hosts that are new have not been offered anything.
+        let stays = |host: &HostName| next.member(host).is_some_and(|it| before.member(host) == Some(it));
+        if self.record.offers == Offers::All {
+            let stay = before.hosts().iter().filter(|member| stays(&member.name));
+            self.record.offers = Offers::Only(stay.map(|member| member.name.clone()).collect());
+        } else if let Offers::Only(offered) = &mut self.record.offers {
+            offered.retain(stays);
+        }
+        self.record.joining.retain(|host| stays(host));
+        if self.record.serving.is_some() {
+            let new = next.hosts().iter().filter(|member| !stays(&member.name));
+            self.record.joining.extend(new.map(|member| member.name.clone()));
+        }
+        let ComingRoster { roster, envelope, fenced: _ } = coming;
+        (self.record.roster, self.record.roster_envelope) = (roster, envelope);
+        (self.record.coming, self.coming) = (None, None);
+        out.record_changed = true;
+        self.settle_if_measured(out);
+    }
+
+    /// What is known of every host that is in the roster, by name, with the key that it is known by.
+    fn known_hosts(&mut self, roster: &Roster) -> BTreeMap<HostName, (Host, muster_model::PublicKey)> {
+        let keys = roster.hosts().iter().map(|it| it.attestation_key.clone());
+        let parked = roster.parked().iter().map(|it| it.attestation_key.clone());
+        let hosts = std::mem::take(&mut self.hosts).into_iter().chain(std::mem::take(&mut self.parked));
+        hosts.zip(keys.chain(parked)).map(|(host, key)| (host.name.clone(), (host, key))).collect()
+    }
+}
+
+/// Whether `host` serves under one roster, and under the next not, or only another machine with its name.
+#[must_use]
+pub fn leaves(roster: &Roster, next: &Roster, host: &HostName) -> bool {
+    roster.member(host).is_some_and(|member| next.member(host) != Some(member))
+}
+
+/// Whether this very machine is parked.
+fn is_parked(next: &Roster, member: &Member) -> bool {
+    next.parked_host(&member.name).is_some_and(|it| it.attestation_key == member.attestation_key)
+}
+
+fn end_session(gone: &Host, next: &Roster, out: &mut Out) {
+    if let Some(session) = &gone.session {
+        let detail = format!("revision {} of the roster does not list this machine", next.revision());
+        let refusal = Refusal::because(Blocker::host(Code::HostNotInRoster, &gone.name, detail));
+        out.refuse_session(&gone.name, session.id, refusal);
     }
 }
 

@@ -1,13 +1,13 @@
 //! Steps 2 and 3: sessions, and what a host is told when it appears.
 
 use muster_model::{
-    Blocker, BootTime, Code, Epoch, FlipMode, FromHost, HostMode, HostName, JoinReport, Nonce, Refusal,
-    RolloutId, ServingReport, SessionId, ToHost, Token,
+    Blocker, BootTime, Code, Epoch, FlipMode, FromHost, HostMode, HostName, JoinReport, Membership, Nonce,
+    Refusal, RolloutId, ServingReport, SessionId, ToHost, Token,
 };
 
 use super::record::{Identity, Phase, PreviousToken, RECORD_FORMAT, Record, SessionRecord};
 use super::rollout::Progress;
-use super::{Effect, Fleet, Known, Out, PROTOCOL_MIN, Session};
+use super::{Effect, Fleet, Host, Known, Out, PROTOCOL_MIN, Session};
 
 impl Fleet {
     /// Step 2. "Refused: a host not in the roster; a head older than the coordinator remembers; a spent token."
@@ -20,58 +20,28 @@ impl Fleet {
         now: BootTime,
         out: &mut Out,
     ) {
+        if let Some(index) = self.parked_position(host) {
+            return self.join_parked(index, session, report, next, now, out);
+        }
         let Some(index) = self.roster.position(host) else {
-            let detail = format!(
-                "it is not in revision {} of the roster of {}",
-                self.roster.revision(),
-                self.record.fleet
-            );
-            out.refuse_session(
-                host,
-                session,
-                Refusal::because(Blocker::host(Code::HostNotInRoster, host, detail)),
-            );
+            let (revision, fleet) = (self.roster.revision(), &self.record.fleet);
+            let detail = match self.roster.retired_host(host) {
+                Some(_) => format!("revision {revision} of the roster of {fleet} has it retired"),
+                None => format!("it is not in revision {revision} of the roster of {fleet}"),
+            };
+            let refusal = Refusal::because(Blocker::host(Code::HostNotInRoster, host, detail));
+            out.refuse_session(host, session, refusal);
             return;
         };
-        // What was sent over a stream that the host has left can still arrive. It is late; it is no second machine.
-        if self.hosts[index].session.as_ref().is_some_and(|current| session < current.id) {
-            let blocker = Blocker::host(Code::StaleSession, host, "a newer session has begun");
-            out.refuse_session(host, session, Refusal::because(blocker));
-            return;
-        }
-        if let Err(blocker) = self.admissible(index, &report) {
-            if blocker.code == Code::DuplicateHost {
-                self.quarantine(index, out);
-            }
-            if blocker.code == Code::RolledBackCoordinator {
-                self.hosts[index].ahead = Some(blocker.clone());
-            }
-            let code = blocker.code;
-            let trouble = &mut self.hosts[index].trouble;
-            trouble.retain(|known| known.code != code);
-            trouble.push(blocker.clone());
-            out.refuse_session(host, session, Refusal::because(blocker));
+        if let Err(blocker) = self.admissible(&self.hosts[index], session, &report) {
+            self.hosts[index].turned_away(session, blocker, out);
             return;
         }
         // "A join with the current token simply ends the old session (an ordinary reboot outruns keepalive)."
-        if let Some(old) = self.hosts[index].session.take() {
-            let refusal =
-                Refusal::because(Blocker::host(Code::StaleSession, host, "a newer session has begun"));
-            out.refuse_session(host, old.id, refusal);
+        if self.hosts[index].replaces_session(out) {
             self.session_ended(index, now, out);
         }
-        let record = SessionRecord {
-            format: RECORD_FORMAT,
-            host: host.clone(),
-            next,
-            previous: PreviousToken::Valid(report.token),
-            journal: report.journal,
-            boot_id: report.boot_id.clone(),
-            identity: Identity::Single,
-            readmitted: false,
-        };
-        out.sessions.push(Record::Session(record.clone()));
-        self.begin_session(index, session, record, report, now);
+        self.hosts[index].begin_session(session, report, next, now, out);
         self.send(index, ToHost::Joined { next }, out);
         self.reconcile_joined(index, now, out);
     }
@@ -81,6 +51,8 @@ impl Fleet {
         if let Some(index) = self.current(host, session) {
             self.hosts[index].session = None;
             self.session_ended(index, now, out);
+        } else {
+            self.parked_left(host, session, now);
         }
     }
 
@@ -91,7 +63,7 @@ impl Fleet {
                 let refusal = Refusal::of(Code::WrongState, "a session begins once");
                 self.refuse_current(index, refusal, now, out);
             }
-            FromHost::Confirmed => self.confirmed(index, out),
+            FromHost::Confirmed => self.hosts[index].confirmed(out),
             FromHost::Fresh { k, nonce } => self.fresh(index, k, nonce, now, out),
             FromHost::CannotAttest { k, refusal } => self.cannot_attest(index, k, refusal, now, out),
             FromHost::Prepared { k } => self.prepared(index, k, now, out),
@@ -105,6 +77,7 @@ impl Fleet {
             FromHost::Serving { epoch, at } => self.serving(index, epoch, at, now, out),
             FromHost::Measured { epoch } => self.measured(index, epoch, out),
             FromHost::Dark { refusal, nonce } => self.dark(index, refusal, nonce, now, out),
+            FromHost::Withdrawn { roster, at: _ } => self.withdrawn(index, roster, out),
             FromHost::Refused { k, refusal } => self.refused(index, k, refusal, now, out),
         }
     }
@@ -113,15 +86,16 @@ impl Fleet {
     ///
     /// The host may then join without a token and with a journal that was lost.
     pub fn readmit(&mut self, host: &HostName) -> Result<super::Step, Refusal> {
-        let Some(index) = self.roster.position(host) else {
-            return Err(Refusal::because(Blocker::host(
-                Code::HostNotInRoster,
-                host,
-                "it is not in the roster",
-            )));
+        let known = match (self.roster.position(host), self.parked_position(host)) {
+            (Some(index), _) => &mut self.hosts[index],
+            (None, Some(index)) => &mut self.parked[index],
+            (None, None) => {
+                let blocker = Blocker::host(Code::HostNotInRoster, host, "it is not in the roster");
+                return Err(Refusal::because(blocker));
+            }
         };
         let mut out = Out::default();
-        let host = &mut self.hosts[index];
+        let host = known;
         host.trouble.clear();
         if let Some(identity) = &mut host.identity {
             identity.identity = Identity::Single;
@@ -137,6 +111,12 @@ impl Fleet {
     pub(super) fn reconcile(&mut self, index: usize, out: &mut Out) {
         let Some(known) = self.hosts[index].known.clone() else { return };
         let is_halted = self.tell_halt(index, out);
+        // It is not to serve any more, or does not know yet that it is to serve again: it asks once it does.
+        let takes_offers =
+            !self.is_leaving(&self.hosts[index].name) && !matches!(known.membership, Membership::Excluded(_));
+        if !takes_offers && !matches!(self.record.phase, Phase::Arming(_) | Phase::Decided(_)) {
+            return;
+        }
         match (&self.record.phase, known.mode) {
             (Phase::Decided(armament), HostMode::Armed(k, _) | HostMode::Closed(k))
                 if k == armament.rollout.k =>
@@ -166,8 +146,8 @@ impl Fleet {
             }
             (Phase::Settled | Phase::Preparing(_) | Phase::Opened(_), HostMode::Serve(epoch)) => {
                 // Also while the fleet is halted a host that is new learns the epoch, without opening.
-                if !is_halted || is_new(epoch, known.last_k) {
-                    self.admit(index, epoch, known.last_k, known.serving, out);
+                if !is_halted || known.is_new() {
+                    self.admit(index, epoch, &known, out);
                 }
             }
         }
@@ -216,31 +196,24 @@ impl Fleet {
     }
 
     /// Step 3. "In SETTLED or PREPARING the coordinator offers ADMIT{e, nonce}."
-    fn admit(
-        &mut self,
-        index: usize,
-        epoch: muster_model::Epoch,
-        last_k: RolloutId,
-        serving: Option<muster_model::Epoch>,
-        out: &mut Out,
-    ) {
+    fn admit(&mut self, index: usize, epoch: Epoch, known: &Known, out: &mut Out) {
         let Some(release) = self.record.serving else { return };
         let is_current = epoch == self.record.epoch;
-        if !is_current && !is_new(epoch, last_k) {
+        if !is_current && !known.is_new() {
             let detail = format!("it is settled on epoch {epoch}, the fleet on {}", self.record.epoch);
             self.trouble(index, Code::StaleEpoch, detail);
             return;
         }
-        if is_current && self.record.phase.opening().is_some() {
+        if is_current && self.record.phase.opening().is_some() && known.membership.is_member() {
             // OPEN again: it is acknowledged again, without a second effect.
             if self.hosts[index].measured != Some(epoch) {
-                self.open(index, last_k, out);
+                self.open(index, known.last_k, out);
             }
             return;
         }
         // OPENED is durable, so every host has closed: one without a history may be admitted as in SETTLED, and has to
         // be, or the fleet could never settle.
-        if is_current && serving == Some(epoch) {
+        if is_current && known.serving == Some(epoch) {
             return;
         }
         // The nonce stays: an admission that fails, or that a rollout overtakes, is offered again when there is reason to.
@@ -250,9 +223,17 @@ impl Fleet {
         }
     }
 
-    fn admissible(&self, index: usize, report: &JoinReport) -> Result<(), Blocker> {
-        let host = &self.hosts[index];
+    pub(super) fn admissible(
+        &self,
+        host: &Host,
+        session: SessionId,
+        report: &JoinReport,
+    ) -> Result<(), Blocker> {
         let refuse = |code, detail: String| Err(Blocker::host(code, &host.name, detail));
+        // What was sent over a stream that the host has left can still arrive. It is late; it is no second machine.
+        if host.session.as_ref().is_some_and(|current| session < current.id) {
+            return refuse(Code::StaleSession, "a newer session has begun".to_owned());
+        }
         if report.protocol < PROTOCOL_MIN {
             let detail = format!("its agent {} speaks protocol {}", report.agent_version, report.protocol);
             return refuse(Code::AgentTooOld, detail);
@@ -264,9 +245,11 @@ impl Fleet {
             (Phase::Decided(armament), HostMode::Serve(epoch)) if armament.rollout.mode == FlipMode::Fast => {
                 epoch > self.epoch_to_come()
             }
-            // A settled fleet has left no host closed for a rollout that it does not remember as completed.
+            // A settled fleet has left no host closed for a rollout that it does not remember as completed. Of one that was
+            // offered nothing since it was put into the roster that says nothing: it may have been away before.
             (Phase::Settled, HostMode::Closed(k)) => {
-                self.record.completed.as_ref().is_none_or(|completed| k > completed.k)
+                self.record.offers.include(&host.name)
+                    && self.record.completed.as_ref().is_none_or(|completed| k > completed.k)
             }
             (_, HostMode::Serve(epoch) | HostMode::Armed(_, epoch)) => epoch > self.record.epoch,
             (_, HostMode::Closed(_)) => false,
@@ -302,57 +285,10 @@ impl Fleet {
         Ok(())
     }
 
-    fn begin_session(
-        &mut self,
-        index: usize,
-        session: SessionId,
-        record: SessionRecord,
-        report: JoinReport,
-        now: BootTime,
-    ) {
-        let epoch = match report.serving {
-            ServingReport::Dark => None,
-            ServingReport::Open(epoch) => Some(epoch),
-        };
-        let host = &mut self.hosts[index];
-        host.identity = Some(record);
-        host.session = Some(Session { id: session, boot_id: report.boot_id, nonce: report.nonce });
-        host.since = Some(now);
-        host.trouble.clear();
-        host.ahead = None;
-        host.leased_until = None;
-        host.known = Some(Known {
-            mode: report.standing.mode,
-            last_k: report.standing.last_k,
-            serving: epoch,
-            halted: report.standing.halted,
-            agent_version: report.agent_version,
-        });
-        host.serves(epoch);
-    }
-
     fn session_ended(&mut self, index: usize, now: BootTime, out: &mut Out) {
         self.hosts[index].since = Some(now);
         self.hosts[index].measured = None;
         self.lost(index, now, out);
-    }
-
-    fn confirmed(&mut self, index: usize, out: &mut Out) {
-        if let Some(identity) = &mut self.hosts[index].identity
-            && identity.previous != PreviousToken::Spent
-        {
-            identity.previous = PreviousToken::Spent;
-            out.sessions.push(Record::Session(identity.clone()));
-        }
-    }
-
-    fn quarantine(&mut self, index: usize, out: &mut Out) {
-        if let Some(identity) = &mut self.hosts[index].identity
-            && identity.identity == Identity::Single
-        {
-            identity.identity = Identity::Duplicate;
-            out.sessions.push(Record::Session(identity.clone()));
-        }
     }
 
     fn refuse_current(&mut self, index: usize, refusal: Refusal, now: BootTime, out: &mut Out) {
@@ -381,6 +317,11 @@ impl Fleet {
         self.will_not_switch(index, now, out);
         let host = &mut self.hosts[index];
         let may_ask = nonce.is_some();
+        if may_ask && !host.membership().is_member() {
+            // Only one that has seen the roster which has it serve again asks. It has left behind what it was armed or closed for.
+            host.has_membership(Membership::Returned);
+            host.set_mode(HostMode::Serve(self.record.epoch));
+        }
         if let (Some(session), Some(nonce)) = (&mut host.session, nonce) {
             session.nonce = nonce;
         }
@@ -406,9 +347,98 @@ impl Fleet {
     }
 }
 
-/// A host that never served is new in the roster, or a machine that was made anew and readmitted.
-const fn is_new(epoch: Epoch, last_k: RolloutId) -> bool {
-    epoch.0 == 0 && last_k.0 == 0
+impl Known {
+    /// A host that never served is new in the roster, or a machine that was made anew and readmitted. One that was left out and
+    /// taken back learns what the fleet serves as if it were.
+    fn is_new(&self) -> bool {
+        let has_no_history = self.mode == HostMode::Serve(Epoch(0)) && self.last_k == RolloutId(0);
+        has_no_history || self.membership == Membership::Returned
+    }
+}
+
+impl Host {
+    /// A session that is refused, with what that says of the host.
+    pub(super) fn turned_away(&mut self, session: SessionId, blocker: Blocker, out: &mut Out) {
+        let code = blocker.code;
+        if code == Code::DuplicateHost {
+            self.quarantine(out);
+        }
+        if code == Code::RolledBackCoordinator {
+            self.ahead = Some(blocker.clone());
+        }
+        if code != Code::StaleSession {
+            self.trouble.retain(|known| known.code != code);
+            self.trouble.push(blocker.clone());
+        }
+        out.refuse_session(&self.name, session, Refusal::because(blocker));
+    }
+
+    /// Ends the session that a new one takes the place of, if there is one.
+    pub(super) fn replaces_session(&mut self, out: &mut Out) -> bool {
+        let Some(old) = self.session.take() else { return false };
+        let blocker = Blocker::host(Code::StaleSession, &self.name, "a newer session has begun");
+        out.refuse_session(&self.name, old.id, Refusal::because(blocker));
+        true
+    }
+
+    /// The session that begins, and what is known with it.
+    pub(super) fn begin_session(
+        &mut self,
+        session: SessionId,
+        report: JoinReport,
+        next: Token,
+        now: BootTime,
+        out: &mut Out,
+    ) {
+        let record = SessionRecord {
+            format: RECORD_FORMAT,
+            host: self.name.clone(),
+            next,
+            previous: PreviousToken::Valid(report.token),
+            journal: report.journal,
+            boot_id: report.boot_id.clone(),
+            identity: Identity::Single,
+            readmitted: false,
+        };
+        out.sessions.push(Record::Session(record.clone()));
+        let epoch = match report.serving {
+            ServingReport::Dark => None,
+            ServingReport::Open(epoch) => Some(epoch),
+        };
+        self.identity = Some(record);
+        self.session = Some(Session { id: session, boot_id: report.boot_id, nonce: report.nonce });
+        self.since = Some(now);
+        self.trouble.clear();
+        self.ahead = None;
+        self.leased_until = None;
+        self.known = Some(Known {
+            mode: report.standing.mode,
+            last_k: report.standing.last_k,
+            serving: epoch,
+            halted: report.standing.halted,
+            agent_version: report.agent_version,
+            membership: report.standing.membership,
+        });
+        self.serves(epoch);
+    }
+
+    pub(super) fn confirmed(&mut self, out: &mut Out) {
+        if let Some(identity) = &mut self.identity
+            && identity.previous != PreviousToken::Spent
+        {
+            identity.previous = PreviousToken::Spent;
+            out.sessions.push(Record::Session(identity.clone()));
+        }
+    }
+
+    fn quarantine(&mut self, out: &mut Out) {
+        if let Some(identity) = &mut self.identity
+            && identity.identity == Identity::Single
+        {
+            identity.identity = Identity::Duplicate;
+            out.sessions.push(Record::Session(identity.clone()));
+        }
+    }
 }
 
 impl Out {

@@ -1,17 +1,32 @@
 //! What is shown of a fleet.
 
-use muster_model::{Blocker, BootTime, Digest, Epoch, HostMode, HostName, RolloutId, SessionId};
+use muster_model::{Blocker, BootTime, Code, Digest, Epoch, HostMode, HostName, RolloutId, SessionId};
 
 use super::record::Phase;
 use super::rollout::Progress;
-use super::{Fleet, Identity};
+use super::{Fleet, Host, Identity};
 use crate::gate;
+
+/// What a host is to its fleet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It counts and is dark: it has not served since the roster has it.
+    Joining,
+    /// It counts, and serves with the others, or should.
+    Serving,
+    /// It counts until it has closed: the coming roster does not have it serve.
+    Leaving,
+    /// It serves nothing and does not count.
+    Parked,
+}
 
 /// One host, as far as it is known at this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostView {
     /// The host.
     pub host: HostName,
+    /// What it is to the fleet.
+    pub state: State,
     /// Its session, if it is connected.
     pub session: Option<SessionId>,
     /// When it connected or was lost; nothing if it was not seen by this leader.
@@ -40,43 +55,43 @@ pub struct RolloutView {
 }
 
 impl Fleet {
-    /// All hosts, in the order of the roster. What is not known is never shown as good.
+    /// The N hosts, in the order of the roster. What is not known is never shown as good.
     #[must_use]
     pub fn hosts(&self) -> Vec<HostView> {
-        self.hosts
-            .iter()
-            .enumerate()
-            .map(|(index, host)| {
-                let mut blockers = host.trouble.clone();
-                if host.identity.as_ref().is_some_and(|it| it.identity == Identity::Duplicate)
-                    && !blockers.iter().any(|blocker| blocker.code == muster_model::Code::DuplicateHost)
-                {
-                    let detail = "its identity was used by two machines";
-                    blockers.push(Blocker::host(muster_model::Code::DuplicateHost, &host.name, detail));
-                }
-                if host.session.is_none() {
-                    blockers.insert(0, gate::missing(&host.name));
-                } else if let Progress::Closing(closing) = &self.progress
-                    && blockers.is_empty()
-                    && !closing.has_closed(index)
-                {
-                    // Nothing opens before it has: whoever looks must see for whom the others are dark.
-                    let detail = "it was told to close and has not said yet that it has";
-                    blockers.push(Blocker::host(muster_model::Code::HostSilent, &host.name, detail));
-                }
-                HostView {
-                    host: host.name.clone(),
-                    session: host.session.as_ref().map(|session| session.id),
-                    since: host.since,
-                    mode: host.mode(),
-                    serving: host.session.as_ref().and(host.serving()),
-                    leased_until: host.leased_until,
-                    halted: host.halted(),
-                    agent_version: host.known.as_ref().map(|known| known.agent_version.clone()),
-                    blockers,
-                }
-            })
-            .collect()
+        let awaited = self.unfinished_change();
+        let views = self.hosts.iter().enumerate().map(|(index, host)| {
+            let mut blockers = host.troubles(host.trouble.clone());
+            if let Progress::Closing(closing) = &self.progress
+                && host.session.is_some()
+                && blockers.is_empty()
+                && !closing.has_closed(index)
+            {
+                // Nothing opens before it has: whoever looks must see for whom the others are dark.
+                let detail = "it was told to close and has not said yet that it has";
+                blockers.push(Blocker::host(Code::HostSilent, &host.name, detail));
+            }
+            blockers.extend(awaited.iter().filter(|it| it.host.as_ref() == Some(&host.name)).cloned());
+            let state = if self.is_leaving(&host.name) {
+                State::Leaving
+            } else if self.record.joining.contains(&host.name) {
+                State::Joining
+            } else {
+                State::Serving
+            };
+            host.view(state, blockers)
+        });
+        views.collect()
+    }
+
+    /// The hosts that are parked, in the order of the roster.
+    #[must_use]
+    pub fn parked(&self) -> Vec<HostView> {
+        let view = |host: &Host| {
+            let mut blockers = host.troubles(host.trouble_while_parked());
+            blockers.retain(|blocker| blocker.code != Code::HostMissing);
+            host.view(State::Parked, blockers)
+        };
+        self.parked.iter().map(view).collect()
     }
 
     /// The rollout that hosts are still needed for.
@@ -114,5 +129,36 @@ impl Fleet {
     #[must_use]
     pub fn frozen(&self) -> Option<&Blocker> {
         self.ahead().next().map(|(_, blocker)| blocker)
+    }
+}
+
+impl Host {
+    fn view(&self, state: State, blockers: Vec<Blocker>) -> HostView {
+        HostView {
+            host: self.name.clone(),
+            state,
+            session: self.session.as_ref().map(|session| session.id),
+            since: self.since,
+            mode: self.mode(),
+            serving: self.session.as_ref().and(self.serving()),
+            leased_until: self.leased_until,
+            halted: self.halted(),
+            agent_version: self.known.as_ref().map(|known| known.agent_version.clone()),
+            blockers,
+        }
+    }
+
+    /// What is wrong with it, a connection that is missing and an identity that is not trusted included.
+    fn troubles(&self, mut blockers: Vec<Blocker>) -> Vec<Blocker> {
+        if self.identity.as_ref().is_some_and(|it| it.identity == Identity::Duplicate)
+            && !blockers.iter().any(|blocker| blocker.code == Code::DuplicateHost)
+        {
+            let detail = "its identity was used by two machines";
+            blockers.push(Blocker::host(Code::DuplicateHost, &self.name, detail));
+        }
+        if self.session.is_none() {
+            blockers.insert(0, gate::missing(&self.name));
+        }
+        blockers
     }
 }

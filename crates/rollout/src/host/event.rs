@@ -2,7 +2,8 @@
 
 use muster_model::{
     Attestation, BootId, BootTime, Comparable, Digest, Documents, Epoch, FromHost, HaltId, HostFacts,
-    Leadership, Mandate, Nonce, Order, Refusal, Release, RolloutId, Roster, ToHost, UnixTime, Verified,
+    Leadership, Mandate, Nonce, Order, PublicKey, Refusal, Release, RolloutId, Roster, ToHost, UnixTime,
+    Verified,
 };
 
 /// Something that happened to the host.
@@ -310,6 +311,8 @@ pub struct Profile {
     pub facts: HostFacts,
     /// The newest protocol this agent speaks.
     pub protocol: u32,
+    /// The key that its attestations are signed with: a roster that has another for this host is about another machine.
+    pub attestation_key: PublicKey,
 }
 
 impl Profile {

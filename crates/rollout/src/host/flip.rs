@@ -1,6 +1,8 @@
 //! Steps 3 and 9 to 12: stopping and starting to serve.
 
-use muster_model::{BootTime, Code, Digest, Epoch, FlipMode, FromHost, Nonce, Refusal, RolloutId, Secrets};
+use muster_model::{
+    BootTime, Code, Digest, Epoch, FlipMode, FromHost, Membership, Nonce, Refusal, RolloutId, Secrets,
+};
 
 use super::event::{Effect, GuardState, Measured, Purpose, Resume, SealPurpose};
 use super::prepare::stale_rollout;
@@ -67,7 +69,9 @@ impl Host {
             self.record.committed = None;
             out.record_changed = true;
             out.send(FromHost::Closed { k, secret, at });
-        } else if self.record.may_serve().is_some_and(|serving| serving.release.is_some()) {
+        } else if !self.has_withdrawn(at, out)
+            && self.record.may_serve().is_some_and(|serving| serving.release.is_some())
+        {
             let refusal = Refusal::of(Code::GuardFailed, "what was served was not what this host may serve");
             self.ask_for_admission(refusal, entropy, out);
         }
@@ -142,12 +146,20 @@ impl Host {
             out.refuse(None, stale_rollout(k, self.record.last_k));
             return;
         }
+        if let Some(refusal) = self.left_out() {
+            out.refuse(None, refusal);
+            return;
+        }
         if let Some(refusal) = self.halted_at(self.leads_to(epoch)) {
             out.send(FromHost::Dark { refusal, nonce: None });
             return;
         }
         match &self.record.mode {
-            Mode::Serve(serving) if serving.epoch == epoch && serving.release == Some(release) => {
+            Mode::Serve(serving)
+                if serving.epoch == epoch
+                    && serving.release == Some(release)
+                    && self.record.membership.is_member() =>
+            {
                 self.open_again(*serving, out);
             }
             Mode::Closed { next, fallback, .. } => {
@@ -190,6 +202,7 @@ impl Host {
         if let Mode::Closed { .. } = self.record.mode {
             self.record.mode = Mode::Serve(serving);
             self.record.committed = None;
+            self.record.membership = Membership::Member;
             out.record_changed = true;
         }
         self.open_guard(epoch, release, out);
@@ -251,16 +264,22 @@ impl Host {
             );
             return;
         }
+        if let Some(refusal) = self.left_out() {
+            out.refuse(None, refusal);
+            return;
+        }
         let admitted = Serving { epoch, release: Some(release) };
-        let is_new = self.record.last_k == RolloutId(0)
+        let has_no_history = self.record.last_k == RolloutId(0)
             && self.record.mode == Mode::Serve(Serving { epoch: Epoch(0), release: None });
-        // A host that is new must learn the epoch also while the fleet is halted, or the order that resumes the fleet
+        let is_new = has_no_history || self.may_return_to(epoch, release);
+        // A host that is new, or was away, must learn the epoch also while the fleet is halted, or the order that resumes the fleet
         // would not fit it. It opens nothing.
         if let Some(refusal) = self.halted_at(self.record.last_k).filter(|_| !is_new) {
             out.send(FromHost::Dark { refusal, nonce: None });
             return;
         }
-        if !is_new && self.record.mode != Mode::Serve(admitted) {
+        let is_settled = self.record.mode == Mode::Serve(admitted) && self.record.membership.is_member();
+        if !is_new && !is_settled {
             let detail = format!("this host cannot be admitted to epoch {epoch} of {release}");
             out.refuse(None, Refusal::of(Code::StaleEpoch, detail));
             return;
@@ -284,8 +303,9 @@ impl Host {
         let Mode::Serve(serving) = self.record.mode else { return };
         match outcome {
             Ok(_) => {
-                if serving != admitted {
+                if serving != admitted || !self.record.membership.is_member() {
                     self.record.mode = Mode::Serve(admitted);
+                    self.record.membership = Membership::Member;
                     out.record_changed = true;
                 }
                 if let Some(refusal) = self.halted_at(self.record.last_k) {
@@ -324,7 +344,8 @@ impl Host {
             return;
         }
         let went_dark = matches!(before, GuardState::Open(..)) && !matches!(state, GuardState::Open(..));
-        if went_dark {
+        // A host that was left out has nothing to ask for.
+        if went_dark && self.left_out().is_none() {
             // A fence latches: nothing that is granted now lifts it.
             self.lease = None;
             let refusal =
@@ -351,7 +372,7 @@ impl Host {
 
     /// Tells the coordinator that this host is dark although it could serve. A host that is not connected tells it when
     /// it joins; one that waits for JOINED has told something else, and its nonce there is as good as a new one.
-    fn ask_for_admission(&mut self, refusal: Refusal, entropy: Entropy, out: &mut Out) {
+    pub(super) fn ask_for_admission(&mut self, refusal: Refusal, entropy: Entropy, out: &mut Out) {
         let nonce = match &mut self.stream {
             Stream::Down => return,
             Stream::Joining { nonce } => *nonce,
@@ -388,10 +409,11 @@ impl Host {
         match (k, &self.record.mode) {
             (Some(k), Mode::Armed { k: armed, .. }) => *armed == k,
             (Some(_), Mode::Serve(_) | Mode::Closed { .. }) => false,
-            (None, Mode::Serve(serving) | Mode::Armed { serving, .. }) => {
-                serving.release.is_none_or(|release| self.guard != GuardState::Open(serving.epoch, release))
+            (None, Mode::Serve(_) | Mode::Armed { .. } | Mode::Closed { .. }) => {
+                let allowed =
+                    self.record.may_serve().and_then(|it| Some(GuardState::Open(it.epoch, it.release?)));
+                allowed != Some(self.guard)
             }
-            (None, Mode::Closed { .. }) => true,
         }
     }
 

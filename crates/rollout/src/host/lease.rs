@@ -112,7 +112,10 @@ impl Host {
         self.record.mode = match self.record.mode.clone() {
             // "At ARMED(k') it becomes ARMED(k) and keeps a latched fence": the guard does.
             Mode::Serve(serving) | Mode::Armed { serving, .. } => {
-                self.lease = Some(Lease { k, timing, n: 0, sent: now.boot });
+                // One that came back and was not admitted serves nothing that a lease could be for.
+                if self.record.may_serve().is_some() {
+                    self.lease = Some(Lease { k, timing, n: 0, sent: now.boot });
+                }
                 Mode::Armed { k, serving, next, switch }
             }
             // "At a dark CLOSED(k'), k' < k, ARM(k) persists CLOSED(k) and counts as armed and closed."
@@ -189,7 +192,7 @@ impl Host {
         else {
             return false;
         };
-        if (next.epoch, next.release) != (epoch, release) {
+        if (next.epoch, next.release) != (epoch, release) || self.left_out().is_some() {
             return false;
         }
         self.record.mode = Mode::Serve(Serving { epoch, release: Some(release) });

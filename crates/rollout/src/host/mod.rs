@@ -8,6 +8,7 @@ mod flip;
 mod halt;
 mod lease;
 mod mandate;
+mod membership;
 mod prepare;
 mod record;
 
@@ -164,7 +165,7 @@ impl Host {
                 self.message(leadership, message, now, entropy, &mut out);
             }
             Event::Mandated(mandate) => self.mandated(&mandate, &mut out),
-            Event::RosterShown(roster) => self.roster_shown(&roster, &mut out),
+            Event::RosterShown(roster) => self.roster_shown(&roster, entropy, &mut out),
             Event::Measured { purpose, outcome } => match purpose {
                 Purpose::Attest(k) => self.measured_to_attest(k, outcome, &mut out),
                 Purpose::Admit(epoch) => self.measured_to_admit(epoch, outcome, &mut out),
@@ -293,6 +294,10 @@ impl Host {
                 self.record.history = History::Whole;
                 out.record_changed = true;
                 out.send(FromHost::Confirmed);
+                if self.left_out().is_some() {
+                    // The coordinator may not have heard it over the session before.
+                    self.withdraw(out);
+                }
             }
             (Stream::Down | Stream::Joining { .. } | Stream::Joined { .. }, ToHost::Refuse { refusal }) => {
                 self.stream = Stream::Down;

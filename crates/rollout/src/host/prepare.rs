@@ -18,6 +18,10 @@ impl Host {
             out.refuse(Some(k), stale_rollout(k, self.record.last_k));
             return;
         }
+        if let Some(refusal) = self.left_out() {
+            out.refuse(Some(k), refusal);
+            return;
+        }
         // A second nonce for the same rollout could be answered by the measurement that the first one asked for.
         if self.round.as_ref().is_some_and(|round| round.k == k) {
             out.refuse(
@@ -207,6 +211,9 @@ impl Host {
             return refuse(Code::RosterChanged, "the roster is older than one that this host has seen");
         }
         self.check_follows(roster)?;
+        if let Some(refusal) = self.left_out() {
+            return Err(refusal);
+        }
         if roster.position(&record.host).is_none() {
             return refuse(Code::HostNotInRoster, "the roster does not list this host");
         }

@@ -2,7 +2,7 @@
 
 use muster_model::{
     Additions, BootTime, Closing, Digest, Epoch, FleetName, FlipMode, HaltId, HostMode, HostName, Leadership,
-    RolloutId, RosterRevision, Secret, Standing, Token,
+    Membership, RolloutId, RosterRevision, Secret, Standing, Token,
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,9 @@ pub struct HostRecord {
     pub history: History,
     /// Whether the host is halted. It stands beside the mode, so that nothing is forgotten by a halt.
     pub halted: Option<Halted>,
+    /// Whether it serves with the others. It stands beside the mode as well: what is promised is not forgotten.
+    #[serde(default, skip_serializing_if = "Membership::is_member")]
+    pub membership: Membership,
 }
 
 /// A halt of a host.
@@ -167,6 +170,7 @@ impl HostRecord {
             token: None,
             history: History::Whole,
             halted: None,
+            membership: Membership::Member,
         }
     }
 
@@ -187,15 +191,32 @@ impl HostRecord {
                 Some(halted) => Some(halted.after),
                 None => None,
             },
+            membership: self.membership,
         }
     }
 
-    /// What the host may serve at this moment; nothing while it is closed.
+    /// What the host may serve at this moment; nothing while it is closed, or while it is no member of the fleet.
     #[must_use]
     pub const fn may_serve(&self) -> Option<Serving> {
+        match (&self.mode, self.membership) {
+            (Mode::Serve(serving) | Mode::Armed { serving, .. }, Membership::Member) => Some(*serving),
+            (_, Membership::Excluded(_) | Membership::Returned)
+            | (Mode::Closed { .. }, Membership::Member) => None,
+        }
+    }
+
+    /// What it serves, or has served last, as far as it knows.
+    #[must_use]
+    pub const fn last_served(&self) -> Serving {
         match &self.mode {
-            Mode::Serve(serving) | Mode::Armed { serving, .. } => Some(*serving),
-            Mode::Closed { .. } => None,
+            Mode::Serve(serving) | Mode::Armed { serving, .. } => *serving,
+            Mode::Closed { next, fallback, .. } => {
+                let waits = match fallback {
+                    Some(fallback) => fallback,
+                    None => next,
+                };
+                Serving { epoch: Epoch(waits.epoch.0.saturating_sub(1)), release: None }
+            }
         }
     }
 

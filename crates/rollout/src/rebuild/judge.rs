@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_model::{Blocker, Code, Digest, Epoch, HostName, Mandate, Member, RolloutId, Roster};
+use muster_model::{Blocker, Code, Digest, Epoch, HostName, Mandate, Member, Membership, RolloutId, Roster};
 
 use super::testimony::{Promise, Testimony, Told};
 use crate::gate;
@@ -42,15 +42,19 @@ pub fn judge(
     let epoch = epoch_of(&heard);
     let opened = newest(heard.iter().filter_map(|it| it.mode.towards(epoch)));
     let coming = newest(heard.iter().filter_map(|it| it.mode.towards(epoch.next())));
-    let decided =
-        coming.filter(|promise| is_decided(&heard, promise) || could_open_over_all(&heard, mandate, promise));
+    let some_are_off = roster.hosts().iter().any(|member| mandate.fenced.binary_search(&member.name).is_ok());
+    let decided = coming.filter(|promise| {
+        is_decided(&heard, promise) || (some_are_off && could_open_over_all(&heard, promise))
+    });
     let blockers: Vec<Blocker> =
         heard.iter().filter_map(|it| contradiction(it, epoch, opened, decided)).collect();
     if !blockers.is_empty() {
         return Err(blockers);
     }
     let serving = release_of(&heard, epoch, opened)?;
-    let known = heard.iter().flat_map(|it| it.mode.promises().map(|it| it.k).chain([it.last_k]));
+    let parked = roster.parked().iter().filter_map(|it| told.get(&it.name));
+    let known = heard.iter().copied().chain(parked);
+    let known = known.flat_map(|it| it.mode.promises().map(|it| it.k).chain([it.last_k]));
     // A halt that reached only some is theirs: rebuilding stops nothing that is served.
     let is_dark = heard.iter().all(|it| it.serving.is_none());
     let halted = heard.iter().filter_map(|it| it.halted).max().filter(|_| is_dark);
@@ -67,7 +71,7 @@ fn hear<'a>(
     let mut blockers = Vec::new();
     for Member { name, .. } in roster.hosts() {
         match (told.get(name), mandate.fenced.binary_search(name).is_ok()) {
-            (Some(testimony), false) => match distrust(roster, testimony) {
+            (Some(testimony), false) => match distrust(roster, testimony).or_else(|| behind(testimony)) {
                 Some(blocker) => blockers.push(blocker),
                 None => heard.push(testimony),
             },
@@ -79,7 +83,26 @@ fn hear<'a>(
             (None, true) => {}
         }
     }
+    blockers.extend(roster.parked().iter().filter_map(|it| unparked(roster, mandate, told, &it.name)));
     if blockers.is_empty() { Ok(heard) } else { Err(blockers) }
+}
+
+/// Why a host that the roster parks could still serve: the roster that was lost may not have held yet, and then nobody else
+/// knows whether the host has closed.
+fn unparked(
+    roster: &Roster,
+    mandate: &Mandate,
+    told: &BTreeMap<HostName, Testimony>,
+    host: &HostName,
+) -> Option<Blocker> {
+    if mandate.fenced.binary_search(host).is_ok() {
+        return None;
+    }
+    let Some(testimony) = told.get(host) else { return Some(gate::missing(host)) };
+    let has_closed = matches!(testimony.membership, Membership::Excluded(_)) && testimony.serving.is_none();
+    let detail = "the roster parks it, and it has not closed yet";
+    let open = || Blocker::host(Code::RemovalNeedsEvidence, host, detail);
+    distrust(roster, testimony).or_else(|| (!has_closed).then(open))
 }
 
 /// Why a host's word cannot be used, whatever the others say.
@@ -101,6 +124,13 @@ fn distrust(roster: &Roster, it: &Testimony) -> Option<Blocker> {
         return Some(Blocker::host(Code::RosterChanged, &it.host, detail));
     }
     None
+}
+
+/// A host that an earlier roster left out goes by the mandate's once it has seen it.
+fn behind(it: &Testimony) -> Option<Blocker> {
+    let Membership::Excluded(by) = it.membership else { return None };
+    let detail = format!("it goes by revision {by} of the roster, which leaves it out");
+    Some(Blocker::host(Code::RosterChanged, &it.host, detail))
 }
 
 /// The newest epoch that was opened to some host.
@@ -136,9 +166,8 @@ fn is_decided(heard: &[&Testimony], promise: &Promise) -> bool {
 
 /// Whether the coordinator that was lost, if it is not, can still open a host that nobody hears: it may have decided, that host may
 /// have closed, and the order lets all that are heard lapse. The rollout goes forward then, so that there is one way only.
-fn could_open_over_all(heard: &[&Testimony], mandate: &Mandate, promise: &Promise) -> bool {
-    !mandate.fenced.is_empty()
-        && heard.len() <= promise.max_lapsed as usize
+fn could_open_over_all(heard: &[&Testimony], promise: &Promise) -> bool {
+    heard.len() <= promise.max_lapsed as usize
         && heard.iter().all(|it| it.mode.towards(promise.epoch) == Some(*promise))
 }
 
@@ -160,8 +189,10 @@ fn contradiction(
     if waits.is_some() && waits != opened {
         return set_back(format!("it waits for another epoch {epoch} than the others"));
     }
-    let is_new =
+    let has_no_history =
         it.last_k == RolloutId(0) && it.mode == Told::Serve(Serving { epoch: Epoch(0), release: None });
+    // One that was left out for a while did not take part in what the others did.
+    let is_new = has_no_history || it.membership == Membership::Returned;
     let is_at = it.mode.serving().is_some_and(|serving| serving.epoch == epoch);
     let closed_from = it.mode.serving().is_none() && it.mode.towards(epoch.next()).is_some();
     if is_new || is_at || waits.is_some() || closed_from {

@@ -129,10 +129,12 @@ impl Verdict {
             offers: Offers::All,
             halted: self.halted,
             completed: opening.filter(|_| is_settled),
+            coming: None,
+            joining: BTreeSet::new(),
         };
         let secrets = secrets.filter(|_| record.phase.opening().is_some()).unwrap_or_default();
         let roster = Arc::clone(roster);
-        Ok((record, Inheritance { roster, sessions, commitments, secrets }))
+        Ok((record, Inheritance { roster, coming: None, sessions, commitments, secrets }))
     }
 
     fn phase(

@@ -1,7 +1,8 @@
 //! What one host tells.
 
 use muster_model::{
-    Closing, Digest, Epoch, FleetName, FlipMode, HostName, Leadership, RolloutId, RosterRevision, Secret,
+    Closing, Digest, Epoch, FleetName, FlipMode, HostName, Leadership, Membership, RolloutId, RosterRevision,
+    Secret,
 };
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,9 @@ pub struct Testimony {
     pub roster: Option<Digest>,
     /// The documents of the last rollouts that it has verified.
     pub kept: Vec<Kept>,
+    /// Whether it serves with the others, by the rosters that it has verified.
+    #[serde(default, skip_serializing_if = "Membership::is_member")]
+    pub membership: Membership,
 }
 
 /// A closing secret that is out.
@@ -149,6 +153,7 @@ impl Host {
             revealed: revealed(&record.mode),
             roster: None,
             kept: Vec::new(),
+            membership: record.membership,
         }
     }
 }

@@ -61,6 +61,10 @@ impl World {
                 }
             }
             Pending::Due => self.host_event(index, Event::DeadlineReached),
+            Pending::Shown(at) => {
+                let envelope = self.machines[index].shown.swap_remove(at);
+                self.show(index, envelope);
+            }
         }
     }
 
@@ -177,6 +181,7 @@ impl World {
                     | FromHost::Serving { .. }
                     | FromHost::Measured { .. }
                     | FromHost::Dark { .. }
+                    | FromHost::Withdrawn { .. }
                     | FromHost::Refused { .. }) => Up::Message(Box::new(message)),
                 };
                 self.send_up(index, up);
@@ -329,6 +334,13 @@ impl World {
         let outcome = self.machines[index].examine(at);
         self.machines[index].examined[at] = outcome.is_ok();
         outcome
+    }
+
+    /// The host sees a roster that operators have signed.
+    pub(super) fn show(&mut self, index: usize, envelope: Digest) {
+        let signed = self.rosters.iter().find(|it| it.envelope == envelope).expect("a roster of this world");
+        let roster = Box::new(Verified::clone(&signed.roster));
+        self.host_event(index, Event::RosterShown(roster));
     }
 
     fn verify(&self, index: usize, documents: &Documents) -> Result<Box<Evidence>, Refusal> {

@@ -153,6 +153,7 @@ impl World {
         });
         let inheritance = Inheritance {
             roster: self.roster_in_force(),
+            coming: self.roster_coming(),
             sessions: coordinator.sessions.values().cloned().collect(),
             commitments: attestations.iter().filter_map(|it| commitment(&it.purpose)).collect(),
             secrets: secrets.unwrap_or_default(),
@@ -231,6 +232,11 @@ impl World {
         self.events += 1;
         let event = match up {
             Up::Join(report) => {
+                let seat = self.coordinator.seat_of(leadership);
+                let fleet = seat.and_then(|seat| self.coordinator.at(seat));
+                if let Some(envelope) = fleet.map(|fleet| fleet.shown_to(&host)) {
+                    self.machines[index].shown.push(envelope);
+                }
                 let next = Token::from_bytes(self.random.bytes());
                 Event::Joining { host, session, report: *report, next }
             }
@@ -307,6 +313,7 @@ impl World {
         if !speaks_first && !self.write_store(seat, &records, &mut crash) {
             return;
         }
+        self.show_rosters();
         for effect in effects {
             if self.leader_dies(seat, &mut crash) {
                 return;
@@ -315,6 +322,20 @@ impl World {
         }
         if speaks_first {
             self.write_store(seat, &records, &mut None);
+        }
+    }
+
+    /// Whoever is connected is shown the roster that is in force from now on, or that has it leave.
+    fn show_rosters(&mut self) {
+        let record = &self.coordinator.record;
+        let rosters = (record.roster_envelope, record.coming.as_ref().map(|coming| coming.envelope));
+        if rosters == self.shown_last {
+            return;
+        }
+        self.shown_last = rosters;
+        let Some(fleet) = &self.coordinator.fleet else { return };
+        for machine in self.machines.iter_mut().filter(|machine| machine.session().is_some()) {
+            machine.shown.push(fleet.shown_to(&machine.name));
         }
     }
 

@@ -44,6 +44,8 @@ pub(super) enum Fault {
     RollBackDisk,
     AddHost,
     RemoveHost,
+    Park,
+    Unpark,
     Partition,
     PartitionUp,
     PartitionDown,
@@ -51,7 +53,7 @@ pub(super) enum Fault {
     PassTime,
 }
 
-pub(super) const FAULTS: [Fault; 27] = [
+pub(super) const FAULTS: [Fault; 29] = [
     Fault::Cut,
     Fault::GiveUp,
     Fault::HangUp,
@@ -74,6 +76,8 @@ pub(super) const FAULTS: [Fault; 27] = [
     Fault::RollBackDisk,
     Fault::AddHost,
     Fault::RemoveHost,
+    Fault::Park,
+    Fault::Unpark,
     Fault::Partition,
     Fault::PartitionUp,
     Fault::PartitionDown,
@@ -129,6 +133,8 @@ pub(super) fn inflict(world: &mut World, fault: Fault, host: usize) {
         Fault::RollBackDisk => roll_back_disk(world, host),
         Fault::AddHost => add_host(world),
         Fault::RemoveHost => remove_host(world),
+        Fault::Park => park(world, host + 1),
+        Fault::Unpark => unpark(world),
         Fault::Partition => world.machines[host].hold = Hold::Network,
         Fault::PartitionUp => world.machines[host].hold = Hold::Up,
         Fault::PartitionDown => world.machines[host].hold = Hold::Down,
@@ -162,7 +168,7 @@ fn slow_down(world: &mut World, host: usize) {
 fn add_host(world: &mut World) {
     let hosts = world.machines.len() + 1;
     // Whoever was removed stays away: its journal is of another life.
-    let nobody_left = world.roster_in_force().hosts().len() == world.machines.len();
+    let nobody_left = world.hosts_listed() == world.machines.len();
     let has_room = hosts <= world.hosts_at_first + HOSTS_ADDED_MAX;
     if world.coordinator.fleet.is_some() && has_room && nobody_left {
         let _ = world.change_roster(hosts);
@@ -170,13 +176,32 @@ fn add_host(world: &mut World) {
 }
 
 fn remove_host(world: &mut World) {
-    let hosts = world.roster_in_force().hosts().len() - 1;
-    if world.coordinator.fleet.is_some() && hosts > 0 {
+    let hosts = world.hosts_listed() - 1;
+    let are_left = world.parked.range(..=hosts).count() < hosts;
+    if world.coordinator.fleet.is_some() && are_left {
         if world.mistake == Some(Mistake::RemovedAfterOffer) {
             world.fenced.insert(host_name(hosts + 1));
             world.give_up(hosts);
         }
         let _ = world.change_roster(hosts);
+    }
+}
+
+/// A host is asked to leave for a while, whatever it is at.
+fn park(world: &mut World, number: usize) {
+    let are_left = world.parked.len() + 1 < world.hosts_listed();
+    let is_listed = number <= world.hosts_listed() && !world.parked.contains(&number);
+    if world.coordinator.fleet.is_some() && are_left && is_listed {
+        let _ = world.park(number);
+    }
+}
+
+/// One that was parked, or is still asked to leave, is taken back.
+fn unpark(world: &mut World) {
+    let parked: Vec<usize> = world.parked.iter().copied().collect();
+    if world.coordinator.fleet.is_some() && !parked.is_empty() {
+        let number = parked[world.random.index(parked.len())];
+        let _ = world.unpark(number);
     }
 }
 
@@ -216,7 +241,7 @@ pub(super) fn is_duplicate(world: &World, host: usize) -> bool {
 fn join_a_clone(world: &mut World, host: usize) {
     let name = host_name(host + 1);
     let Some(known) = world.coordinator.sessions.get(&name).cloned() else { return };
-    let is_member = world.roster_in_force().position(&name).is_some();
+    let is_member = world.roster_in_force().place(&name).is_some();
     if world.coordinator.fleet.is_none() || known.readmitted || !is_member {
         return;
     }
@@ -238,7 +263,7 @@ fn join_a_clone(world: &mut World, host: usize) {
     let next = Token::from_bytes(world.random.bytes());
     world.coordinate(Event::Joining { host: name.clone(), session, report, next });
     let Some(fleet) = &world.coordinator.fleet else { return };
-    let is_let_in = fleet.hosts().iter().any(|view| view.session == Some(session));
+    let is_let_in = fleet.hosts().iter().chain(&fleet.parked()).any(|view| view.session == Some(session));
     if is_let_in || !is_duplicate(world, host) {
         world.violate(format!("P9: a clone of {name} was let in"));
     }

@@ -171,13 +171,16 @@ impl Seen {
         self.torn += other.torn;
         self.leases_lost += other.leases_lost;
         self.taken_up += other.taken_up;
+        self.parked += other.parked;
+        self.unparked += other.unparked;
     }
 
     /// Whether each has happened.
     const fn is_complete(self) -> bool {
         let is_lapsed_and_fast = self.lapsed > 0 && self.fast > 0;
         let is_lost_and_found = self.torn > 0 && self.leases_lost > 0 && self.taken_up > 0;
-        is_lapsed_and_fast && self.refused_writes > 0 && is_lost_and_found
+        let is_moved = self.parked > 0 && self.unparked > 0;
+        is_lapsed_and_fast && self.refused_writes > 0 && is_lost_and_found && is_moved
     }
 }
 
@@ -226,10 +229,7 @@ fn live(world: &mut World) {
             return;
         }
     }
-    heal(world);
-    if world.violation.is_none() {
-        flip_once_more(world);
-    }
+    goes_on(world);
 }
 
 /// The first part of a history, until the coordinator is lost for good; then everything on the hosts that people can put right
@@ -259,6 +259,9 @@ pub(super) fn goes_on(world: &mut World) {
     heal(world);
     if world.violation.is_none() {
         flip_once_more(world);
+    }
+    if world.violation.is_none() && !world.parked.is_empty() {
+        take_all_back(world);
     }
 }
 
@@ -415,6 +418,8 @@ fn heal(world: &mut World) {
     world.report_deployed();
     world.rest();
     resume(world);
+    // Whoever joins once that is over may have been halted as well.
+    resume(world);
     expect_settled(world, "after everything was put right");
 }
 
@@ -508,8 +513,26 @@ fn flip_once_more(world: &mut World) {
     }
 }
 
+/// Whoever was parked serves again what the others serve by now.
+fn take_all_back(world: &mut World) {
+    note!(world, "--- take all back ---");
+    let hosts = world.hosts_listed();
+    world.parked.clear();
+    if let Err(refusal) = world.change_roster(hosts) {
+        return world.violate(format!("stuck: hosts that were parked cannot come back: {refusal}"));
+    }
+    world.rest();
+    resume(world);
+    expect_settled(world, "after all were taken back");
+    world.seen.unparked += 1;
+}
+
 fn expect_settled(world: &mut World, when: &str) {
     let record = &world.coordinator.record;
+    if let Some(coming) = &record.coming {
+        let stuck = format!("stuck {when}: revision {} does not come to hold", coming.roster.revision);
+        return world.violate(stuck);
+    }
     if record.phase != Phase::Settled {
         let deadline: Option<BootTime> = world.coordinator.fleet.as_ref().and_then(Fleet::next_deadline);
         let stuck = format!("stuck {when}: {:?}, deadline {deadline:?}", record.phase);

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use muster_model::{Digest, Epoch, FlipMode, FromHost, HostName, Purpose, RolloutId, ToHost};
+use muster_model::{
+    Digest, Epoch, FlipMode, FromHost, HostName, Membership, Purpose, RolloutId, Roster, ToHost,
+};
 
 use super::coordinator::Seat;
 use super::machine::{Image, Machine};
@@ -43,6 +45,12 @@ impl World {
                 violations.push(format!("P9: {} has two sessions", machine.name));
             }
         }
+        let roster = self.roster_in_force();
+        // P14: a host that is parked serves nothing.
+        let is_open =
+            |machine: &&Machine| roster.parked_host(&machine.name).is_some() && machine.guard.is_some();
+        let parked = self.machines.iter().filter(is_open);
+        violations.extend(parked.map(|it| format!("P14: {} is parked and serves", it.name)));
         for violation in violations {
             self.violate(violation);
         }
@@ -111,6 +119,14 @@ impl World {
         if next.revision <= before.revision {
             self.violate("a record was written over a newer one");
         }
+        if next.roster.digest != before.roster.digest {
+            let signed = self.rosters.iter().find(|it| it.digest == next.roster.digest);
+            let roster = signed.expect("a roster of this world").roster.clone();
+            self.check_parked(&roster);
+        }
+        if next.coming.is_some() && next.phase.rollout().is_some() {
+            self.check_coming(next);
+        }
         if let Some(rollout) = next.phase.rollout() {
             let target = *self.targets.entry(rollout.k).or_insert(rollout.to);
             if target != rollout.to {
@@ -151,6 +167,37 @@ impl World {
                 }
             }
             (Phase::Settled | Phase::Preparing(_) | Phase::Arming(_) | Phase::Opened(_), _) => {}
+        }
+    }
+
+    /// P14: a roster holds only once all whom it parks have closed, durably, and go on so.
+    fn check_parked(&mut self, roster: &Roster) {
+        let before = self.roster_in_force();
+        let is_parked = |machine: &&Machine| {
+            before.position(&machine.name).is_some() && roster.parked_host(&machine.name).is_some()
+        };
+        let (out, open): (Vec<&Machine>, Vec<&Machine>) = self
+            .machines
+            .iter()
+            .filter(is_parked)
+            .partition(|machine| matches!(newest(machine).membership, Membership::Excluded(_)));
+        self.seen.parked += out.len() as u64;
+        let offered = open.iter().find(|machine| {
+            self.coordinator.record.offers.include(&machine.name) && !self.fenced.contains(&machine.name)
+        });
+        if let Some(name) = offered.map(|machine| machine.name.clone()) {
+            self.violate(format!("P14: the roster parks {name}, which has not closed"));
+        }
+    }
+
+    /// Nothing is flipped while a host is asked to leave.
+    fn check_coming(&mut self, next: &FleetRecord) {
+        let coming = next.coming.as_ref().expect("there is one");
+        let coming = self.rosters.iter().find(|it| it.digest == coming.roster.digest);
+        let coming = &coming.expect("a roster of this world").roster;
+        let leaves = self.roster_in_force().hosts().iter().any(|it| coming.member(&it.name) != Some(it));
+        if leaves {
+            self.violate("P14: a rollout is under way while a host is asked to leave");
         }
     }
 
@@ -197,6 +244,9 @@ impl World {
                 Mode::Armed { k: armed, switch: Some(Switch { stage: SwitchStage::Set, .. }), .. } if armed == k
             ),
             FromHost::Renew { k, .. } => matches!(&record.mode, Mode::Armed { k: armed, .. } if armed == k),
+            FromHost::Withdrawn { roster, .. } => {
+                record.membership == Membership::Excluded(*roster) && self.machines[index].guard.is_none()
+            }
             FromHost::Fresh { .. }
             | FromHost::CannotAttest { .. }
             | FromHost::Prepared { .. }

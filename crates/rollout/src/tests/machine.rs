@@ -13,6 +13,7 @@ use super::clock::Clock;
 use super::disk::File;
 use super::ledger::Ledger;
 use super::link::{Hold, Link, Route};
+use super::papers::key_of;
 use super::warden::{Asks, Drain, Duty};
 use super::world::{Mistake, RELEASES, World};
 use crate::host::{Event, Host, HostRecord, Mode, Profile, Resume};
@@ -89,6 +90,8 @@ pub(super) struct Machine {
     /// Strictly in order.
     pub(super) guard_work: VecDeque<GuardWork>,
     pub(super) link: Option<Link>,
+    /// Envelopes of rosters that it was shown, and has not pulled yet. In any order.
+    pub(super) shown: Vec<Digest>,
     /// Streams that the host has given up; what it sent over them may still arrive.
     pub(super) old_links: Vec<Link>,
     /// Whether ADMIT or OPEN was delivered since it booted.
@@ -214,6 +217,8 @@ pub(super) enum Pending {
     Inbox,
     /// The agent's own deadline has come.
     Due,
+    /// A roster that the agent was shown is pulled and verified.
+    Shown(usize),
 }
 
 impl Machine {
@@ -257,6 +262,7 @@ impl Machine {
             work: Vec::new(),
             guard_work: VecDeque::new(),
             link: None,
+            shown: Vec::new(),
             old_links: Vec::new(),
             permitted: false,
             opens_to_fail: 0,
@@ -292,6 +298,9 @@ impl Machine {
         let goes_on = |work: &Work| is_running && (self.hold != Hold::Arming || !work.is_for_arming());
         let work = self.work.iter().enumerate().filter(|(_, (work, _))| goes_on(work));
         into.extend(work.map(|(at, (_, pace))| Pending::Work(at, *pace)));
+        if is_running && self.agent.is_some() && self.hold.lets_down() {
+            into.extend((0..self.shown.len()).map(Pending::Shown));
+        }
         if !self.guard_work.is_empty() && self.drain.is_none() {
             into.push(Pending::Guard);
         }
@@ -395,6 +404,7 @@ impl Machine {
                 elapsed_ms: 0,
             },
             protocol: crate::fleet::PROTOCOL,
+            attestation_key: key_of(&self.name),
         }
     }
 
@@ -460,6 +470,7 @@ impl World {
         machine.agent = None;
         machine.run = Run::Running;
         machine.inbox.clear();
+        machine.shown.clear();
         machine.work.clear();
         machine.asked_halt = None;
         if let Some(drain) = &mut machine.drain {
@@ -485,6 +496,7 @@ impl World {
         machine.agent = None;
         machine.run = Run::Running;
         machine.inbox.clear();
+        machine.shown.clear();
         machine.work.clear();
         machine.guard_work.clear();
         machine.asked_halt = None;

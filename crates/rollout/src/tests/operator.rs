@@ -5,7 +5,7 @@ use muster_model::{
 };
 
 use super::machine::Machine;
-use super::papers::{SignedRoster, fleet_name, host_name, signed_roster};
+use super::papers::{SignedRoster, fleet_name, host_name, signed_roster_of};
 use super::world::World;
 use crate::fleet::{Event, NextRoster, Papers, Proposal};
 
@@ -94,12 +94,13 @@ impl World {
 
     /// Applies the next roster, with machines 1 to `hosts`; those that are new start without anything deployed.
     pub(super) fn change_roster(&mut self, hosts: usize) -> Result<(), Refusal> {
-        self.apply_roster(signed_roster(self.coordinator.record.roster.revision.0 + 1, hosts))
+        let fleet = self.coordinator.fleet.as_ref().expect("the coordinator is up");
+        self.apply_roster(signed_roster_of(fleet.next_revision().0, hosts, &self.parked))
     }
 
     /// Applies this roster, of machines from 1 on.
     pub(super) fn apply_roster(&mut self, next: SignedRoster) -> Result<(), Refusal> {
-        let hosts = next.roster.hosts().len();
+        let hosts = next.roster.hosts().len() + next.roster.parked().len();
         let fleet = self.coordinator.fleet.as_mut().expect("the coordinator is up");
         let step = fleet.apply_roster(NextRoster {
             roster: Verified::clone(&next.roster),
@@ -114,6 +115,26 @@ impl World {
         }
         self.fleet_step(step);
         Ok(())
+    }
+
+    /// Hands a roster in that parks one more host.
+    pub(super) fn park(&mut self, number: usize) -> Result<(), Refusal> {
+        self.parked.insert(number);
+        let outcome = self.change_roster(self.hosts_listed());
+        if outcome.is_err() {
+            self.parked.remove(&number);
+        }
+        outcome
+    }
+
+    /// Hands a roster in that has a parked host serve again.
+    pub(super) fn unpark(&mut self, number: usize) -> Result<(), Refusal> {
+        self.parked.remove(&number);
+        let outcome = self.change_roster(self.hosts_listed());
+        if outcome.is_err() {
+            self.parked.insert(number);
+        }
+        outcome
     }
 
     /// The operator deployed the serving release on every host again.

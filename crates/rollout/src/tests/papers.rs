@@ -1,11 +1,11 @@
 //! The signed documents of a simulated fleet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use muster_model::{
     Addition, Digest, Document, FleetName, FleetScope, HostName, Joiners, Member, Policy, PublicKey, Release,
-    RoleKeys, Roster, RosterRevision, Secrets, Timing, UnixTime, Verified, Version,
+    RoleKeys, Roster, RosterRevision, Secrets, Timing, UnixTime, Verified, Version, Withdrawn,
 };
 
 /// A roster with the digests that documents refer to.
@@ -47,9 +47,28 @@ pub(super) fn policy() -> Policy {
     Policy { timing: Timing::with_lease(300, 50), ..Policy::default() }
 }
 
+/// The key that a host attests with.
+pub(super) fn key_of(name: &HostName) -> PublicKey {
+    let number = name.as_str().rsplit('-').next().and_then(|number| number.parse::<u8>().ok());
+    PublicKey::Ed25519([number.expect("few hosts, with numbers"); 32])
+}
+
 pub(super) fn signed_roster(revision: u64, hosts: usize) -> SignedRoster {
-    let members = (1..=hosts).map(member).collect();
-    let roster = Roster::new(fleet_name(), RosterRevision(revision), policy(), members);
+    signed_roster_of(revision, hosts, &BTreeSet::new())
+}
+
+/// A roster with hosts 1 to `hosts`, some of which are parked.
+pub(super) fn signed_roster_of(revision: u64, hosts: usize, parked: &BTreeSet<usize>) -> SignedRoster {
+    let aside = |number: usize| Withdrawn {
+        name: host_name(number),
+        attestation_key: key_of(&host_name(number)),
+        reason: "a fan rattles".to_owned(),
+        since_unix_ms: UnixTime(1),
+    };
+    let (parked, serving): (Vec<usize>, Vec<usize>) = (1..=hosts).partition(|number| parked.contains(number));
+    let members = serving.into_iter().map(member).collect();
+    let roster = Roster::new(fleet_name(), RosterRevision(revision), policy(), members)
+        .and_then(|roster| roster.setting_aside(parked.into_iter().map(aside).collect(), Vec::new()));
     let roster = roster.expect("unique names and keys");
     let digest = Digest::of(&roster.to_bytes());
     SignedRoster::of(roster, digest)
@@ -76,10 +95,7 @@ pub(super) fn added_roster(
 }
 
 fn member(number: usize) -> Member {
-    Member {
-        name: host_name(number),
-        attestation_key: PublicKey::Ed25519([u8::try_from(number).expect("few hosts"); 32]),
-    }
+    Member { name: host_name(number), attestation_key: key_of(&host_name(number)) }
 }
 
 impl SignedRoster {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use muster_model::{
     Blocker, Closing, Code, Commitment, Digest, Epoch, FlipMode, HostName, Incarnation, Leadership, Mandate,
-    Purpose, RolloutId, Secrets, Term,
+    Purpose, RolloutId, Roster, Secrets, Term,
 };
 
 use super::history::{goes_on, lived_until_the_loss};
@@ -44,15 +44,24 @@ fn a_coordinator_that_is_lost_at_any_moment_is_rebuilt_and_every_invariant_holds
 
 /// Hears all hosts of the roster under the new incarnation, and puts what follows in the place of what was lost.
 fn rebuild(world: &mut World) -> Result<Verdict, Vec<Blocker>> {
-    let signed = world.rosters.iter().find(|it| it.digest == world.coordinator.record.roster.digest);
+    // The newest that some host may have seen: one that has hosts leave is shown to them before it holds.
+    let in_force = world.roster_in_force();
+    let leaves = |roster: &Roster| in_force.hosts().iter().any(|it| roster.member(&it.name) != Some(it));
+    let newest = world.roster_coming().filter(|roster| leaves(roster)).unwrap_or_else(|| in_force.clone());
+    let signed = world.rosters.iter().find(|it| it.roster == newest);
     let signed = signed.expect("a roster of this world").clone();
+    for index in 0..world.machines.len() {
+        world.machines[index].shown.clear();
+        world.show(index, signed.envelope);
+    }
+    world.rest();
     let reference = roster_ref(&signed.roster, signed.digest);
     let fleet = signed.roster.fleet().clone();
     let mandate = Mandate::new(fleet, NEXT.incarnation, reference, Vec::new(), "lost".to_owned());
     let mandate = mandate.expect("a mandate");
     let mut told = BTreeMap::new();
     for index in 0..world.machines.len() {
-        if signed.roster.position(&world.machines[index].name).is_some() {
+        if signed.roster.place(&world.machines[index].name).is_some() {
             told.insert(world.machines[index].name.clone(), hear(world, index));
         }
     }

@@ -7,6 +7,7 @@ mod halts;
 mod leaders;
 mod leases;
 mod membership;
+mod parking;
 mod recovery;
 mod refusals;
 

@@ -88,6 +88,10 @@ pub(super) struct World {
     pub(super) guard_disk_fails_per_mille: u64,
     /// Hosts of which an operator states that their machines are off.
     pub(super) fenced: BTreeSet<HostName>,
+    /// The hosts that the newest roster parks, by number.
+    pub(super) parked: BTreeSet<usize>,
+    /// The rosters that hosts were shown last: the one in force, and the coming one.
+    pub(super) shown_last: (Digest, Option<Digest>),
     /// How soon guards do what they are asked.
     pub(super) guard_pace: Pace,
     /// How often work takes very long.
@@ -154,6 +158,10 @@ pub(super) struct Seen {
     pub(super) leases_lost: u64,
     /// A guard was killed and started again over what it had served, and took up a deadline that still ran.
     pub(super) taken_up: u64,
+    /// A host was parked that had been offered service.
+    pub(super) parked: u64,
+    /// One that was parked serves again.
+    pub(super) unparked: u64,
 }
 
 /// Something that could happen next.
@@ -183,6 +191,8 @@ impl World {
             mistake: None,
             crash_per_mille: 0,
             fenced: BTreeSet::new(),
+            parked: BTreeSet::new(),
+            shown_last: (record.roster_envelope, None),
             guard_fails_per_mille: 0,
             guard_disk_fails_per_mille: 0,
             guard_pace: Pace::Usual,
@@ -426,6 +436,17 @@ impl World {
         Arc::clone(&signed.roster)
     }
 
+    pub(super) fn roster_coming(&self) -> Option<Arc<Verified<Roster>>> {
+        let digest = self.coordinator.record.coming.as_ref()?.roster.digest;
+        self.rosters.iter().find(|it| it.digest == digest).map(|it| Arc::clone(&it.roster))
+    }
+
+    /// How many hosts the newest roster lists, parked ones included.
+    pub(super) fn hosts_listed(&self) -> usize {
+        let roster = self.roster_coming().unwrap_or_else(|| self.roster_in_force());
+        roster.hosts().len() + roster.parked().len()
+    }
+
     fn is_welcome(&self, index: usize) -> bool {
         let name = &self.machines[index].name;
         let is_quarantined = self
@@ -433,6 +454,6 @@ impl World {
             .sessions
             .get(name)
             .is_some_and(|it| it.identity == Identity::Duplicate && !it.readmitted);
-        self.roster_in_force().position(name).is_some() && !is_quarantined
+        self.roster_in_force().place(name).is_some() && !is_quarantined
     }
 }

@@ -5,6 +5,7 @@ use muster_model::{
     HostFacts, JournalHead, Leadership, Nonce, Refusal, Scope, SessionId, ToHost, UnixTime, Verified,
 };
 
+use super::super::papers::{host_name, key_of};
 use super::config::{Mistake, Pace};
 use super::papers::{FENCE_TICKS, TICK_MS, unix_now};
 use super::state::{Asker, End, Guard, GuardWork, LeaderEnd, Machine, Permitted, Promise, Stream, Up, Work};
@@ -296,6 +297,7 @@ impl Turn<'_> {
             FromHost::Join(report) => report.standing == record.standing(),
             FromHost::Renew { k, .. } => matches!(&record.mode, Mode::Armed { k: armed, .. } if armed == k),
             FromHost::Fresh { .. }
+            | FromHost::Withdrawn { .. }
             | FromHost::CannotAttest { .. }
             | FromHost::Prepared { .. }
             | FromHost::Probed { .. }
@@ -331,5 +333,6 @@ fn profile(index: usize, boots: u8) -> Profile {
             elapsed_ms: 0,
         },
         protocol: crate::fleet::PROTOCOL,
+        attestation_key: key_of(&host_name(index + 1)),
     }
 }

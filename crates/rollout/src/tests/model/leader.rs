@@ -29,6 +29,7 @@ impl Turn<'_> {
             Some(super::super::papers::secrets_in(bytes))
         });
         let inheritance = Inheritance {
+            coming: None,
             roster: self.roster_in_force(),
             sessions: store.sessions.values().cloned().collect(),
             commitments,

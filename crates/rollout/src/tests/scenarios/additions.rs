@@ -20,7 +20,7 @@ impl World {
     }
 
     /// Shows a roster to a machine, as a coordinator does.
-    fn show(&mut self, index: usize, shown: &SignedRoster) {
+    fn show_this(&mut self, index: usize, shown: &SignedRoster) {
         self.host_event(index, Event::RosterShown(Box::new(Verified::clone(&shown.roster))));
     }
 
@@ -77,7 +77,7 @@ fn an_addition_that_does_not_go_on_from_what_is_in_force_is_refused() {
 fn a_host_that_has_seen_an_addition_flips_under_no_other_roster() {
     let mut world = World::settled();
     let four = world.with_four();
-    world.show(1, &four);
+    world.show_this(1, &four);
     assert_eq!(world.held(1), (2, Some(1)));
     // The operators were shown a roster without host-4, and sign the next one of the same revision.
     world.change_roster(3).expect("the coordinator knows of no addition");
@@ -95,25 +95,25 @@ fn a_host_that_has_seen_an_addition_flips_under_no_other_roster() {
 fn what_a_host_has_seen_added_is_not_taken_back_by_joiners_nor_by_a_restart() {
     let mut world = World::settled();
     let (base, four) = (world.base(), world.with_four());
-    world.show(0, &four);
+    world.show_this(0, &four);
     world.rest();
     for (follows, revision, added) in [(base.digest, 2, &[5][..]), (four.digest, 3, &[5, 6])] {
-        world.show(0, &added_roster(&base, follows, revision, added));
+        world.show_this(0, &added_roster(&base, follows, revision, added));
         assert_eq!(world.refusal_of(0), Some(Code::RosterChanged));
         assert_eq!(world.held(0), (2, Some(1)));
     }
     world.crash_agent(0);
     world.start_agent(0);
     world.rest();
-    world.show(0, &signed_roster(2, 3));
+    world.show_this(0, &signed_roster(2, 3));
     assert_eq!(world.refusal_of(0), Some(Code::RosterChanged));
     assert_eq!(world.held(0), (2, Some(1)));
-    world.show(0, &added_roster(&base, four.digest, 3, &[4, 7]));
+    world.show_this(0, &added_roster(&base, four.digest, 3, &[4, 7]));
     assert_eq!(world.held(0), (3, Some(2)));
-    world.show(0, &base);
-    world.show(0, &four);
+    world.show_this(0, &base);
+    world.show_this(0, &four);
     assert_eq!(world.held(0), (3, Some(2)), "what is older is passed over");
-    world.show(0, &signed_roster(4, 3));
+    world.show_this(0, &signed_roster(4, 3));
     assert_eq!(world.held(0), (4, None));
     assert_eq!(world.coordinator.record.phase, Phase::Settled);
 }

@@ -6,6 +6,7 @@ use muster_model::{
     SessionId, ToHost, UnixTime, Verified,
 };
 
+use super::super::link::Hold;
 use super::super::machine::Work;
 use super::super::papers::{SignedRoster, signed_roster};
 use super::super::world::World;
@@ -174,10 +175,14 @@ fn secret_of(world: &World, index: usize) -> muster_model::Secret {
 fn a_closing_secret_that_was_not_committed_to_does_not_count() {
     let mut world = World::settled();
     let k = world.flip_until(1, is_decided);
-    for index in 0..3 {
+    for index in 1..3 {
+        world.machines[index].hold = Hold::Up;
+    }
+    world.expect_until(|world| world.coordinator.fleet.as_ref().is_some_and(|it| it.acknowledged() == 1));
+    for index in 1..3 {
         let host = world.machines[index].name.clone();
         let session = world.machines[index].session().expect("it is connected");
-        // Host 1 shows its own, the others show host 1's as well.
+        // Host 1 has shown its own, the others show host 1's as well.
         let secret = secret_of(&world, 0);
         let at = muster_model::BootTime(world.now);
         let message = FromHost::Closed { k, secret, at };
@@ -187,6 +192,9 @@ fn a_closing_secret_that_was_not_committed_to_does_not_count() {
     let views = world.coordinator.fleet.as_ref().expect("it is up").hosts();
     assert!(views[0].blockers.is_empty());
     assert_eq!(views[1].blockers[0].code, Code::ClosingUnproven);
+    for index in 1..3 {
+        world.machines[index].hold = Hold::Nothing;
+    }
     world.rest();
     world.expect_all_serve(1, 2);
 }
