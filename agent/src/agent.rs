@@ -372,7 +372,7 @@ impl Base {
             measured_unix_ms: UnixTime(0),
             elapsed_ms: 0,
         };
-        Profile { facts, protocol: PROTOCOL }
+        Profile { facts, protocol: PROTOCOL, attestation_key: self.key.public().clone() }
     }
 }
 

@@ -75,21 +75,28 @@ impl Library {
         .await
     }
 
-    /// Pulls a roster that the coordinator shows, verifies it and keeps it. The one that is kept is not pulled again, but told
-    /// again: an agent that died right after it was kept has no word of it in its record.
+    /// Pulls a roster that the coordinator shows, unless it is the one that is kept, verifies it and keeps it.
     pub(crate) async fn shown(
         self: Arc<Self>,
         channel: Channel,
         digest: Digest,
-    ) -> Result<Option<Verified<Roster>>, Refusal> {
+    ) -> Result<Verified<Roster>, Refusal> {
+        let (papers, machine) = (Arc::clone(&self.papers), self.machine.clone());
+        // A host that died after it had kept it may not have acted on it.
+        let kept = machine.run_blocking(move || papers.roster_named(digest)).await.ok().flatten();
+        let (is_kept, bytes) = match kept {
+            Some(bytes) => (true, bytes.into()),
+            None => (false, self.roster(channel, digest).await?),
+        };
         let (machine, host) = (self.machine.clone(), self.host.clone());
-        if self.papers.has_roster(digest) {
-            return on_thread(&machine, &host, move || Ok(self.kept_roster())).await;
-        }
-        let bytes = self.roster(channel, digest).await?;
         on_thread(&machine, &host, move || {
             let refuse = |error| refusal::of_trust(&self.host, Code::SignatureInvalid, &error);
-            let verified = self.root.in_force().verify_roster(&bytes, self.machine.unix_time());
+            let verified = if is_kept {
+                // It was verified when it was kept; what it goes on from may be too old by now to be added to.
+                self.root.verify_roster_history(&bytes)
+            } else {
+                self.root.in_force().verify_roster(&bytes, self.machine.unix_time())
+            };
             let roster = verified.map_err(refuse)?.into_document();
             if roster.fleet() != &self.fleet {
                 let detail = format!("a roster of the fleet {} was shown", roster.fleet());
@@ -98,16 +105,9 @@ impl Library {
             self.check_follows_kept(&roster)?;
             let kept = self.papers.keep_roster(roster.revision(), digest, &bytes);
             kept.map_err(|error| refusal::of_io(&self.host, "keep the roster", &error))?;
-            Ok(Some(roster))
+            Ok(roster)
         })
         .await
-    }
-
-    /// The roster that is kept, if it holds by the root in force.
-    fn kept_roster(&self) -> Option<Verified<Roster>> {
-        let bytes = self.papers.roster()?;
-        let verified = self.root.in_force().verify_held_roster(&bytes, self.machine.unix_time());
-        verified.ok().map(Authentic::into_document)
     }
 
     /// What is kept here a new coordinator is rebuilt from, so it forgets no host that was added.

@@ -142,9 +142,10 @@ impl Papers {
         fs::read(self.path(kept.envelope)).ok()
     }
 
-    /// Whether this is the roster that is kept.
-    pub(crate) fn has_roster(&self, envelope: Digest) -> bool {
-        self.lock().roster.is_some_and(|known| known.envelope == envelope)
+    /// The same, if it is the one with this name. Blocks.
+    pub(crate) fn roster_named(&self, envelope: Digest) -> Option<Vec<u8>> {
+        let is_kept = self.lock().roster.is_some_and(|known| known.envelope == envelope);
+        is_kept.then(|| self.roster()).flatten()
     }
 
     /// Whether a release is one that a kept rollout led to.
@@ -271,6 +272,7 @@ mod tests {
         assert_eq!(papers.read(first[3], 4).unwrap(), (10, b"ence 1".to_vec()));
         assert!(papers.read(second[0], 0).is_err(), "it was given up, and is gone");
         assert!(!papers.path(second[0]).exists());
-        assert!(papers.has_roster(Digest::of(b"r2")));
+        assert_eq!(papers.roster_named(Digest::of(b"r2")).as_deref(), Some(&b"r2"[..]));
+        assert_eq!(papers.roster_named(Digest::of(b"r1")), None);
     }
 }

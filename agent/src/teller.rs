@@ -63,10 +63,10 @@ impl Teller {
         let (this, channel) = (self.clone(), uplink.channel());
         tokio::spawn(async move {
             match Arc::clone(&this.library).shown(channel, digest).await {
-                Ok(Some(roster)) => {
+                Ok(roster) => {
+                    // A driver that has ended has ended the agent as well.
                     let _ = this.driver.send(Input::RosterShown(Box::new(roster))).await;
                 }
-                Ok(None) => {}
                 Err(refusal) => tracing::warn!(fleet = %this.fleet, %refusal, "a roster is not kept"),
             }
             drop(room);

@@ -151,28 +151,30 @@ impl Session {
         Box::pin(answer(&format!("see the status of {fleet}"), client.status(request))).await
     }
 
-    /// The fleet's roster, verified.
+    /// The fleet's roster in force, verified.
     pub(crate) async fn roster(&self, fleet: &FleetName) -> Result<Authentic<Roster>, CliError> {
-        self.roster_by(fleet, &[]).await
+        self.roster_by(fleet, &[], |shown| shown.envelope).await
     }
 
-    /// The fleet's roster as the one that the next follows: if the root has changed since it was signed, the root of its
-    /// time verifies it as well. Nothing can be flipped with such a roster.
+    /// The roster that the next one follows: the last that was handed in, whether or not it holds yet. If the root has changed
+    /// since it was signed, the root of its time verifies it as well. Nothing can be flipped with such a roster.
     pub(crate) async fn last_roster(&self, fleet: &FleetName) -> Result<Authentic<Roster>, CliError> {
-        self.roster_by(fleet, &self.context.earlier_roots(self.root.root().version)).await
+        let earlier = self.context.earlier_roots(self.root.root().version);
+        self.roster_by(fleet, &earlier, |shown| shown.coming_envelope.unwrap_or(shown.envelope)).await
     }
 
     async fn roster_by(
         &self,
         fleet: &FleetName,
         earlier: &[TrustRoot],
+        which: impl FnOnce(v1::ShowRosterResponse) -> Vec<u8>,
     ) -> Result<Authentic<Roster>, CliError> {
         let doing = format!("read the roster of {fleet}");
         let request = v1::ShowRosterRequest { fleet: fleet.to_string() };
         let mut client = self.operations();
-        let shown = answer(&doing, client.show_roster(request)).await?;
-        let roster = self.root.verify_held_roster(&shown.envelope, unix_time()).or_else(|error| {
-            let of_its_time = |root: &TrustRoot| root.verify_past_roster(&shown.envelope).ok();
+        let envelope = which(answer(&doing, client.show_roster(request)).await?);
+        let roster = self.root.verify_held_roster(&envelope, unix_time()).or_else(|error| {
+            let of_its_time = |root: &TrustRoot| root.verify_past_roster(&envelope).ok();
             earlier.iter().find_map(of_its_time).ok_or(error)
         });
         let roster = roster.map_err(CliError::trust(doing.as_str()))?;

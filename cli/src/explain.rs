@@ -209,7 +209,7 @@ explanations! {
     RemovalNeedsEvidence =>
         "A host cannot leave the roster without proof.",
         "It may still serve the old release, and nobody would notice once it is off the roster.",
-        "make sure that its machine is off or wiped, then state it: `muster roster apply FILE --fenced HOST --reason TEXT`";
+        "have it close first: `muster host park HOST --reason TEXT`; if its machine is off or wiped, state that: `muster roster apply FILE --fenced HOST --reason TEXT`";
     SignatureInvalid =>
         "A document's signatures do not hold.",
         "Too few of the keys that the root names have signed it, or the root has expired.",

@@ -164,6 +164,7 @@ impl Attachment {
             | Body::Serving(_)
             | Body::Measured(_)
             | Body::Dark(_)
+            | Body::Withdrawn(_)
             | Body::Refused(_) => {
                 let Some(message) = from_host(body).map_err(unreadable)? else { return Ok(()) };
                 let event = Event::Message { host: self.host.clone(), session, message };
@@ -307,6 +308,7 @@ impl Attachment {
             | Body::Disarmed(_)
             | Body::Serving(_)
             | Body::Measured(_)
+            | Body::Withdrawn(_)
             | Body::Dark(_) => return Ok(()),
         };
         // The fleet is led by now, or the coordinator is ending.
@@ -323,7 +325,7 @@ impl Attachment {
             let frame = crate::fleet::stamp(&fleet.name, leadership, body);
             self.frames.try_send(frame).map_err(out_of_room)?;
         }
-        let roster = fleet.roster().envelope.as_bytes().to_vec();
+        let roster = fleet.roster().shown_to(&self.host).as_bytes().to_vec();
         let body = v1::coordinator_frame::Body::RosterShown(v1::RosterShown { roster });
         let frame = crate::fleet::stamp(&fleet.name, leadership, body);
         self.frames.try_send(frame).map_err(out_of_room)

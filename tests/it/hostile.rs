@@ -252,6 +252,8 @@ pub(crate) fn join() -> v1::Join {
         halted_k: None,
         serving_epoch: Some(1),
         audit: None,
+        excluded_by: None,
+        returned: false,
     }
 }
 

@@ -54,6 +54,10 @@ impl FleetDriver {
             FromHost::Refused { refusal, .. } | FromHost::Dark { refusal, .. } => {
                 tracing::warn!(fleet = %self.tools.fleet, %refusal, "refused");
             }
+            FromHost::Withdrawn { roster, .. } => {
+                let fleet = &self.tools.fleet;
+                tracing::warn!(%fleet, revision = %roster, "the roster does not have this host serve: it has closed");
+            }
             FromHost::Join(_)
             | FromHost::Fresh { .. }
             | FromHost::CannotAttest { .. }

@@ -5,7 +5,7 @@ mod judge;
 use std::time::Duration;
 
 use clap::Args;
-use muster_model::{Blocker, FleetName, Roster, Verified};
+use muster_model::{Blocker, FleetName, HostName, Roster, Verified};
 use muster_proto::v1;
 use muster_proto::v1::check_event::Event;
 use serde::Serialize;
@@ -54,7 +54,8 @@ impl Check {
         let asked = Asked { fleet: &fleet, release: &release, max_age: self.max_age, timeout: self.timeout };
         let verdict = Box::pin(asked.of_all_hosts(env, &session, roster.document())).await?;
         let revision = roster.document().revision().0;
-        let report = Checked::new(fleet, release, revision, verdict, session.root().root().is_solo());
+        let mut report = Checked::new(fleet, release, revision, verdict, session.root().root().is_solo());
+        report.parked = roster.document().parked().iter().map(|host| host.name.clone()).collect();
         report.write(env)?;
         Ok(report.exit_code)
     }
@@ -117,6 +118,9 @@ struct Checked {
     roster_revision: u64,
     solo: bool,
     results: Vec<HostVerdict>,
+    /// Hosts that serve nothing, and are not asked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parked: Vec<HostName>,
     blockers: Vec<Blocker>,
     exit_code: Exit,
     #[serde(skip)]
@@ -143,6 +147,7 @@ impl Checked {
             blockers: verdict.blockers(),
             exit_code,
             results: verdict.hosts,
+            parked: Vec::new(),
             of_fleet: verdict.fleet,
         }
     }
@@ -174,6 +179,9 @@ impl Report for Checked {
             [row.host.to_string(), state, row.files.to_string(), bytes_text(row.bytes), span_text(row.age_ms)]
         });
         page.table(["HOST", "STATE", "FILES", "READ", "AGE"], rows.collect());
+        for host in &self.parked {
+            page.line(format_args!("{host} is parked, and was not asked"));
+        }
         page.gap();
         let Self { identical, hosts, release, gate, .. } = self;
         let tone = if self.exit_code == Exit::Proven { Tone::Good } else { Tone::Bad };

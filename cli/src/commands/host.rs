@@ -4,8 +4,12 @@ mod driver;
 mod evict;
 mod issue;
 mod list;
+mod park;
+mod place;
 mod readmit;
+mod retire;
 mod token;
+mod unpark;
 
 use std::path::PathBuf;
 
@@ -17,12 +21,15 @@ use super::Env;
 use crate::error::CliError;
 use crate::exit::Exit;
 
-/// Enrol, issue, list and settle the identities of hosts.
+/// Enrol, issue and list hosts, park them and take them back, and settle their identities.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Host {
     Issue(issue::Issue),
     Token(token::Token),
     List(list::List),
+    Park(park::Park),
+    Unpark(unpark::Unpark),
+    Retire(retire::Retire),
     Readmit(readmit::Readmit),
     Evict(evict::Evict),
 }
@@ -33,6 +40,9 @@ impl Host {
             Self::Issue(issue) => issue.run(env),
             Self::Token(token) => Box::pin(token.run(env)).await,
             Self::List(list) => Box::pin(list.run(env)).await,
+            Self::Park(park) => Box::pin(park.run(env)).await,
+            Self::Unpark(unpark) => Box::pin(unpark.run(env)).await,
+            Self::Retire(retire) => Box::pin(retire.run(env)).await,
             Self::Evict(evict) => Box::pin(evict.run(env)).await,
             Self::Readmit(readmit) => readmit.run(env).await,
         }

@@ -4,12 +4,15 @@ mod add;
 mod apply;
 mod draft;
 mod file;
+mod hand_in;
 mod policy;
 mod propose;
 mod show;
 mod sign;
 
 use clap::Subcommand;
+
+pub(super) use hand_in::{HandedIn, Next, holds, until};
 
 use super::Env;
 use crate::error::CliError;

@@ -1,6 +1,7 @@
 mod additions;
 mod certificate;
 mod host;
+mod membership;
 mod overrides;
 mod waiting;
 
@@ -13,6 +14,7 @@ use serde::Serialize;
 use self::additions::Additions;
 use self::certificate::CoordinatorCertificate;
 use self::host::{HostView, Served, Width};
+use self::membership::{Coming, Parked, Retired};
 use self::overrides::OpenOverride;
 use self::waiting::WaitingOrder;
 use crate::args::FleetArg;
@@ -79,6 +81,15 @@ struct View {
     term: u64,
     coordinator_version: String,
     hosts: Vec<HostView>,
+    /// Hosts that serve nothing and do not count.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parked: Vec<Parked>,
+    /// Hosts that have left for good.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    retired: Vec<Retired>,
+    /// The roster that does not hold yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    coming_roster: Option<Coming>,
     /// What operators did where evidence would have decided, and nobody has looked at since.
     open_overrides: Vec<OpenOverride>,
     waiting_orders: Vec<WaitingOrder>,
@@ -128,6 +139,8 @@ impl View {
             .into_iter()
             .map(|host| HostView::new(host, &served))
             .collect::<Result<Vec<_>, _>>()?;
+        let parked = status.parked.into_iter().map(|host| Parked::new(host, &served));
+        let parked = parked.collect::<Result<Vec<_>, _>>()?;
         let mut blockers = convert::blockers(status.blockers)?;
         if let Some(k) = status.halted_k
             && !blockers.iter().any(|blocker| blocker.code == Code::Halted)
@@ -158,6 +171,9 @@ impl View {
             term: status.term,
             coordinator_version: status.coordinator_version,
             hosts,
+            parked,
+            retired: status.retired.into_iter().map(Retired::new).collect(),
+            coming_roster: status.coming.map(Coming::new),
             open_overrides: status.open_overrides.into_iter().map(OpenOverride::new).collect(),
             waiting_orders: status.waiting_orders.iter().map(WaitingOrder::new).collect::<Result<_, _>>()?,
             blockers,
@@ -276,6 +292,13 @@ impl View {
         ));
         if let Some(additions) = &self.additions {
             additions.print(page);
+        }
+        if let Some(coming) = &self.coming_roster {
+            coming.print(page);
+        }
+        self.parked.iter().for_each(|host| host.print(page));
+        if self.detail == Detail::Full {
+            self.retired.iter().for_each(|host| host.print(page));
         }
         self.print_roots(page);
         if let Some(rollout) = &self.rollout {

@@ -235,12 +235,12 @@ impl Door {
     }
 }
 
-/// The keys that the rosters in force name for this host.
+/// The keys that the rosters in force name for this host, serving or parked.
 fn keys_of(shared: &Shared, host: &HostName) -> Vec<PublicKey> {
     let rosters = shared.fleets().into_iter().map(|fleet| fleet.roster().roster);
     let keys = rosters.filter_map(|roster| {
-        let member = roster.hosts().iter().find(|member| member.name == *host)?;
-        Some(member.attestation_key.clone())
+        let serving = roster.member(host).map(|member| member.attestation_key.clone());
+        serving.or_else(|| roster.parked_host(host).map(|it| it.attestation_key.clone()))
     });
     keys.collect()
 }

@@ -232,10 +232,10 @@ pub(crate) fn enrolled(shared: &Shared) -> Vec<EnrolledHost> {
         let is_listed = |fleet: &FleetName| {
             let roster = shared.fleet(fleet).map(|fleet| fleet.roster().roster);
             roster.is_some_and(|roster| {
-                roster
-                    .hosts()
-                    .iter()
-                    .any(|member| member.name == *host && member.attestation_key == enrolled.attestation_key)
+                // One that is parked waits for no roster, and one that has retired comes back with another key only.
+                let serving = roster.member(host).map(|it| &it.attestation_key);
+                let aside = roster.parked_host(host).or_else(|| roster.retired_host(host));
+                serving.or(aside.map(|it| &it.attestation_key)) == Some(&enrolled.attestation_key)
             })
         };
         Some(EnrolledHost {

@@ -96,12 +96,6 @@ impl Connections {
         }
     }
 
-    /// Puts a frame for every host that has a session behind the others.
-    pub(super) fn send_all(&mut self, frame: &v1::CoordinatorFrame) {
-        let all = self.current.iter().map(|(host, outbox)| (host.clone(), outbox.clone(), frame.clone()));
-        self.outgoing.extend(all);
-    }
-
     /// Publishes what has changed, then lets the frames go. A host hears nothing that others could not answer to it.
     pub(super) fn flush(&mut self) {
         self.publish();

@@ -121,7 +121,7 @@ pub(crate) fn spawn(
     let (reports, _) = broadcast::channel(REPORTS);
     let connections = Connections::new(fleet.record().fleet.clone());
     let record = fleet.record();
-    let in_force = RosterInForce { roster: Arc::clone(fleet.roster()), envelope: record.roster_envelope };
+    let in_force = in_force(&fleet);
     let (roster, roster_out) = watch::channel(in_force);
     let handle = Arc::new(FleetHandle::new(
         record.fleet.clone(),
@@ -447,20 +447,31 @@ impl Driver {
     }
 
     fn publish_roster(&mut self) {
-        let record = self.fleet.record();
-        let has_changed = self.roster.send_if_modified(|in_force| {
-            let changed = in_force.envelope != record.roster_envelope;
-            if changed {
-                let roster = Arc::clone(self.fleet.roster());
-                self.handle.forget_strangers(&roster);
-                *in_force = RosterInForce { roster, envelope: record.roster_envelope };
+        let next = in_force(&self.fleet);
+        let (mut holds, mut comes) = (false, false);
+        self.roster.send_if_modified(|before| {
+            let envelope = |it: &RosterInForce| it.coming.as_ref().map(|(_, envelope)| *envelope);
+            holds = before.envelope != next.envelope;
+            comes = envelope(before) != envelope(&next);
+            if holds {
+                self.handle.forget_strangers(&next.roster);
             }
-            changed
+            if holds || comes {
+                before.clone_from(&next);
+            }
+            holds || comes
         });
-        if has_changed {
-            let roster = record.roster_envelope.as_bytes().to_vec();
-            let body = FrameBody::RosterShown(v1::RosterShown { roster });
-            self.connections.send_all(&stamp(&self.handle.name, record.leadership, body));
+        if !holds && !comes {
+            return;
+        }
+        // Whoever leaves is shown the roster that has it leave, and nobody else before it holds.
+        let shown =
+            self.connections.current().iter().map(|(host, outbox)| (host, outbox, next.shown_to(host)));
+        let shown = shown.filter(|(_, _, envelope)| holds || *envelope != next.envelope);
+        let shown: Vec<_> = shown.map(|(host, outbox, it)| (host.clone(), outbox.session, it)).collect();
+        for (host, session, envelope) in shown {
+            let body = FrameBody::RosterShown(v1::RosterShown { roster: envelope.as_bytes().to_vec() });
+            self.connections.send(&host, session, self.handle.frame(body));
         }
     }
 
@@ -476,6 +487,9 @@ impl Driver {
         View {
             record: self.fleet.record().clone(),
             hosts: self.fleet.hosts(),
+            parked: self.fleet.parked(),
+            roster: Arc::clone(self.fleet.roster()),
+            coming: self.fleet.coming().map(|coming| (Arc::clone(coming), self.fleet.awaited())),
             rollout: self.fleet.current_rollout(),
             rollout_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
             acknowledged: self.fleet.acknowledged(),
@@ -483,6 +497,13 @@ impl Driver {
             now,
         }
     }
+}
+
+/// The roster in force, and the coming one.
+fn in_force(fleet: &Fleet) -> RosterInForce {
+    let record = fleet.record();
+    let coming = fleet.coming().cloned().zip(record.coming.as_ref().map(|coming| coming.envelope));
+    RosterInForce { roster: Arc::clone(fleet.roster()), envelope: record.roster_envelope, coming }
 }
 
 /// The records to write: each replaces the one of its kind before it, so of a batch the last state is enough.

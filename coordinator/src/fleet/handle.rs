@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use muster_model::{
-    Attestation, Blocker, Code, Digest, FleetName, HostName, Leadership, Refusal, RolloutId, Roster,
-    SessionId, Verified,
+    Attestation, Blocker, Code, Digest, FleetName, HostName, HostPlace, Leadership, Refusal, RolloutId,
+    Roster, SessionId, Verified,
 };
 use muster_proto::v1;
-use muster_rollout::fleet::{FleetRecord, HostView, NextRoster, Proposal, Report, RolloutView};
+use muster_rollout::fleet::{FleetRecord, HostView, NextRoster, Proposal, Report, RolloutView, leaves};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::answers::{Answers, HostAnswer, Waiting};
@@ -52,6 +52,18 @@ pub(crate) struct FleetHandle {
 pub(crate) struct RosterInForce {
     pub(crate) roster: Arc<Verified<Roster>>,
     pub(crate) envelope: Digest,
+    /// The one that was handed in and does not hold yet.
+    pub(crate) coming: Option<(Arc<Verified<Roster>>, Digest)>,
+}
+
+impl RosterInForce {
+    /// The envelope of the roster that a host is to see: the coming one if that has it leave, or it would never close.
+    pub(crate) fn shown_to(&self, host: &HostName) -> Digest {
+        match &self.coming {
+            Some((coming, envelope)) if leaves(&self.roster, coming, host) => *envelope,
+            Some(_) | None => self.envelope,
+        }
+    }
 }
 
 /// An attestation and when it arrived.
@@ -67,6 +79,10 @@ pub(crate) struct Attested {
 pub(crate) struct View {
     pub(crate) record: FleetRecord,
     pub(crate) hosts: Vec<HostView>,
+    pub(crate) parked: Vec<HostView>,
+    pub(crate) roster: Arc<Verified<Roster>>,
+    /// The roster that does not hold yet, and the hosts that it waits for.
+    pub(crate) coming: Option<(Arc<Verified<Roster>>, Vec<HostName>)>,
     pub(crate) rollout: Option<RolloutView>,
     pub(crate) rollout_age_ms: u64,
     pub(crate) acknowledged: usize,
@@ -184,7 +200,9 @@ impl FleetHandle {
 
     /// Forgets what hosts said that are not in the roster.
     pub(super) fn forget_strangers(&self, roster: &Roster) {
-        lock(&self.inventory).retain(|host, _| roster.position(host).is_some());
+        let is_known =
+            |host: &HostName| matches!(roster.place(host), Some(HostPlace::Serving | HostPlace::Parked));
+        lock(&self.inventory).retain(|host, _| is_known(host));
         lock(&self.attested).retain(|host, _| roster.position(host).is_some());
     }
 

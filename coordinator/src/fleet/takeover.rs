@@ -75,13 +75,8 @@ fn inherit(
     roots: &RootChain,
 ) -> Result<Inheritance, Error> {
     let reader = Reader { fleet: &record.fleet, documents };
-    let bytes = reader.read("the roster", record.roster_envelope)?;
-    // It was verified when it was applied. A root that has expired or changed since must not keep the coordinator from
-    // leading, which is how the next one comes to the hosts; they verify the roster again at every flip.
-    let roster = roots
-        .verify_roster_history(&bytes)
-        .map_err(|error| reader.failed("the roster", record.roster_envelope, error))?;
-    let roster = roster.into_document();
+    let roster = reader.roster(record.roster_envelope, roots)?;
+    let coming = record.coming.as_ref().map(|coming| reader.roster(coming.envelope, roots)).transpose()?;
     let commitments = match &record.phase {
         Phase::Decided(armament) => reader.commitments(armament.evidence, &roster)?,
         Phase::Settled | Phase::Preparing(_) | Phase::Arming(_) | Phase::Opened(_) => Vec::new(),
@@ -91,7 +86,8 @@ fn inherit(
         None => Secrets::default(),
     };
     let sessions = sessions.values().cloned().collect();
-    Ok(Inheritance { roster: Arc::new(roster), sessions, commitments, secrets })
+    let coming = coming.map(Arc::new);
+    Ok(Inheritance { roster: Arc::new(roster), coming, sessions, commitments, secrets })
 }
 
 /// What a fleet inherits whose first roster was just applied.
@@ -107,6 +103,15 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn read(&self, what: &'static str, digest: Digest) -> Result<Vec<u8>, Error> {
         self.documents.read(digest).map_err(|error| self.failed(what, digest, error))
+    }
+
+    /// It was verified when it was applied. A root that has expired or changed since must not keep the coordinator from
+    /// leading, which is how the next one comes to the hosts; they verify the roster again at every flip.
+    fn roster(&self, envelope: Digest, roots: &RootChain) -> Result<Verified<Roster>, Error> {
+        let bytes = self.read("the roster", envelope)?;
+        let roster =
+            roots.verify_roster_history(&bytes).map_err(|error| self.failed("the roster", envelope, error))?;
+        Ok(roster.into_document())
     }
 
     fn commitments(&self, evidence: Digest, roster: &Verified<Roster>) -> Result<Vec<Commitment>, Error> {

@@ -30,6 +30,8 @@ pub(super) struct Deployment {
     connected: watch::Receiver<Connected>,
     deadline: Instant,
     hosts: BTreeMap<HostName, Standing>,
+    /// They are told as well, so that they have the bytes if they come back. Nobody waits for them.
+    parked: BTreeMap<HostName, Standing>,
     /// How many of them are still waiting or deploying.
     unfinished: usize,
 }
@@ -65,6 +67,7 @@ impl Deployment {
             connected: fleet.connected(),
             unfinished: roster.hosts().len(),
             hosts: roster.hosts().iter().map(|member| (member.name.clone(), Standing::Waiting)).collect(),
+            parked: roster.parked().iter().map(|it| (it.name.clone(), Standing::Waiting)).collect(),
             deadline: Instant::now() + timeout,
             fleet,
             release,
@@ -113,7 +116,7 @@ impl Deployment {
             manifest_size: self.release.manifest_bytes,
         }));
         let connected = self.connected.borrow_and_update();
-        for (host, standing) in &mut self.hosts {
+        for (host, standing) in self.hosts.iter_mut().chain(&mut self.parked) {
             let told = match standing {
                 Standing::Waiting => None,
                 Standing::Deploying(session) => Some(*session),

@@ -71,7 +71,7 @@ async fn holding(
     let view = fleet.view().await?;
     let mut inventory = fleet.inventory();
     let mut hosts = Vec::new();
-    for host in view.hosts {
+    for host in view.hosts.into_iter().chain(view.parked) {
         match (host.session, inventory.remove(&host.host)) {
             (Some(_), Some(held)) => {
                 let serving =

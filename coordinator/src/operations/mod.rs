@@ -161,8 +161,7 @@ impl Service for Operations {
         request: Request<v1::ShowRosterRequest>,
     ) -> Result<Response<v1::ShowRosterResponse>, Status> {
         let fleet = self.fleet(&request.into_inner().fleet)?;
-        let envelope = roster::show(&self.shared, &fleet).await.map_err(refused)?;
-        Ok(Response::new(v1::ShowRosterResponse { envelope }))
+        roster::show(&self.shared, &fleet).await.map(Response::new).map_err(refused)
     }
 
     async fn readmit_host(

@@ -96,7 +96,7 @@ fn verified(shared: &Shared, request: &v1::RebuildFleetRequest) -> Result<Signed
         );
         return Err(Refusal::of(Code::Unmandated, detail));
     }
-    if let Some(stranger) = mandate.fenced.iter().find(|host| roster.position(host).is_none()) {
+    if let Some(stranger) = mandate.fenced.iter().find(|host| roster.place(host).is_none()) {
         let detail = format!("the mandate states that {stranger} is off, which is not in the roster");
         return Err(Refusal::of(Code::RosterChanged, detail));
     }

@@ -37,7 +37,7 @@ pub(super) async fn add(
         return Err(Refusal::of(Code::NotAllowed, detail));
     }
     let room = room(shared, roster);
-    let v1::ApplyRosterResponse { fleet, revision, hosts } = take(shared, verified, joiner).await?;
+    let v1::ApplyRosterResponse { fleet, revision, hosts, .. } = take(shared, verified, joiner).await?;
     Ok(v1::AddHostsResponse { fleet, revision, hosts, room })
 }
 
@@ -70,7 +70,9 @@ async fn take(
     let (envelope, said) = (Arc::clone(verified.raw()), said(shared, &verified));
     let roster = verified.into_document();
     let fenced: BTreeSet<HostName> = roster.fenced().iter().map(|fence| fence.host.clone()).collect();
-    let answer = v1::ApplyRosterResponse {
+    let mut answer = v1::ApplyRosterResponse {
+        coming: false,
+        awaited: Vec::new(),
         fleet: roster.fleet().as_str().to_owned(),
         revision: roster.revision().0,
         hosts: u32::try_from(roster.hosts().len()).unwrap_or(u32::MAX),
@@ -81,7 +83,14 @@ async fn take(
     let applied = shared.audit.entry(Kind::Roster, who).of_fleet(roster.fleet()).with("roster", name);
     shared.audit(vec![applied.saying(said)]).await?;
     match shared.fleet(roster.fleet()) {
-        Some(fleet) => fleet.apply_roster(NextRoster { roster, digest, envelope: name, fenced }).await?,
+        Some(fleet) => {
+            fleet.apply_roster(NextRoster { roster, digest, envelope: name, fenced }).await?;
+            let coming = fleet.view().await?.coming;
+            let coming = coming.filter(|(coming, _)| coming.revision().0 == answer.revision);
+            answer.coming = coming.is_some();
+            let awaited = coming.into_iter().flat_map(|(_, awaited)| awaited);
+            answer.awaited = awaited.map(|host| host.as_str().to_owned()).collect();
+        }
         None if roster.revision() == RosterRevision(1) => {
             let shared = Arc::clone(shared);
             // To its end, even if whoever asked goes away: a fleet that is durable is led.
@@ -107,7 +116,11 @@ const NAMED_MAX: usize = 32;
 /// What the audit log says of a roster: of one that joiners made longer, who, whom, to what, and how far they may go.
 fn said(shared: &Shared, verified: &Authentic<Roster>) -> String {
     let (root, roster) = (shared.root(), verified.document());
-    let what = format!("revision {}, {} hosts", roster.revision(), roster.hosts().len());
+    let aside = match (roster.parked().len(), roster.retired().len()) {
+        (0, 0) => String::new(),
+        (parked, retired) => format!(", {parked} parked, {retired} retired"),
+    };
+    let what = format!("revision {}, {} hosts{aside}", roster.revision(), roster.hosts().len());
     let (Some(added), Some(limits)) = (roster.additions(), &root.root().joiners) else {
         let is_solo = root.root().role(SigningRole::Operator).threshold < 2;
         let solo = if is_solo { "; solo mode: one operator alone could sign it" } else { "" };
@@ -145,8 +158,16 @@ pub(super) fn fences(shared: &Shared, envelope: &[u8], operator: &str) -> Option
     Some(entry.with("roster", verified.envelope_digest()).saying(said))
 }
 
-/// The envelope of the roster in force.
-pub(super) async fn show(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<Vec<u8>, Refusal> {
-    let (documents, envelope) = (shared.documents.clone(), fleet.roster().envelope);
-    blocking(&shared.machine, move || documents.read(envelope).map_err(|error| blob_refusal(&error))).await
+/// The envelopes of the roster in force, and of the coming one.
+pub(super) async fn show(
+    shared: &Arc<Shared>,
+    fleet: &FleetHandle,
+) -> Result<v1::ShowRosterResponse, Refusal> {
+    let (documents, rosters) = (shared.documents.clone(), fleet.roster());
+    let read = move || -> Result<_, Refusal> {
+        let read = |envelope| documents.read(envelope).map_err(|error| blob_refusal(&error));
+        let coming_envelope = rosters.coming.map(|(_, envelope)| read(envelope)).transpose()?;
+        Ok(v1::ShowRosterResponse { envelope: read(rosters.envelope)?, coming_envelope })
+    };
+    blocking(&shared.machine, read).await
 }

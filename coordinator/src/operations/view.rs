@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use muster_model::{Blocker, Code, Digest, Refusal, ServingReport, Version};
+use muster_model::{Blocker, Code, Digest, HostName, Refusal, ServingReport, Version, Withdrawn};
 use muster_proto::convert::{ReleaseRef, mode_to_wire};
 use muster_proto::v1;
-use muster_rollout::fleet::{DarkWindow, End, HostView, Outcome, Phase};
+use muster_rollout::fleet::{DarkWindow, End, HostView, Outcome, Phase, State};
 
 use crate::coordinator::Shared;
 use crate::enrolment::certificate_warnings;
-use crate::fleet::{FleetHandle, View};
+use crate::fleet::{FleetHandle, Held, View};
 use crate::ledger::History;
 use crate::status::listed;
 
@@ -36,31 +36,15 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
     let names = Names::of_fleet(&history);
     let inventory = fleet.inventory();
     let record = &view.record;
-    let hosts: Vec<v1::HostStatus> = view
-        .hosts
-        .iter()
-        .map(|host| {
-            let held = inventory.get(&host.host);
-            let manifests = held.into_iter().flat_map(|held| held.manifests.iter());
-            v1::HostStatus {
-                host: host.host.as_str().to_owned(),
-                connected: host.session.is_some(),
-                age_ms: host.since.map(|since| ms(view.now.since(since))),
-                mode: host.mode.map(mode_to_wire),
-                serving_epoch: host.serving.map(|epoch| epoch.0),
-                deployed: manifests.filter_map(|manifest| names.known(*manifest)).collect(),
-                agent_version: host.agent_version.clone(),
-                blockers: host_blockers(host, &view).into_iter().map(v1::Blocker::from).collect(),
-                lease_left_ms: host.leased_until.map(|until| ms(until.since(view.now))),
-                halted_k: host.halted.map(|k| k.0),
-                root_version: held.and_then(|held| held.root_version),
-                certificate_expires_unix_ms: shared.certificate_of(&host.host).map(|it| it.not_after.0),
-                certificate: held.and_then(|held| held.certificate.clone()),
-            }
-        })
-        .collect();
-    let blockers =
-        view.frozen.iter().cloned().chain(view.hosts.iter().flat_map(|host| host_blockers(host, &view)));
+    let shown = |host: &HostView| host_status(shared, host, &view, inventory.get(&host.host), &names);
+    let hosts = view.hosts.iter().map(shown).collect();
+    let parked = view.parked.iter().map(|host| {
+        let aside = view.roster.parked_host(&host.host).map(set_aside);
+        v1::HostStatus { parked: aside, ..shown(host) }
+    });
+    let parked = parked.collect();
+    let all = view.hosts.iter().chain(&view.parked);
+    let blockers = view.frozen.iter().cloned().chain(all.flat_map(|host| host_blockers(host, &view)));
     Ok(v1::FleetStatus {
         fleet: fleet.name.as_str().to_owned(),
         incarnation: record.leadership.incarnation.0,
@@ -75,6 +59,9 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
         roster_digest: record.roster.digest.as_bytes().to_vec(),
         blockers: blockers.map(v1::Blocker::from).collect(),
         hosts,
+        parked,
+        retired: view.roster.retired().iter().map(set_aside).collect(),
+        coming: coming(&view),
         solo: shared.root().root().is_solo(),
         coordinator_version: env!("CARGO_PKG_VERSION").to_owned(),
         last_end: history.last_end.as_ref().map(|end| rollout_end(end, &names)),
@@ -86,6 +73,62 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
         waiting_orders: super::orders::waiting(shared, &history, record, &names),
         additions: super::roster::additions(shared, &fleet.roster().roster),
     })
+}
+
+fn host_status(
+    shared: &Shared,
+    host: &HostView,
+    view: &View,
+    held: Option<&Arc<Held>>,
+    names: &Names,
+) -> v1::HostStatus {
+    let manifests = held.into_iter().flat_map(|held| held.manifests.iter());
+    v1::HostStatus {
+        host: host.host.as_str().to_owned(),
+        connected: host.session.is_some(),
+        age_ms: host.since.map(|since| ms(view.now.since(since))),
+        mode: host.mode.map(mode_to_wire),
+        serving_epoch: host.serving.map(|epoch| epoch.0),
+        deployed: manifests.filter_map(|manifest| names.known(*manifest)).collect(),
+        agent_version: host.agent_version.clone(),
+        blockers: host_blockers(host, view).into_iter().map(v1::Blocker::from).collect(),
+        lease_left_ms: host.leased_until.map(|until| ms(until.since(view.now))),
+        halted_k: host.halted.map(|k| k.0),
+        root_version: held.and_then(|held| held.root_version),
+        certificate_expires_unix_ms: shared.certificate_of(&host.host).map(|it| it.not_after.0),
+        certificate: held.and_then(|held| held.certificate.clone()),
+        state: state(host.state).into(),
+        parked: None,
+    }
+}
+
+fn set_aside(host: &Withdrawn) -> v1::SetAside {
+    v1::SetAside {
+        host: host.name.as_str().to_owned(),
+        reason: host.reason.clone(),
+        since_unix_ms: host.since_unix_ms.0,
+    }
+}
+
+/// The roster that does not hold yet.
+fn coming(view: &View) -> Option<v1::ComingRoster> {
+    let (roster, awaited) = view.coming.as_ref()?;
+    let names = |host: &HostName| host.as_str().to_owned();
+    let joins = roster.hosts().iter().filter(|it| view.roster.member(&it.name) != Some(*it));
+    Some(v1::ComingRoster {
+        revision: roster.revision().0,
+        awaited: awaited.iter().map(names).collect(),
+        joining: joins.map(|it| names(&it.name)).collect(),
+    })
+}
+
+const fn state(state: State) -> v1::HostState {
+    match state {
+        State::Joining => v1::HostState::Joining,
+        State::Serving => v1::HostState::Serving,
+        State::Leaving => v1::HostState::Leaving,
+        State::Parked => v1::HostState::Parked,
+    }
 }
 
 fn ms(duration: std::time::Duration) -> u64 {
@@ -156,6 +199,9 @@ fn rollout(view: &View, names: &Names) -> Option<v1::RolloutStatus> {
 /// What is wrong with a host: what it or the core says, and a darkness that nothing else explains.
 fn host_blockers(host: &HostView, view: &View) -> Vec<Blocker> {
     let mut blockers = host.blockers.clone();
+    if host.state == State::Parked {
+        return blockers;
+    }
     let serving = host.serving.map_or(ServingReport::Dark, ServingReport::Open);
     let is_dark = view.record.serving.is_some() && serving != ServingReport::Open(view.record.epoch);
     let is_closing = matches!(view.record.phase, Phase::Decided(_));

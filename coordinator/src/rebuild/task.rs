@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_model::{
-    Blocker, Code, FleetName, HostName, JoinReport, Leadership, Refusal, SessionId, Term, ToHost, Token,
+    Blocker, Code, FleetName, HostName, HostPlace, JoinReport, Leadership, Refusal, SessionId, Term, ToHost,
+    Token,
 };
 use muster_proto::convert::to_agent;
 use muster_proto::v1;
@@ -215,7 +216,7 @@ impl Rebuilder {
     fn admissible(&self, host: &HostName, report: &JoinReport) -> Result<(), Blocker> {
         let refuse = |code, detail: String| Err(Blocker::host(code, host, detail));
         if let Some(mandate) = &self.mandate
-            && mandate.roster.position(host).is_none()
+            && !matches!(mandate.roster.place(host), Some(HostPlace::Serving | HostPlace::Parked))
         {
             let detail = format!("it is not in revision {} of the roster", mandate.roster.revision());
             return refuse(Code::HostNotInRoster, detail);

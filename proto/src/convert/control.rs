@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use muster_model::{
     BootId, BootTime, Documents, Epoch, FromHost, HostMode, Incarnation, JoinReport, JournalHead, Leadership,
-    MerkleProof, RolloutId, RosterRevision, Secrets, ServingReport, Standing, Term, ToHost, UnixTime,
+    Membership, MerkleProof, RolloutId, RosterRevision, Secrets, ServingReport, Standing, Term, ToHost,
+    UnixTime,
 };
 
 use prost::bytes::Bytes;
@@ -49,6 +50,9 @@ pub fn to_coordinator(message: FromHost) -> FromAgent {
             refusal: Some(refusal.into()),
             nonce: nonce.map(|nonce| nonce.as_bytes().to_vec()),
         }),
+        FromHost::Withdrawn { roster, at } => {
+            FromAgent::Withdrawn(v1::Withdrawn { roster_revision: roster.0, at_boot_ms: at.0 })
+        }
         FromHost::Refused { k, refusal } => {
             FromAgent::Refused(v1::Refused { k: k.map(|k| k.0), refusal: Some(refusal.into()) })
         }
@@ -85,6 +89,9 @@ pub fn from_host(body: FromAgent) -> Result<Option<FromHost>, ConvertError> {
             refusal: refusal(dark.refusal)?,
             nonce: dark.nonce.map(|bytes| nonce("nonce", &bytes)).transpose()?,
         },
+        FromAgent::Withdrawn(it) => {
+            FromHost::Withdrawn { roster: RosterRevision(it.roster_revision), at: BootTime(it.at_boot_ms) }
+        }
         FromAgent::Refused(refused) => {
             FromHost::Refused { k: refused.k.map(RolloutId), refusal: refusal(refused.refusal)? }
         }
@@ -249,6 +256,11 @@ fn join_to_wire(report: JoinReport) -> v1::Join {
         },
         // What a host has seen of the audit log is no part of its state in the protocol: its edge fills it in.
         audit: None,
+        excluded_by: match report.standing.membership {
+            Membership::Excluded(by) => Some(by.0),
+            Membership::Member | Membership::Returned => None,
+        },
+        returned: report.standing.membership == Membership::Returned,
     }
 }
 
@@ -270,6 +282,11 @@ fn join_from_wire(join: v1::Join) -> Result<JoinReport, ConvertError> {
             roster_revision: RosterRevision(join.roster_revision),
             history_lost: join.history_lost,
             halted: join.halted_k.map(RolloutId),
+            membership: match (join.excluded_by, join.returned) {
+                (Some(by), _) => Membership::Excluded(RosterRevision(by)),
+                (None, true) => Membership::Returned,
+                (None, false) => Membership::Member,
+            },
         },
         serving: join.serving_epoch.map_or(ServingReport::Dark, |epoch| ServingReport::Open(Epoch(epoch))),
     })
@@ -300,7 +317,7 @@ mod tests {
     #[test]
     fn every_message_from_a_host_survives_the_wire() {
         let k = RolloutId(7);
-        let report = |token, mode, serving| {
+        let report = |token, mode, serving, membership| {
             FromHost::Join(JoinReport {
                 token,
                 boot_id: BootId::new("01234567-89ab-cdef-0123-456789abcdef").expect("a boot id"),
@@ -315,18 +332,21 @@ mod tests {
                     roster_revision: RosterRevision(2),
                     history_lost: true,
                     halted: Some(RolloutId(6)),
+                    membership,
                 },
                 serving,
             })
         };
         let messages = [
-            report(None, HostMode::Serve(Epoch(0)), ServingReport::Dark),
+            report(None, HostMode::Serve(Epoch(0)), ServingReport::Dark, Membership::Returned),
             report(
                 Some(Token::from_bytes([3; 32])),
                 HostMode::Armed(k, Epoch(2)),
                 ServingReport::Open(Epoch(2)),
+                Membership::Member,
             ),
-            report(None, HostMode::Closed(k), ServingReport::Dark),
+            report(None, HostMode::Closed(k), ServingReport::Dark, Membership::Excluded(RosterRevision(2))),
+            FromHost::Withdrawn { roster: RosterRevision(2), at: BootTime(98) },
             FromHost::Confirmed,
             FromHost::Fresh { k, nonce: Nonce::from_bytes([4; 32]) },
             FromHost::CannotAttest { k, refusal: refusal() },

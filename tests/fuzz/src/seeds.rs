@@ -5,7 +5,8 @@ use std::path::Path;
 
 use muster_audit::{SignedCheckpoint, export_header, export_line, export_root_line};
 use muster_model::{
-    Addition, Digest, Document, FromHost, Manifest, Member, PublicKey, RolloutId, RosterRevision, ToHost,
+    Addition, BootTime, Digest, Document, FromHost, Manifest, Member, PublicKey, RolloutId, RosterRevision,
+    ToHost,
 };
 use muster_proto::convert::{to_agent, to_coordinator};
 use muster_proto::v1;
@@ -54,6 +55,7 @@ fn agent_frames() -> Vec<Vec<u8>> {
         v1::agent_frame::Body::Join(join),
         v1::agent_frame::Body::Refused(v1::Refused { k: Some(2), refusal }),
         to_coordinator(FromHost::Armed { k: RolloutId(2) }),
+        to_coordinator(FromHost::Withdrawn { roster: RosterRevision(2), at: BootTime(7) }),
     ];
     bodies.map(|body| v1::AgentFrame { body: Some(body), ..v1::AgentFrame::default() }.encode_to_vec()).into()
 }

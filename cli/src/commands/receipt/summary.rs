@@ -21,6 +21,9 @@ pub(super) struct Summary {
     /// Those of them that no operator has signed for in a roster, but a joiner.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     added_hosts: Vec<HostName>,
+    /// Hosts of the roster that served nothing, and so took no part.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parked: Vec<HostName>,
     ordered_by: Vec<PublicKey>,
     lapsed: Vec<HostName>,
     root_version: u64,
@@ -43,6 +46,7 @@ impl Summary {
             roster_revision: order.roster_revision.0,
             hosts: receipt.attestations().len(),
             added_hosts: added(receipt.roster().document()),
+            parked: receipt.roster().document().parked().iter().map(|it| it.name.clone()).collect(),
             ordered_by: receipt.order().signers().to_vec(),
             lapsed: receipt.lapsed().to_vec(),
             root_version,
@@ -81,6 +85,9 @@ impl Report for Summary {
         }
         for key in &self.ordered_by {
             page.line(format_args!("ordered by {key}"));
+        }
+        for host in &self.parked {
+            page.line(format_args!("without  {host}, which was parked"));
         }
         for host in &self.lapsed {
             let text = format_args!("only the coordinator's clock says that {host} had stopped serving");

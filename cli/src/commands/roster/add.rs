@@ -65,7 +65,7 @@ impl Add {
             self.key.iter().map(KeySource::open).collect::<Result<_, _>>().map_err(trust())?;
         check_keys(session.root().root().joiners.as_ref(), &keys)
             .map_err(|refusal| CliError::refused(doing.as_str(), refusal))?;
-        let present = session.roster(&fleet).await?;
+        let present = session.last_roster(&fleet).await?;
         let members = members(&session, &fleet, &self.hosts).await?;
         let (existing, added): (Vec<Member>, Vec<Member>) =
             members.into_iter().partition(|member| present.document().hosts().contains(member));

@@ -1,7 +1,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use muster_model::{Code, Fence, FleetName, HostName, Member, Refusal, Root, Roster, RosterRevision};
+use muster_model::{
+    Code, Fence, FleetName, HostName, HostPlace, Member, Refusal, Root, Roster, RosterRevision, Withdrawn,
+};
 use muster_proto::v1;
 use muster_trust::{Authentic, Signer, sign};
 use serde::Serialize;
@@ -94,8 +96,12 @@ impl Apply {
             fleet: applied.fleet,
             revision: applied.revision,
             hosts: applied.hosts,
+            coming: applied.coming,
+            awaited: applied.awaited,
             added: change.added,
             removed: change.removed,
+            parked: change.parked,
+            retired: change.retired,
             solo: session.operators_needed() < 2,
         })?;
         Ok(Exit::Proven)
@@ -187,6 +193,15 @@ pub(super) struct Change {
     pub(super) fenced: Vec<Fence>,
     /// What the fleet accepts of its hosts from then on.
     pub(super) policy_changes: Vec<PolicyChange>,
+    /// Those that serve nothing from then on, and may be asked back.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) parked: Vec<Withdrawn>,
+    /// Those that leave for good.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) retired: Vec<Withdrawn>,
+    /// Those that were parked or had retired, and are in no list any more.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) forgotten: Vec<HostName>,
 }
 
 impl Change {
@@ -197,9 +212,17 @@ impl Change {
             before.is_some_and(|before| before.attestation_key != host.attestation_key)
         };
         let (old, new) = (current.map(hosts).unwrap_or_default(), hosts(next));
+        let place_before = |host: &HostName| current.and_then(|current| current.place(host));
+        let comes_to = |list: &[Withdrawn], place: HostPlace| -> Vec<Withdrawn> {
+            list.iter().filter(|it| place_before(&it.name) != Some(place)).cloned().collect()
+        };
+        let aside = current.into_iter().flat_map(|it| it.parked().iter().chain(it.retired()));
         Self {
+            parked: comes_to(next.parked(), HostPlace::Parked),
+            retired: comes_to(next.retired(), HostPlace::Retired),
+            forgotten: aside.filter(|it| next.place(&it.name).is_none()).map(|it| it.name.clone()).collect(),
             added: new.iter().filter(|host| !old.contains(host)).cloned().collect(),
-            removed: old.iter().filter(|host| !new.contains(host)).cloned().collect(),
+            removed: old.iter().filter(|host| next.place(host).is_none()).cloned().collect(),
             rekeyed: next
                 .hosts()
                 .iter()
@@ -223,6 +246,14 @@ impl Change {
         for host in &self.rekeyed {
             env.ui.say(format_args!("~ {host} (another key)"));
         }
+        for (what, list) in [("parked", &self.parked), ("retired", &self.retired)] {
+            for Withdrawn { name, reason, .. } in list {
+                env.ui.say(format_args!("/ {name} is {what}: {reason}"));
+            }
+        }
+        for host in &self.forgotten {
+            env.ui.say(format_args!("- {host}, which was set aside"));
+        }
         for Fence { host, reason, .. } in &self.fenced {
             env.ui.warn(format_args!("it states that {host} is off or wiped: {reason}"));
         }
@@ -239,6 +270,14 @@ struct Applied {
     hosts: u32,
     added: Vec<HostName>,
     removed: Vec<HostName>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parked: Vec<Withdrawn>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    retired: Vec<Withdrawn>,
+    /// It is kept, and does not hold yet.
+    coming: bool,
+    /// The hosts that it waits for.
+    awaited: Vec<String>,
     solo: bool,
 }
 
@@ -246,11 +285,30 @@ impl Report for Applied {
     const SCHEMA: &'static str = "muster.roster-applied/1";
 
     fn print(&self, page: &mut Page) {
-        let Self { fleet, revision, hosts, .. } = self;
-        page.toned(
-            Tone::Good,
-            format_args!("the roster of {fleet} is now revision {revision} with {}", counted(*hosts, "host")),
-        );
+        let Self { fleet, revision, .. } = self;
+        let hosts = counted(self.hosts, "host");
+        match (self.coming, self.awaited.as_slice()) {
+            (false, _) => page.toned(
+                Tone::Good,
+                format_args!("the roster of {fleet} is now revision {revision} with {hosts}"),
+            ),
+            (true, []) => page.toned(
+                Tone::Good,
+                format_args!(
+                    "revision {revision} with {hosts} is kept, and holds once the rollout under way is over"
+                ),
+            ),
+            (true, awaited) => page.toned(
+                Tone::Warning,
+                format_args!(
+                    "revision {revision} with {hosts} is kept, and holds once {} closed; see `muster status`",
+                    match awaited {
+                        [one] => format!("{one} has"),
+                        all => format!("{} have", all.join(" and ")),
+                    }
+                ),
+            ),
+        }
         if self.solo {
             page.labelled(Tone::Warning, "solo mode", "it was signed by one operator alone");
         }

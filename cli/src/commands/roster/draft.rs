@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use muster_model::{BootGatePolicy, Code, FleetName, HostName, Policy};
+use muster_model::{BootGatePolicy, Code, FleetName, HostName, Policy, Roster, Withdrawn};
 
 use super::file::{HostFile, PolicyFile, RosterFile};
 use crate::commands::Env;
@@ -16,7 +16,8 @@ use crate::provision::{HostBundle, hosts};
 
 /// Write a roster of the hosts that were issued, to read over, edit and apply. Nothing is signed or changed.
 ///
-/// The policy is the one of the fleet's present roster, as far as the coordinator can be asked for it.
+/// The policy is the one of the fleet's present roster, as far as the coordinator can be asked for it, and hosts that are parked or
+/// have retired stay so unless you name them.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   muster roster draft --out roster.toml && muster roster apply roster.toml")]
@@ -54,7 +55,9 @@ impl Draft {
         let of_context = || Context::read(&dir.join("operator").join(CONTEXT_FILE)).ok()?.fleet().cloned();
         let fleet = self.fleet.or_else(of_context).map_or_else(|| only_fleet(&issued), Ok)?;
         let chosen = choose(issued, &fleet, &self.hosts)?;
-        let present = present_policy(env, &dir, &fleet).await;
+        let roster = present_roster(env, &dir, &fleet).await;
+        let present = roster.as_ref().map(Roster::policy).unwrap_or_default();
+        let (chosen, parked, retired) = keep_aside(chosen, roster.as_ref(), &self.hosts);
         let boot_gate = match self.boot_gate {
             None => present.boot_gate,
             Some(BootGate::Required) => BootGatePolicy::Required,
@@ -68,6 +71,8 @@ impl Draft {
                 .into_iter()
                 .map(|host| HostFile { name: host.name, attestation_key: host.attestation_key })
                 .collect(),
+            parked,
+            retired,
         };
         let text = toml::to_string(&file).expect("a roster has string keys and no failing serialisers");
         if let Some(path) = &self.out {
@@ -83,20 +88,36 @@ impl Draft {
     }
 }
 
-/// The policy of the fleet's roster; the usual one of a fleet that has none yet, or where the coordinator cannot be asked.
-async fn present_policy(env: &Env, dir: &Path, fleet: &FleetName) -> Policy {
+/// Who is parked or has retired stays so, unless it is named: that is the word of whoever names it.
+fn keep_aside(
+    chosen: Vec<HostBundle>,
+    present: Option<&Roster>,
+    named: &[HostName],
+) -> (Vec<HostBundle>, Vec<Withdrawn>, Vec<Withdrawn>) {
+    let kept = |list: &[Withdrawn]| -> Vec<Withdrawn> {
+        list.iter().filter(|it| !named.contains(&it.name)).cloned().collect()
+    };
+    let (parked, retired) = present.map(|it| (kept(it.parked()), kept(it.retired()))).unwrap_or_default();
+    let is_aside = |host: &HostBundle| parked.iter().chain(&retired).any(|it| it.name == host.name);
+    (chosen.into_iter().filter(|host| !is_aside(host)).collect(), parked, retired)
+}
+
+/// The fleet's roster; none of a fleet that has none yet, or where the coordinator cannot be asked.
+async fn present_roster(env: &Env, dir: &Path, fleet: &FleetName) -> Option<Roster> {
     let context = dir.join("operator").join(CONTEXT_FILE);
     let present = async { Box::pin(Session::open(Some(&context)).await?.last_roster(fleet)).await };
     match Box::pin(present).await {
-        Ok(roster) => roster.document().policy(),
+        Ok(roster) => Some(Roster::clone(roster.document())),
         Err(CliError::Refused { refusal, .. })
             if matches!(refusal.code(), Some(Code::FleetUnknown | Code::RosterEmpty)) =>
         {
-            Policy::default()
+            None
         }
         Err(error) => {
-            env.ui.warn(format_args!("{error}; the draft has the usual policy, whatever the present one is"));
-            Policy::default()
+            env.ui.warn(format_args!(
+                "{error}; the draft has the usual policy and no host set aside, whatever the present roster has"
+            ));
+            None
         }
     }
 }

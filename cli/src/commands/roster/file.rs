@@ -2,7 +2,7 @@
 
 use muster_model::{
     BootGatePolicy, ClockPolicy, DocumentError, FleetName, HostName, Member, Policy, PublicKey, Roster,
-    RosterRevision, Timing,
+    RosterRevision, Timing, Withdrawn,
 };
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,12 @@ pub(crate) struct RosterFile {
     /// The hosts.
     #[serde(default, rename = "host")]
     pub(crate) hosts: Vec<HostFile>,
+    /// Hosts that serve nothing, and may be asked back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) parked: Vec<Withdrawn>,
+    /// Hosts that have left for good.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) retired: Vec<Withdrawn>,
 }
 
 /// What the fleet accepts of its hosts.
@@ -79,7 +85,8 @@ impl RosterFile {
             .hosts
             .iter()
             .map(|host| Member { name: host.name.clone(), attestation_key: host.attestation_key.clone() });
-        Roster::new(self.fleet.clone(), revision, self.policy.to_policy(), members.collect())
+        Roster::new(self.fleet.clone(), revision, self.policy.to_policy(), members.collect())?
+            .setting_aside(self.parked.clone(), self.retired.clone())
     }
 }
 
@@ -143,7 +150,29 @@ mod tests {
                 name: HostName::new("host-1").unwrap(),
                 attestation_key: PublicKey::Ed25519([1; 32]),
             }],
+            parked: Vec::new(),
+            retired: Vec::new(),
         }
+    }
+
+    #[test]
+    fn hosts_that_are_set_aside_survive_writing() {
+        let aside = |name: &str, key| Withdrawn {
+            name: HostName::new(name).unwrap(),
+            attestation_key: PublicKey::Ed25519([key; 32]),
+            reason: "a fan rattles".to_owned(),
+            since_unix_ms: muster_model::UnixTime(1_700_000_000_000),
+        };
+        let file = RosterFile {
+            parked: vec![aside("host-2", 2)],
+            retired: vec![aside("host-3", 3)],
+            ..file(PolicyFile::default())
+        };
+        let text = toml::to_string(&file).unwrap();
+        assert!(text.contains("[[parked]]\nname = \"host-2\""), "{text}");
+        assert_eq!(toml::from_str::<RosterFile>(&text).unwrap(), file);
+        let roster = file.to_roster(RosterRevision(2)).unwrap();
+        assert_eq!((roster.hosts().len(), roster.parked().len(), roster.retired().len()), (1, 1, 1));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use muster_model::{Code, FleetName, Member, Policy};
+use muster_model::{Code, FleetName, HostName, Member, Policy, Withdrawn};
 use muster_proto::convert;
 use muster_proto::v1;
 use serde::Serialize;
@@ -48,22 +48,28 @@ impl Propose {
                 next: "see `muster host list --pending`; `muster host token NAME` lets one enrol".to_owned(),
             });
         }
-        let (members, policy) = present(&session, &fleet).await?;
+        let Present { members, policy, mut parked, mut retired } = present(&session, &fleet).await?;
+        let is_pending = |name: &HostName| pending.iter().any(|host| host.name == *name);
+        // One that has enrolled anew comes back with its new key.
+        let returned: Vec<HostName> =
+            parked.iter().chain(&retired).map(|it| it.name.clone()).filter(is_pending).collect();
+        parked.retain(|it| !is_pending(&it.name));
+        retired.retain(|it| !is_pending(&it.name));
         let replaced: Vec<String> = members
             .iter()
-            .filter(|member| pending.iter().any(|host| host.name == member.name))
+            .filter(|member| is_pending(&member.name))
             .map(|member| member.name.to_string())
             .collect();
-        let kept = members.into_iter().filter(|member| !pending.iter().any(|host| host.name == member.name));
+        let kept = members.into_iter().filter(|member| !is_pending(&member.name));
         let kept = kept.map(|member| HostFile { name: member.name, attestation_key: member.attestation_key });
         let mut hosts: Vec<HostFile> = kept.collect();
         let of_roster = hosts.len();
         hosts.extend(pending.iter().cloned());
-        let file =
-            RosterFile { fleet: fleet.clone(), revision: None, policy: PolicyFile::from(policy), hosts };
+        let policy = PolicyFile::from(policy);
+        let file = RosterFile { fleet: fleet.clone(), revision: None, policy, hosts, parked, retired };
         let text = toml::to_string(&file).expect("a roster has string keys and no failing serialisers");
         write(&self.out, text.as_bytes(), 0o644, Existing::Keep)?;
-        env.ui.report(&Proposed { fleet, file: self.out, of_roster, pending, replaced })?;
+        env.ui.report(&Proposed { fleet, file: self.out, of_roster, pending, replaced, returned })?;
         Ok(Exit::Proven)
     }
 }
@@ -85,14 +91,32 @@ pub(super) async fn pending(session: &Session, fleet: &FleetName) -> Result<Vec<
     hosts.collect()
 }
 
-/// The hosts and the policy of the roster in force; of a fleet that has none, no hosts and the usual policy.
-async fn present(session: &Session, fleet: &FleetName) -> Result<(Vec<Member>, Policy), CliError> {
+/// What the next roster keeps.
+#[derive(Default)]
+struct Present {
+    members: Vec<Member>,
+    policy: Policy,
+    parked: Vec<Withdrawn>,
+    retired: Vec<Withdrawn>,
+}
+
+/// What is in the last roster; of a fleet that has none, no hosts and the usual policy.
+async fn present(session: &Session, fleet: &FleetName) -> Result<Present, CliError> {
     match Box::pin(session.last_roster(fleet)).await {
-        Ok(roster) => Ok((roster.document().hosts().to_vec(), roster.document().policy())),
+        Ok(roster) => {
+            let roster = roster.document();
+            let (members, policy) = (roster.hosts().to_vec(), roster.policy());
+            Ok(Present {
+                members,
+                policy,
+                parked: roster.parked().to_vec(),
+                retired: roster.retired().to_vec(),
+            })
+        }
         Err(CliError::Refused { refusal, .. })
             if matches!(refusal.code(), Some(Code::FleetUnknown | Code::RosterEmpty)) =>
         {
-            Ok((Vec::new(), Policy::default()))
+            Ok(Present::default())
         }
         Err(error) => Err(error),
     }
@@ -106,6 +130,9 @@ struct Proposed {
     pending: Vec<HostFile>,
     /// Hosts of the roster that have enrolled with another key.
     replaced: Vec<String>,
+    /// Hosts that were parked, or had retired, and come back with another key.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    returned: Vec<HostName>,
 }
 
 impl Report for Proposed {
@@ -124,6 +151,13 @@ impl Report for Proposed {
                 Tone::Warning,
                 "another key",
                 format_args!("{host} is in the roster with another key"),
+            );
+        }
+        for host in &self.returned {
+            page.labelled(
+                Tone::Warning,
+                "comes back",
+                format_args!("{host} was set aside, and has enrolled with another key"),
             );
         }
         page.gap();

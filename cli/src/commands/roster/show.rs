@@ -2,14 +2,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 use muster_model::{
-    BootGatePolicy, ClockPolicy, Digest, Fence, FleetName, HostName, Policy, PublicKey, Roster,
-    RosterRevision, Timing,
+    BootGatePolicy, ClockPolicy, Digest, Fence, FleetName, HostName, Policy, PublicKey, Roster, RosterRevision,
+    Timing, Withdrawn,
 };
 use muster_trust::Authentic;
 use serde::Serialize;
 
 use crate::args::FleetArg;
-use crate::clock::span_text;
+use crate::clock::{date_text, span_text};
 use crate::commands::Env;
 use crate::connect::Session;
 use crate::error::CliError;
@@ -53,6 +53,8 @@ impl Show {
                 .collect(),
             fenced: document.fenced().to_vec(),
             additions: Added::of(&session, &roster),
+            parked: document.parked().to_vec(),
+            retired: document.retired().to_vec(),
         })?;
         Ok(Exit::Proven)
     }
@@ -74,6 +76,12 @@ struct Shown {
     /// What joiners have added since operators signed; nothing where they may not and have not.
     #[serde(skip_serializing_if = "Option::is_none")]
     additions: Option<Added>,
+    /// Hosts that serve nothing, and may be asked back.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parked: Vec<Withdrawn>,
+    /// Hosts that have left for good.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    retired: Vec<Withdrawn>,
 }
 
 /// Hosts that joiners have added.
@@ -140,6 +148,15 @@ impl Report for Shown {
         page.gap();
         let rows = self.hosts.iter().map(|row| [row.host.to_string(), row.attestation_key.to_string()]);
         page.table(["HOST", "ATTESTATION KEY"], rows.collect());
+        for (what, list) in [("PARKED", &self.parked), ("RETIRED", &self.retired)] {
+            if !list.is_empty() {
+                page.gap();
+                let rows = list
+                    .iter()
+                    .map(|it| [it.name.to_string(), date_text(it.since_unix_ms), it.reason.clone()]);
+                page.table([what, "SINCE", "WHY"], rows.collect());
+            }
+        }
     }
 }
 

@@ -15,6 +15,8 @@ const DEPLOYED_NAMED_MAX: usize = 3;
 #[derive(Debug, Serialize)]
 pub(super) struct HostView {
     pub(super) host: String,
+    /// What it is to the fleet.
+    state: &'static str,
     pub(super) connected: bool,
     age_ms: Option<u64>,
     mode: Option<String>,
@@ -64,6 +66,7 @@ impl HostView {
         };
         Ok(Self {
             host: host.to_string(),
+            state: state_text(wire.state()),
             connected: wire.connected,
             age_ms: wire.age_ms,
             mode: wire.mode.as_ref().map(|mode| mode_text(mode, standing)),
@@ -104,7 +107,7 @@ impl HostView {
         }
     }
 
-    fn connection_text(&self) -> String {
+    pub(super) fn connection_text(&self) -> String {
         match (self.connected, self.age_ms) {
             (true, Some(age_ms)) => format!("for {}", span_text(age_ms)),
             (true, None) => "yes".to_owned(),
@@ -143,6 +146,9 @@ impl HostView {
         let mut text = self.mode.clone().unwrap_or_else(|| "unknown".to_owned());
         if let (Some(_), Some(left_ms)) = (&self.mode, self.lease_ms()) {
             text.push_str(&format!(", {} left", span_text(left_ms)));
+        }
+        if matches!(self.state, "joining" | "leaving") {
+            text = format!("{}, {text}", self.state);
         }
         if let Some(version) = self.other_root {
             text.push_str(&format!(", root {version}"));
@@ -224,6 +230,16 @@ impl Standing {
             Self::Halted => (Code::Halted, "it was halted, and serves nothing until an order resumes it"),
         };
         Some(Blocker::host(code, host, detail))
+    }
+}
+
+/// A coordinator from before hosts could be parked says nothing, and has none.
+const fn state_text(state: v1::HostState) -> &'static str {
+    match state {
+        v1::HostState::Joining => "joining",
+        v1::HostState::Serving | v1::HostState::Unspecified => "serving",
+        v1::HostState::Leaving => "leaving",
+        v1::HostState::Parked => "parked",
     }
 }
 

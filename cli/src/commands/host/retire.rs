@@ -1,0 +1,117 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use muster_model::{FleetName, HostName, HostPlace};
+use muster_proto::v1;
+
+use super::place::{Moved, Outcome, TIMEOUT, in_no_roster};
+use crate::args::{FleetArg, duration};
+use crate::commands::Env;
+use crate::commands::roster::{HandedIn, Next, holds, until};
+use crate::connect::{Session, answer};
+use crate::error::CliError;
+use crate::exit::Exit;
+
+/// Have a host leave for good: it is parked first, then listed as retired, and its certificates are revoked.
+///
+/// Its name is kept in the roster, and comes back only if an operator names it (`muster roster draft NAME…`, or `roster propose`
+/// once it has enrolled anew) with another attestation key. Its certificates are revoked where the coordinator issues them, unless
+/// another fleet of this coordinator lists the host. Where several operators must sign, each of the two steps leaves a file.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  muster host retire host-5 --reason \"sold\"")]
+pub(crate) struct Retire {
+    /// The host
+    #[arg(value_name = "NAME")]
+    name: HostName,
+    #[command(flatten)]
+    fleet: FleetArg,
+    /// Why, for whoever looks. It is signed
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// State that its machine is off or wiped: it need not answer. Be sure: nothing else keeps it from serving
+    #[arg(long)]
+    fenced: bool,
+    /// How long to wait until it has closed
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = TIMEOUT)]
+    timeout: Duration,
+    /// Where several operators must sign: write the roster to this file [default: park-NAME.json, then retire-NAME.json]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+impl Retire {
+    pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
+        let session = env.session().await?;
+        let fleet = session.fleet(self.fleet.fleet.clone()).await?;
+        loop {
+            let mut next = Next::of(&session, &fleet).await?;
+            let revision = next.before().revision();
+            let step = match next.before().place(&self.name) {
+                Some(HostPlace::Serving) if !self.fenced => {
+                    next.park(&self.name, &self.reason);
+                    "park"
+                }
+                Some(HostPlace::Serving | HostPlace::Parked) => {
+                    // It has closed, or nothing proves it but the statement.
+                    if !self.fenced {
+                        until(env, &session, &fleet, self.timeout, |status| holds(status, revision)).await?;
+                    }
+                    if self.fenced {
+                        next.state_off(&self.name, &self.reason);
+                    }
+                    next.retire(&self.name, &self.reason);
+                    "retire"
+                }
+                Some(HostPlace::Retired) => {
+                    let status = until(env, &session, &fleet, self.timeout, |it| holds(it, revision)).await?;
+                    let revoked = self.revoke(env, &session, &fleet, &status).await?;
+                    let mut moved = Moved::of(fleet, self.name, "retire", Outcome::Retired, &status);
+                    moved.certificates_revoked = revoked;
+                    env.ui.report(&moved)?;
+                    return Ok(Exit::Proven);
+                }
+                None => return Err(in_no_roster(&self.name, &fleet)),
+            };
+            let file = self.out.clone().unwrap_or_else(|| format!("{step}-{}.json", self.name).into());
+            match next.hand_in(&session, &file).await? {
+                HandedIn::Applied { .. } => {}
+                HandedIn::Drafted { file, approvals } => {
+                    env.ui.report(&Moved::drafted(fleet, self.name, step, file, approvals))?;
+                    return Ok(Exit::Proven);
+                }
+            }
+        }
+    }
+
+    /// Revokes its certificates where there is an issuer, and no other fleet needs them.
+    async fn revoke(
+        &self,
+        env: &Env,
+        session: &Session,
+        fleet: &FleetName,
+        status: &v1::FleetStatus,
+    ) -> Result<Option<u32>, CliError> {
+        let issuer = status.coordinator_certificate.as_ref().and_then(|it| it.issuer_expires_unix_ms);
+        if issuer.is_none() {
+            env.ui
+                .warn("the coordinator issues no certificates: have whoever issued this host's revoke them");
+            return Ok(None);
+        }
+        let mut client = session.operations();
+        let fleets = answer("list the fleets", client.list_fleets(v1::ListFleetsRequest {})).await?;
+        for other in fleets.fleets.iter().filter(|it| it.fleet != fleet.as_str()) {
+            let Ok(other) = FleetName::new(&other.fleet) else { continue };
+            let roster = Box::pin(session.last_roster(&other)).await?;
+            if matches!(roster.document().place(&self.name), Some(HostPlace::Serving | HostPlace::Parked)) {
+                env.ui.warn(format_args!("{other} lists {} as well: its certificates stay good", self.name));
+                return Ok(None);
+            }
+        }
+        let request = v1::EvictHostRequest { host: self.name.to_string(), reason: self.reason.clone() };
+        let evicted =
+            answer(&format!("revoke the certificates of {}", self.name), client.evict_host(request)).await?;
+        Ok(Some(evicted.certificates))
+    }
+}

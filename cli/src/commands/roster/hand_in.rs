@@ -1,0 +1,177 @@
+//! Rosters that a verb makes by itself: signed and handed in where one operator is enough, and left as a file elsewhere.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use muster_model::{Blocker, Code, Fence, FleetName, HostName, Refusal, Roster, RosterRevision, Withdrawn};
+use muster_proto::v1;
+use muster_trust::{Signer, sign};
+use tokio::time::Instant;
+
+use crate::clock::unix_time;
+use crate::commands::Env;
+use crate::commands::order::Approvals;
+use crate::connect::{Session, answer};
+use crate::error::CliError;
+use crate::files::{Existing, write};
+
+/// How soon the coordinator is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
+/// The roster that a verb makes of the last one.
+pub(crate) struct Next {
+    fleet: FleetName,
+    before: Roster,
+    parked: Vec<Withdrawn>,
+    retired: Vec<Withdrawn>,
+    members: Vec<muster_model::Member>,
+    fenced: Vec<Fence>,
+}
+
+/// What became of it.
+pub(crate) enum HandedIn {
+    /// The coordinator has it.
+    Applied { revision: RosterRevision },
+    /// Others must sign it first.
+    Drafted { file: PathBuf, approvals: Approvals },
+}
+
+impl Next {
+    /// The same as the last roster that was handed in.
+    pub(crate) async fn of(session: &Session, fleet: &FleetName) -> Result<Self, CliError> {
+        let before = Roster::clone(Box::pin(session.last_roster(fleet)).await?.document());
+        Ok(Self {
+            fleet: fleet.clone(),
+            parked: before.parked().to_vec(),
+            retired: before.retired().to_vec(),
+            members: before.hosts().to_vec(),
+            fenced: Vec::new(),
+            before,
+        })
+    }
+
+    /// The last roster.
+    pub(crate) const fn before(&self) -> &Roster {
+        &self.before
+    }
+
+    /// Has a host serve no more, for a while.
+    pub(crate) fn park(&mut self, host: &HostName, reason: &str) {
+        if let Some(at) = self.members.iter().position(|it| it.name == *host) {
+            let member = self.members.remove(at);
+            self.parked.push(aside(member, reason));
+        }
+    }
+
+    /// Has a parked host serve again.
+    pub(crate) fn unpark(&mut self, host: &HostName) {
+        if let Some(at) = self.parked.iter().position(|it| it.name == *host) {
+            self.members.push(self.parked.remove(at).member());
+        }
+    }
+
+    /// Has a host leave for good.
+    pub(crate) fn retire(&mut self, host: &HostName, reason: &str) {
+        let parked = self.parked.iter().position(|it| it.name == *host);
+        let serving = self.members.iter().position(|it| it.name == *host);
+        let member = match (parked, serving) {
+            (Some(at), _) => self.parked.remove(at).member(),
+            (None, Some(at)) => self.members.remove(at),
+            (None, None) => return,
+        };
+        self.retired.push(aside(member, reason));
+    }
+
+    /// States that a host is off.
+    pub(crate) fn state_off(&mut self, host: &HostName, reason: &str) {
+        let fence = Fence { host: host.clone(), reason: reason.to_owned(), stated_unix_ms: unix_time() };
+        self.fenced.push(fence);
+    }
+
+    /// Signs it, and hands it in if that is enough.
+    pub(crate) async fn hand_in(self, session: &Session, file: &Path) -> Result<HandedIn, CliError> {
+        let doing = format!("change the roster of {}", self.fleet);
+        let invalid = |source| CliError::Document { doing: doing.clone(), source };
+        let (revision, policy) = (self.before.revision().next(), self.before.policy());
+        if self.members.is_empty() {
+            let detail = "it would leave nobody who serves, and nothing can be proven of an empty fleet";
+            return Err(CliError::refused(doing, Refusal::of(Code::RosterEmpty, detail)));
+        }
+        let roster = Roster::new(self.fleet.clone(), revision, policy, self.members)
+            .and_then(|roster| roster.setting_aside(self.parked, self.retired))
+            .and_then(|roster| roster.stating(self.fenced))
+            .map_err(invalid)?;
+        let key = session.context().operator_key()?;
+        let signers: [&dyn Signer; 1] = [&*key];
+        let envelope = sign(&roster, &signers).map_err(CliError::trust(doing.as_str()))?;
+        if session.operators_needed() > 1 {
+            write(file, envelope.raw(), 0o644, Existing::Keep)?;
+            let approvals = Approvals::of(session, &[key.public().clone()]);
+            return Ok(HandedIn::Drafted { file: file.to_owned(), approvals });
+        }
+        let request = v1::ApplyRosterRequest { envelope: envelope.raw().to_vec(), fenced: Vec::new() };
+        let mut client = session.operations();
+        Box::pin(answer(&doing, client.apply_roster(request))).await?;
+        Ok(HandedIn::Applied { revision })
+    }
+}
+
+fn aside(member: muster_model::Member, reason: &str) -> Withdrawn {
+    let muster_model::Member { name, attestation_key } = member;
+    Withdrawn { name, attestation_key, reason: reason.to_owned(), since_unix_ms: unix_time() }
+}
+
+/// Waits until `is_done`, and says what it waits for.
+pub(crate) async fn until(
+    env: &Env,
+    session: &Session,
+    fleet: &FleetName,
+    timeout: Duration,
+    mut is_done: impl FnMut(&v1::FleetStatus) -> Result<(), Vec<Blocker>>,
+) -> Result<v1::FleetStatus, CliError> {
+    let deadline = Instant::now() + timeout;
+    let mut said = None;
+    loop {
+        let status = session.status(fleet).await?;
+        let Err(blockers) = is_done(&status) else { return Ok(status) };
+        if Instant::now() >= deadline {
+            return Err(CliError::refused(format!("finish within {timeout:?}"), Refusal { blockers }));
+        }
+        let waits = blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        if said.as_ref() != Some(&waits) {
+            env.ui.say(format_args!("waiting: {waits}"));
+            said = Some(waits);
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+/// Whether the roster holds, or which hosts it waits for.
+pub(crate) fn holds(status: &v1::FleetStatus, revision: RosterRevision) -> Result<(), Vec<Blocker>> {
+    if status.roster_revision >= revision.0 {
+        return Ok(());
+    }
+    let Some(coming) = &status.coming else {
+        let detail = "another roster was handed in instead; look at `muster roster show`";
+        return Err(vec![Blocker::fleet(Code::RosterChanged, detail)]);
+    };
+    let awaited = coming.awaited.iter().filter_map(|host| HostName::new(host).ok());
+    let mut blockers: Vec<Blocker> = awaited
+        .map(|host| {
+            let is_connected = status.hosts.iter().any(|it| it.host == host.as_str() && it.connected);
+            let detail = if is_connected {
+                "it is asked to close, and has not said yet that it has".to_owned()
+            } else {
+                format!(
+                    "it is not connected, and may serve; if its machine is off, state it: \
+                     `muster host park {host} --fenced --reason TEXT`, or take it back: `muster host unpark {host}`"
+                )
+            };
+            Blocker::host(Code::RemovalNeedsEvidence, &host, detail)
+        })
+        .collect();
+    if blockers.is_empty() {
+        blockers.push(Blocker::fleet(Code::Busy, "it holds once the rollout under way is over"));
+    }
+    Err(blockers)
+}
