@@ -23,6 +23,7 @@ mod joiners;
 mod keys;
 mod membership;
 mod nemesis;
+mod parking;
 mod phases;
 mod rebuild;
 mod receipts;

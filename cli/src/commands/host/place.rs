@@ -92,7 +92,10 @@ impl Report for Moved {
             Outcome::Drafted => {}
         }
         if let Some(count) = self.certificates_revoked {
-            page.line(format_args!("revoked {}", counted(count, "certificate")));
+            page.line(format_args!(
+                "it was evicted: {} that the coordinator knows, and any other",
+                counted(count, "certificate")
+            ));
         }
         if let (Some(file), Some(approvals)) = (&self.file, &self.approvals) {
             let file = file.display();
