@@ -142,10 +142,14 @@ impl Papers {
         fs::read(self.path(kept.envelope)).ok()
     }
 
+    /// Whether this is the roster that is kept.
+    pub(crate) fn has_roster(&self, envelope: Digest) -> bool {
+        self.lock().roster.is_some_and(|known| known.envelope == envelope)
+    }
+
     /// The same, if it is the one with this name. Blocks.
     pub(crate) fn roster_named(&self, envelope: Digest) -> Option<Vec<u8>> {
-        let is_kept = self.lock().roster.is_some_and(|known| known.envelope == envelope);
-        is_kept.then(|| self.roster()).flatten()
+        self.has_roster(envelope).then(|| self.roster()).flatten()
     }
 
     /// Whether a release is one that a kept rollout led to.

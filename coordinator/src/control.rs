@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use muster_model::{Blocker, Code, FleetName, FromHost, HostName, Refusal, SessionId, Token};
+use muster_model::{Blocker, Code, Digest, FleetName, FromHost, HostName, Refusal, SessionId, Token};
 use muster_mtls::Peer;
 use muster_proto::convert::{self, from_host, to_agent};
 use muster_proto::v1;
@@ -229,10 +229,10 @@ impl Attachment {
         // Before anything that the keys of a new root may have signed.
         self.relay_roots(Some(fleet))?;
         let audit_shown = self.show_audit(fleet, seen).await?;
-        self.show_mandate(&handle)?;
+        let roster_shown = Some(self.show_mandate(&handle)?);
         let session = self.shared.next_session();
-        let outbox =
-            Outbox { session, frames: self.frames.clone(), audit_shown, hang_up: Arc::clone(&self.hang_up) };
+        let (frames, hang_up) = (self.frames.clone(), Arc::clone(&self.hang_up));
+        let outbox = Outbox { session, frames, roster_shown, audit_shown, hang_up };
         let next = Token::from_bytes(crate::random(&self.shared.machine)?);
         let event = Event::Joining { host: self.host.clone(), session, report, next };
         handle.tell(Input::Joining(Box::new(event), self.host.clone(), outbox)).await?;
@@ -255,8 +255,8 @@ impl Attachment {
         self.relay_roots(Some(fleet))?;
         let audit_shown = self.show_audit(fleet, seen).await?;
         let session = self.shared.next_session();
-        let outbox =
-            Outbox { session, frames: self.frames.clone(), audit_shown, hang_up: Arc::clone(&self.hang_up) };
+        let (frames, hang_up) = (self.frames.clone(), Arc::clone(&self.hang_up));
+        let outbox = Outbox { session, frames, roster_shown: None, audit_shown, hang_up };
         let next = Token::from_bytes(crate::random(&self.shared.machine)?);
         let joining =
             rebuild::Input::Joining { host: self.host.clone(), report: Box::new(report), outbox, next };
@@ -317,7 +317,7 @@ impl Attachment {
     }
 
     /// Shows what makes hosts obey this life of the database, if it is not their first, and the roster in force.
-    fn show_mandate(&self, fleet: &FleetHandle) -> Result<(), Refusal> {
+    fn show_mandate(&self, fleet: &FleetHandle) -> Result<Digest, Refusal> {
         let leadership = muster_model::Leadership::default();
         if let Some(mandate) = self.shared.ledger.history(&fleet.name).mandate {
             let envelope = mandate.envelope.clone().into_bytes();
@@ -325,10 +325,12 @@ impl Attachment {
             let frame = crate::fleet::stamp(&fleet.name, leadership, body);
             self.frames.try_send(frame).map_err(out_of_room)?;
         }
-        let roster = fleet.roster().shown_to(&self.host).as_bytes().to_vec();
+        let envelope = fleet.roster().shown_to(&self.host);
+        let roster = envelope.as_bytes().to_vec();
         let body = v1::coordinator_frame::Body::RosterShown(v1::RosterShown { roster });
         let frame = crate::fleet::stamp(&fleet.name, leadership, body);
-        self.frames.try_send(frame).map_err(out_of_room)
+        self.frames.try_send(frame).map_err(out_of_room)?;
+        Ok(envelope)
     }
 
     /// Shows the host the audit log, as far as it has gone, before its session begins: the fleet is the witness.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use muster_model::{FleetName, HostName, SessionId};
+use muster_model::{Digest, FleetName, HostName, SessionId};
 use muster_proto::v1;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -16,6 +16,8 @@ pub(crate) const OUTBOX_FRAMES: usize = 256;
 pub(crate) struct Outbox {
     pub(crate) session: SessionId,
     pub(crate) frames: mpsc::Sender<v1::CoordinatorFrame>,
+    /// The envelope of the roster that the host was shown before it asked.
+    pub(crate) roster_shown: Option<Digest>,
     /// How many entries of the audit log the host was shown last.
     pub(crate) audit_shown: Arc<AtomicU64>,
     /// Ends the host's stream.
@@ -66,12 +68,13 @@ impl Connections {
         self.joining.clear();
     }
 
-    /// A session that was asked for begins.
-    pub(super) fn begin(&mut self, session: SessionId) {
-        if let Some((host, outbox)) = self.joining.remove(&session) {
-            self.changed.insert(host.clone());
-            self.current.insert(host, outbox);
-        }
+    /// A session that was asked for begins. Returns which roster the host was shown, if it was asked for.
+    pub(super) fn begin(&mut self, session: SessionId) -> Option<Digest> {
+        let (host, outbox) = self.joining.remove(&session)?;
+        let roster_shown = outbox.roster_shown;
+        self.changed.insert(host.clone());
+        self.current.insert(host, outbox);
+        roster_shown
     }
 
     /// All hosts that have a session.
@@ -131,7 +134,8 @@ mod tests {
     fn outbox(session: u64) -> (Outbox, mpsc::Receiver<v1::CoordinatorFrame>) {
         let (frames, receiver) = mpsc::channel(1);
         let hang_up = Arc::default();
-        (Outbox { session: SessionId(session), frames, audit_shown: Arc::default(), hang_up }, receiver)
+        let (session, audit_shown) = (SessionId(session), Arc::default());
+        (Outbox { session, frames, roster_shown: None, audit_shown, hang_up }, receiver)
     }
 
     fn host(number: u64) -> HostName {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use muster_audit::Kind;
 use muster_daemon::{DECISIONS, Machine, crash_point};
 use muster_model::{
-    Blocker, BootTime, Durable, Epoch, FleetName, HostName, Refusal, RolloutId, SessionId, ToHost,
+    Blocker, BootTime, Digest, Durable, Epoch, FleetName, HostName, Refusal, RolloutId, SessionId, ToHost,
 };
 use muster_proto::convert::to_agent;
 use muster_proto::v1;
@@ -342,12 +342,23 @@ impl Driver {
     }
 
     fn send(&mut self, host: &HostName, session: SessionId, message: ToHost) {
+        let mut shown = None;
         if let ToHost::Joined { .. } = message {
-            self.connections.begin(session);
+            shown = self.connections.begin(session);
         }
         tracing::trace!(target: DECISIONS, fleet = %self.handle.name, %host, ?session, ?message, "says");
         let frame = stamp(&self.handle.name, self.fleet.record().leadership, to_agent(message));
         self.connections.send(host, session, frame);
+        // Another roster was handed in between what the host was shown and the beginning of its session.
+        let newest = self.fleet.shown_to(host);
+        if shown.is_some_and(|shown| shown != newest) {
+            self.show_roster(host, session, newest);
+        }
+    }
+
+    fn show_roster(&mut self, host: &HostName, session: SessionId, envelope: Digest) {
+        let body = FrameBody::RosterShown(v1::RosterShown { roster: envelope.as_bytes().to_vec() });
+        self.connections.send(host, session, self.handle.frame(body));
     }
 
     fn end_session(&mut self, host: &HostName, session: SessionId, refusal: Refusal) {
@@ -470,8 +481,7 @@ impl Driver {
         let shown = shown.filter(|(_, _, envelope)| holds || *envelope != next.envelope);
         let shown: Vec<_> = shown.map(|(host, outbox, it)| (host.clone(), outbox.session, it)).collect();
         for (host, session, envelope) in shown {
-            let body = FrameBody::RosterShown(v1::RosterShown { roster: envelope.as_bytes().to_vec() });
-            self.connections.send(&host, session, self.handle.frame(body));
+            self.show_roster(&host, session, envelope);
         }
     }
 

@@ -17,8 +17,8 @@ use crate::exit::Exit;
 /// connected, is shown as parked, and gets the bytes of releases. Where several operators must sign, a file is left for them.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  muster host park host-5 --reason \"a fan rattles\"
-  muster host park host-5 --fenced --reason \"pulled out of rack 4\"")]
+  muster host park host-5 --reason rattling
+  muster host park host-5 --fenced --reason unplugged")]
 pub(crate) struct Park {
     /// The host
     #[arg(value_name = "NAME")]

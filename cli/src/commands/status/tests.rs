@@ -177,6 +177,7 @@ fn the_json_has_a_schema_and_stable_names() {
       "hosts": [
         {
           "host": "host-2",
+          "state": "serving",
           "connected": false,
           "age_ms": 125000,
           "mode": null,

@@ -17,6 +17,7 @@ impl Host {
         match &mut self.record.mode {
             Mode::Armed { k: armed, .. } if *armed == k => {
                 self.close_attempts = 0;
+                self.closing = Some(k);
                 out.effects.push(Effect::Close { k: Some(k), attempt: 0 });
             }
             Mode::Closed { k: closed, next, fallback, at_boot_ms } if *closed == k => {
@@ -45,6 +46,9 @@ impl Host {
         entropy: Entropy,
         out: &mut Out,
     ) {
+        if outcome.is_ok() || !self.must_close(k) {
+            self.closing = self.closing.filter(|closing| Some(*closing) != k);
+        }
         let at = match outcome {
             Ok(at) => at,
             Err(refusal) => {

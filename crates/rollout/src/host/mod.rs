@@ -45,6 +45,8 @@ pub struct Host {
     opening: Option<Serving>,
     /// How often the guard failed to close in a row.
     close_attempts: u32,
+    /// The rollout that the guard was told to close for, until it has answered. Volatile.
+    closing: Option<RolloutId>,
     /// Whether the guard is being asked to end a halt. Volatile: what it says before it answers is older.
     resuming: Resume,
     /// Step 8: what is needed to renew the lease. Volatile: after a restart nothing is renewed any more.
@@ -147,6 +149,7 @@ impl Host {
             round: None,
             opening: None,
             close_attempts: 0,
+            closing: None,
             resuming: Resume::No,
             lease: None,
             quiesced: Quiesced::Unknown,
@@ -210,6 +213,12 @@ impl Host {
     #[must_use]
     pub const fn record(&self) -> &HostRecord {
         &self.record
+    }
+
+    /// The rollout that this host is closing for at this moment: it cannot say yet that it has closed.
+    #[must_use]
+    pub const fn closing(&self) -> Option<RolloutId> {
+        self.closing
     }
 
     /// What the guard serves, as far as it is known.

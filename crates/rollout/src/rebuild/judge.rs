@@ -115,6 +115,10 @@ fn distrust(roster: &Roster, it: &Testimony) -> Option<Blocker> {
         let detail = format!("it tells of a rollout or an epoch beyond {NUMBER_MAX}, which no fleet reaches");
         return Some(Blocker::host(Code::HistoryLost, &it.host, detail));
     }
+    if let Some(k) = it.closing {
+        let detail = format!("it is closing for rollout {k}, and cannot say yet that it has");
+        return Some(Blocker::host(Code::HostSilent, &it.host, detail));
+    }
     if it.roster_revision > roster.revision() {
         let detail = format!(
             "it has seen revision {} of the roster, and the mandate is for revision {}",

@@ -42,6 +42,9 @@ pub struct Testimony {
     pub roster: Option<Digest>,
     /// The documents of the last rollouts that it has verified.
     pub kept: Vec<Kept>,
+    /// The rollout that it is closing for at this moment. What comes of that is not known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closing: Option<RolloutId>,
     /// Whether it serves with the others, by the rosters that it has verified.
     #[serde(default, skip_serializing_if = "Membership::is_member")]
     pub membership: Membership,
@@ -153,6 +156,7 @@ impl Host {
             revealed: revealed(&record.mode),
             roster: None,
             kept: Vec::new(),
+            closing: self.closing(),
             membership: record.membership,
         }
     }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use muster_model::{
     Blocker, Closing, Code, Commitment, Digest, Epoch, FlipMode, HostName, Incarnation, Leadership, Mandate,
-    Purpose, RolloutId, Roster, Secrets, Term,
+    Membership, Purpose, RolloutId, Roster, RosterRevision, Secrets, Term,
 };
 
 use super::history::{goes_on, lived_until_the_loss};
-use super::papers::host_name;
+use super::papers::{host_name, signed_roster_of};
 use super::world::World;
 use crate::fleet::{Papers, Phase, roster_ref};
 use crate::host::{Host, HostRecord, Mode};
@@ -217,6 +217,9 @@ fn nothing_is_concluded_before_all_hosts_were_heard_and_agree() {
         |change: &dyn Fn(&mut Testimony)| with(&|told| change(told.get_mut(&second).expect("it was heard")));
     assert_eq!(edit(&|it| it.history = crate::host::History::Lost), at(Code::HistoryLost));
     assert_eq!(edit(&|it| it.roster_revision.0 += 1), at(Code::RosterChanged));
+    // What comes of a close that is still draining is not known; and one that was left out has to see that it no longer is.
+    assert_eq!(edit(&|it| it.closing = Some(RolloutId(1))), at(Code::HostSilent));
+    assert_eq!(edit(&|it| it.membership = Membership::Excluded(RosterRevision(1))), at(Code::RosterChanged));
     // What would make whoever leads count past the end is no number of a rollout.
     assert_eq!(edit(&|it| it.last_k.0 = u64::MAX - 7), at(Code::HistoryLost));
     assert_eq!(edit(&|it| it.halted = Some(RolloutId(1 << 60))), at(Code::HistoryLost));
@@ -229,6 +232,28 @@ fn nothing_is_concluded_before_all_hosts_were_heard_and_agree() {
     let ahead = edit(&|it| it.mode = serve(2, other));
     assert!(ahead.iter().all(|(code, host)| *code == Code::RolledBackDisk && *host != second.to_string()));
     assert_eq!(ahead.len(), 2);
+}
+
+#[test]
+fn a_host_that_the_mandated_roster_parks_has_closed_or_is_stated_to_be_off() {
+    let (_, mut told, mandate) = settled();
+    let signed = signed_roster_of(2, 3, &[3].into());
+    let reference = roster_ref(&signed.roster, signed.digest);
+    let mandated = |fenced| {
+        let reason = "lost".to_owned();
+        Mandate::new(mandate.fleet.clone(), NEXT.incarnation, reference, fenced, reason).expect("a mandate")
+    };
+    let removal = [(Code::RemovalNeedsEvidence, "host-3".to_owned())];
+    let outcome = |told: &_, fenced| judge(&signed.roster, &mandated(fenced), told);
+    assert_eq!(codes(outcome(&told, vec![])), removal, "it serves, and nobody else knows");
+    let parked = told.get_mut(&host_name(3)).expect("it was heard");
+    parked.membership = Membership::Excluded(RosterRevision(2));
+    assert_eq!(codes(outcome(&told, vec![])), removal, "it has not stopped yet");
+    told.get_mut(&host_name(3)).expect("it was heard").serving = None;
+    assert_eq!(outcome(&told, vec![]).expect("it has closed").epoch.0, 1);
+    told.remove(&host_name(3));
+    assert_eq!(codes(outcome(&told, vec![])), [(Code::HostMissing, "host-3".to_owned())]);
+    assert_eq!(outcome(&told, vec![host_name(3)]).expect("it is off").epoch.0, 1);
 }
 
 #[test]

@@ -191,3 +191,40 @@ fn the_roster_does_not_change_while_a_rollout_is_under_way() {
     world.rest();
     world.expect_all_serve(1, 2);
 }
+
+#[test]
+fn a_host_that_was_away_does_not_bind_the_fleet_by_what_it_had_closed_for() {
+    use muster_model::HostMode;
+    let mut world = World::settled();
+    world.propose(1).expect("in order");
+    world.abort().expect("it is not decided");
+    world.rest();
+    world.cut(2);
+    world.crash_agent(2);
+    world.fenced.insert(host_name(3));
+    world.change_roster(2).expect("its machine is off");
+    world.fenced.clear();
+    world.change_roster(3).expect("it is listed again");
+    let mut report = away(&world);
+    report.standing.mode = HostMode::Closed(world.coordinator.record.last_k);
+    assert_eq!(join(&mut world, 2, report), None);
+    let fleet = world.coordinator.fleet.as_ref().expect("it is up");
+    assert_eq!(fleet.frozen(), None);
+    assert_eq!(fleet.hosts()[2].blockers[0].code, Code::StaleRollout);
+    world.change_roster(2).expect("it was offered nothing, and can be left out again");
+}
+
+/// What host 3 tells that was left out and listed again while it was away.
+fn away(world: &World) -> JoinReport {
+    let machine = &world.machines[2];
+    JoinReport {
+        token: None,
+        boot_id: machine.boot_id(false),
+        agent_version: "0.1.0".to_owned(),
+        protocol: crate::fleet::PROTOCOL,
+        nonce: Nonce::from_bytes([9; 32]),
+        journal: machine.journal,
+        standing: machine.record.standing(),
+        serving: muster_model::ServingReport::Dark,
+    }
+}
