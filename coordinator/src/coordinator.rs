@@ -157,8 +157,17 @@ impl Shared {
         if let Some(known) = self.rebuilding(name) {
             return Some(known);
         }
-        let count = self.rebuilds.read().unwrap_or_else(PoisonError::into_inner).len();
-        (count < REBUILDS_MAX).then(|| self.rebuild(name.clone(), Beginning::default()))
+        let has_room = {
+            let mut rebuilds = self.rebuilds.write().unwrap_or_else(PoisonError::into_inner);
+            if rebuilds.len() >= REBUILDS_MAX {
+                let deserted = rebuilds.iter().find(|(_, claim)| claim.gives_way());
+                if let Some(deserted) = deserted.map(|(name, _)| name.clone()) {
+                    rebuilds.remove(&deserted);
+                }
+            }
+            rebuilds.len() < REBUILDS_MAX
+        };
+        has_room.then(|| self.rebuild(name.clone(), Beginning::default()))
     }
 
     /// The same of a fleet that operators name: they are refused none.

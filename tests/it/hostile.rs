@@ -469,6 +469,29 @@ fn a_host_that_comes_back_over_another_stream_during_a_check_is_asked_again() {
     fleet.assert_all_serve(&one.to_string());
 }
 
+/// How many fleets that are not led a coordinator hears of at a time.
+const CLAIMS_MAX: usize = 64;
+
+#[test]
+fn fleets_that_are_none_take_no_place_once_whoever_named_them_has_gone() {
+    let fleet = Fleet::up(2);
+    fleet.host(2).agent.kill();
+    fleet.wait_connected(1);
+    let caller = Caller::connect(&fleet, &fleet.credentials(Role::Agent, "host-2")).unwrap();
+    for number in 0..CLAIMS_MAX + 2 {
+        wait_until("a claim is heard", PATIENCE, || {
+            let mut attached = caller.attach();
+            attached.say_of(&format!("ghost-{number}"), Body::Join(join()));
+            match attached.hear() {
+                Ok(Some(Told::Refuse(refuse))) => {
+                    (refuse.refusal?.blockers[0].code == Code::Rebuilding.as_str()).then_some(())
+                }
+                other => panic!("{other:?}"),
+            }
+        });
+    }
+}
+
 /// The roster in force, and how orders refer to it.
 fn in_force(fleet: &Fleet, caller: &Caller) -> (Roster, RosterRef) {
     let roster = fleet.trust_root().verify_roster(&caller.roster(), now()).unwrap();

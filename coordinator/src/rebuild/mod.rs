@@ -8,6 +8,7 @@ mod gather;
 mod parts;
 mod task;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use muster_model::{
@@ -38,6 +39,8 @@ pub(crate) struct RebuildHandle {
     /// Parts of documents go straight to whoever waits for them.
     pub(crate) parts: Arc<Parts>,
     standing: Mutex<Standing>,
+    /// Whether no host is connected that has asked for the fleet.
+    is_deserted: AtomicBool,
 }
 
 /// Whether there is a fleet to be rebuilt, or only hosts that say so.
@@ -56,6 +59,8 @@ pub(crate) enum Input {
     Joining { host: HostName, report: Box<muster_model::JoinReport>, outbox: Outbox, next: Token },
     /// A host's stream ended.
     Left { host: HostName, session: SessionId },
+    /// Others need the place of this fleet, of which nothing is known but what hosts said that have gone.
+    End,
     /// A host has taken its token.
     Confirmed { host: HostName, session: SessionId },
     /// A host told what it has promised.
@@ -102,7 +107,12 @@ pub(crate) struct Surveyed {
 
 impl RebuildHandle {
     fn new(inbox: mpsc::Sender<Input>, standing: Standing) -> Self {
-        Self { inbox, parts: Arc::default(), standing: Mutex::new(standing) }
+        Self {
+            inbox,
+            parts: Arc::default(),
+            standing: Mutex::new(standing),
+            is_deserted: AtomicBool::new(false),
+        }
     }
 
     /// Hands an input to the task. Fails once the fleet is led, or the coordinator ends.
@@ -114,6 +124,16 @@ impl RebuildHandle {
     /// Whether there is a fleet to be rebuilt.
     pub(crate) fn standing(&self) -> Standing {
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_deserted_now(&self, is_deserted: bool) {
+        self.is_deserted.store(is_deserted, Ordering::Relaxed);
+    }
+
+    /// Ends the task if nobody needs it: whoever asks again is heard from the beginning.
+    pub(crate) fn gives_way(&self) -> bool {
+        let is_needless = self.standing() == Standing::Claimed && self.is_deserted.load(Ordering::Relaxed);
+        is_needless && self.inbox.try_send(Input::End).is_ok()
     }
 
     pub(crate) fn is_known_now(&self) {

@@ -75,6 +75,8 @@ enum Stage {
 /// Whether the task has come to its end.
 enum Then {
     GoOn,
+    /// Others need its place.
+    End,
     Lead(Box<(FleetRecord, Inheritance)>),
 }
 
@@ -128,6 +130,7 @@ impl Rebuilder {
             };
             match self.take(input).await? {
                 Then::GoOn => {}
+                Then::End => return Ok(()),
                 Then::Lead(taken_over) => {
                     let (record, inheritance) = *taken_over;
                     self.shared.lead_rebuilt(record, inheritance);
@@ -145,7 +148,9 @@ impl Rebuilder {
                 if let Some(known) = self.at(&host, session) {
                     known.outbox = None;
                 }
+                self.handle.is_deserted_now(self.hosts.values().all(|host| host.outbox.is_none()));
             }
+            Input::End => return Ok(Then::End),
             Input::Confirmed { host, session } => {
                 if let Some(known) = self.at(&host, session) {
                     known.session.previous = PreviousToken::Spent;
@@ -211,6 +216,7 @@ impl Rebuilder {
         let before = self.hosts.remove(&host).and_then(|known| known.testimony);
         let known = Host { outbox: Some(outbox), session, testimony: before, trouble: refusal };
         self.hosts.insert(host, known);
+        self.handle.is_deserted_now(false);
     }
 
     fn admissible(&self, host: &HostName, report: &JoinReport) -> Result<(), Blocker> {

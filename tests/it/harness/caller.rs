@@ -204,7 +204,12 @@ impl Caller {
 impl Attached<'_> {
     /// Says something in the name of the fleet. Nobody may be listening any more.
     pub(crate) fn say(&self, body: v1::agent_frame::Body) {
-        let frame = v1::AgentFrame { fleet: FLEET.to_owned(), body: Some(body) };
+        self.say_of(FLEET, body);
+    }
+
+    /// The same of another fleet.
+    pub(crate) fn say_of(&self, fleet: &str, body: v1::agent_frame::Body) {
+        let frame = v1::AgentFrame { fleet: fleet.to_owned(), body: Some(body) };
         let _ = self.caller.wait(self.frames.send(frame));
     }
 
