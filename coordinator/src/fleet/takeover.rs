@@ -109,8 +109,9 @@ impl Reader<'_> {
     /// leading, which is how the next one comes to the hosts; they verify the roster again at every flip.
     fn roster(&self, envelope: Digest, roots: &RootChain) -> Result<Verified<Roster>, Error> {
         let bytes = self.read("the roster", envelope)?;
-        let roster =
-            roots.verify_roster_history(&bytes).map_err(|error| self.failed("the roster", envelope, error))?;
+        let roster = roots
+            .verify_roster_history(&bytes)
+            .map_err(|error| self.failed("the roster", envelope, error))?;
         Ok(roster.into_document())
     }
 

@@ -101,6 +101,9 @@ impl Next {
             .and_then(|roster| roster.setting_aside(self.parked, self.retired))
             .and_then(|roster| roster.stating(self.fenced))
             .map_err(invalid)?;
+        // Joiners add only to what says when it was signed.
+        let may_be_added_to = session.root().root().joiners.is_some();
+        let roster = if may_be_added_to { roster.issued(unix_time()) } else { roster };
         let key = session.context().operator_key()?;
         let signers: [&dyn Signer; 1] = [&*key];
         let envelope = sign(&roster, &signers).map_err(CliError::trust(doing.as_str()))?;

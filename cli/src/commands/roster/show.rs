@@ -2,8 +2,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use muster_model::{
-    BootGatePolicy, ClockPolicy, Digest, Fence, FleetName, HostName, Policy, PublicKey, Roster, RosterRevision,
-    Timing, Withdrawn,
+    BootGatePolicy, ClockPolicy, Digest, Fence, FleetName, HostName, Policy, PublicKey, Roster,
+    RosterRevision, Timing, Withdrawn,
 };
 use muster_trust::Authentic;
 use serde::Serialize;
