@@ -484,7 +484,8 @@ fn fleets_that_are_none_take_no_place_once_whoever_named_them_has_gone() {
             attached.say_of(&format!("ghost-{number}"), Body::Join(join()));
             match attached.hear() {
                 Ok(Some(Told::Refuse(refuse))) => {
-                    (refuse.refusal?.blockers[0].code == Code::Rebuilding.as_str()).then_some(())
+                    // There is no place for others: of them nothing is heard.
+                    refuse.refusal?.blockers[0].detail.contains("that is led").then_some(())
                 }
                 other => panic!("{other:?}"),
             }
