@@ -18,8 +18,8 @@ pub(crate) fn of_coordinator(shared: &Shared) -> Vec<Blocker> {
 pub(crate) fn of_hosts(shared: &Shared, fleet: &FleetHandle) -> Vec<Blocker> {
     let (now, inventory) = (shared.machine.unix_time(), fleet.inventory());
     let (registry, roster) = (shared.enrolments.registry(), fleet.roster().roster);
-    let hosts = roster.hosts().iter().filter_map(|member| {
-        let host = &member.name;
+    let names = roster.hosts().iter().map(|member| &member.name);
+    let hosts = names.chain(roster.parked().iter().map(|it| &it.name)).filter_map(|host| {
         if registry.is_evicted(host) {
             return Some(Blocker::host(
                 Code::HostEvicted,

@@ -109,7 +109,9 @@ impl Retire {
                 return Ok(None);
             }
         }
-        let request = v1::EvictHostRequest { host: self.name.to_string(), reason: self.reason.clone() };
+        let (host, reason) = (self.name.to_string(), self.reason.clone());
+        // There is an issuer: a new token lets the host in again.
+        let request = v1::EvictHostRequest { host, reason, for_good: false };
         let evicted =
             answer(&format!("revoke the certificates of {}", self.name), client.evict_host(request)).await?;
         Ok(Some(evicted.certificates))
