@@ -89,17 +89,16 @@ fn a_parked_host_that_starts_anew_stays_dark_and_refuses_an_older_roster() {
     assert_eq!(host.serves(), None);
     // Whoever has the coordinator's certificate can show it only what the operators have signed, and nothing that is older.
     let impostor = Impostor::replace(&fleet);
-    let joined = impostor.hear_from("host-3", "that it joins", |body| match body {
-        FromAgent::Join(join) => Some(join),
-        _ => None,
+    let joined = impostor.hear_from("host-3", "that it joins", |body| {
+        if let FromAgent::Join(join) = body { Some(join) } else { None }
     });
     assert_eq!(joined.excluded_by, Some(2));
     impostor.say_to("host-3", ToAgent::Joined(v1::Joined { next_token: vec![9; 32] }));
     let roster = impostor.hold(&older).as_bytes().to_vec();
     impostor.say_to("host-3", ToAgent::RosterShown(v1::RosterShown { roster }));
-    let refused = |body| match body {
-        FromAgent::Refused(refused) => Some(refused.refusal.unwrap().blockers[0].code.clone()),
-        _ => None,
+    let refused = |body| {
+        let FromAgent::Refused(refused) = body else { return None };
+        Some(refused.refusal.unwrap().blockers[0].code.clone())
     };
     assert_eq!(impostor.hear_from("host-3", "that it refuses the roster", refused), "roster-changed");
     let release = one.parse::<muster_model::Digest>().unwrap().as_bytes().to_vec();

@@ -9,11 +9,10 @@ use muster_rollout::fleet::Event;
 
 use crate::audit::AuditHandle;
 
-/// A host that tells the opposite again and again fills no log: what it says in between is left out, and a host that has drifted
-/// goes on telling it.
+/// A host that drifts again and again fills no log: so soon after it began, it is not told again. One that stays so goes on telling it.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// What was written of each host last. A host that was never written of is right.
+/// What was written of each host last, and when its drift began. A host that was never written of is right.
 #[derive(Default)]
 pub(super) struct DriftNotes(BTreeMap<HostName, (State, BootTime)>);
 
@@ -34,12 +33,14 @@ impl DriftNotes {
     ) -> Option<Entry> {
         let Event::Message { host, message, .. } = event else { return None };
         let (state, detail) = read(message)?;
-        match self.0.get(host) {
-            None if state == State::Right => return None,
-            Some((last, since)) if *last == state || now.since(*since) < PAUSE => return None,
-            None | Some(_) => {}
-        }
-        self.0.insert(host.clone(), (state, now));
+        let began = match (self.0.get(host), state) {
+            (None, State::Right) => return None,
+            (Some((last, _)), _) if *last == state => return None,
+            (Some((_, began)), State::Drifted) if now.since(*began) < PAUSE => return None,
+            (Some((_, began)), State::Right) => *began,
+            (None | Some(_), State::Drifted) => now,
+        };
+        self.0.insert(host.clone(), (state, began));
         Some(audit.own_entry(Kind::Drift).of_fleet(fleet).of_hosts([host]).saying(detail))
     }
 }
@@ -66,6 +67,7 @@ fn read(message: &FromHost) -> Option<(State, String)> {
         | FromHost::Armed { .. }
         | FromHost::Set { .. }
         | FromHost::Closed { .. }
-        | FromHost::Disarmed { .. } => None,
+        | FromHost::Disarmed { .. }
+        | FromHost::Withdrawn { .. } => None,
     }
 }

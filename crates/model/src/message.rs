@@ -24,6 +24,7 @@ pub struct Leadership {
 
 /// From an agent to the coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[expect(clippy::large_enum_variant, reason = "a join begins a session, and nobody keeps many messages")]
 pub enum FromHost {
     /// Step 2: begin a session for this fleet.
     Join(JoinReport),

@@ -154,38 +154,7 @@ impl World {
     fn host_effect(&mut self, index: usize, effect: Effect) {
         note!(self, "    {} -> {effect:?}", self.machines[index].name);
         match effect {
-            Effect::Send(message) => {
-                self.check_from_host(index, &message);
-                let machine = &mut self.machines[index];
-                if let FromHost::Dark { nonce: Some(nonce), .. } = &message {
-                    machine.nonce = Some(*nonce);
-                }
-                if let FromHost::Renew { .. } = &message {
-                    machine.asked_at = Some(machine.clock.at(self.now));
-                }
-                if let FromHost::Refused { refusal, .. } = &message {
-                    machine.refusals.push(refusal.clone());
-                }
-                let up = match message {
-                    FromHost::Join(report) => Up::Join(Box::new(report)),
-                    message @ (FromHost::Confirmed
-                    | FromHost::Fresh { .. }
-                    | FromHost::CannotAttest { .. }
-                    | FromHost::Prepared { .. }
-                    | FromHost::Probed { .. }
-                    | FromHost::Armed { .. }
-                    | FromHost::Renew { .. }
-                    | FromHost::Set { .. }
-                    | FromHost::Closed { .. }
-                    | FromHost::Disarmed { .. }
-                    | FromHost::Serving { .. }
-                    | FromHost::Measured { .. }
-                    | FromHost::Dark { .. }
-                    | FromHost::Withdrawn { .. }
-                    | FromHost::Refused { .. }) => Up::Message(Box::new(message)),
-                };
-                self.send_up(index, up);
-            }
+            Effect::Send(message) => self.host_says(index, message),
             Effect::SignAndSend(k, attestation) => {
                 self.check_attested(index, k);
                 self.send_up(index, Up::Attested(k, attestation));
@@ -223,6 +192,40 @@ impl World {
                 self.hang_up(index);
             }
         }
+    }
+
+    /// What a host says goes up its stream.
+    fn host_says(&mut self, index: usize, message: FromHost) {
+        self.check_from_host(index, &message);
+        let machine = &mut self.machines[index];
+        if let FromHost::Dark { nonce: Some(nonce), .. } = &message {
+            machine.nonce = Some(*nonce);
+        }
+        if let FromHost::Renew { .. } = &message {
+            machine.asked_at = Some(machine.clock.at(self.now));
+        }
+        if let FromHost::Refused { refusal, .. } = &message {
+            machine.refusals.push(refusal.clone());
+        }
+        let up = match message {
+            FromHost::Join(report) => Up::Join(Box::new(report)),
+            message @ (FromHost::Confirmed
+            | FromHost::Fresh { .. }
+            | FromHost::CannotAttest { .. }
+            | FromHost::Prepared { .. }
+            | FromHost::Probed { .. }
+            | FromHost::Armed { .. }
+            | FromHost::Renew { .. }
+            | FromHost::Set { .. }
+            | FromHost::Closed { .. }
+            | FromHost::Disarmed { .. }
+            | FromHost::Serving { .. }
+            | FromHost::Measured { .. }
+            | FromHost::Dark { .. }
+            | FromHost::Withdrawn { .. }
+            | FromHost::Refused { .. }) => Up::Message(Box::new(message)),
+        };
+        self.send_up(index, up);
     }
 
     fn ask_later(&mut self, index: usize, work: GuardWork) {
