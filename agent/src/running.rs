@@ -28,6 +28,13 @@ const TICK: Duration = Duration::from_millis(10);
 /// More than these are not told one by one.
 const BLOCKERS_MAX: usize = 8;
 
+/// What a file is to the process that executes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Executable,
+    Library,
+}
+
 /// A release and where it lies, as a process sees it.
 struct Expected<'a> {
     host: &'a HostName,
@@ -77,9 +84,11 @@ impl Expected<'_> {
         for group in &running.groups {
             let who = format!("process {}", group.pid);
             problems.extend(too_old(group, running.opened_boot_ms).map(|why| format!("{who} {why}")));
-            let files = std::iter::once(&group.exe).chain(&group.mapped);
-            let wrong = files.filter_map(|at| running.files.get(*at)).filter_map(|file| self.wrong(file));
-            problems.extend(wrong.map(|why| format!("{who} executes {why}")));
+            let file = |at: &usize| running.files.get(*at);
+            let exe = file(&group.exe).and_then(|file| self.wrong(file, Part::Executable));
+            let mapped =
+                group.mapped.iter().filter_map(file).filter_map(|file| self.wrong(file, Part::Library));
+            problems.extend(exe.into_iter().chain(mapped).map(|why| format!("{who} executes {why}")));
         }
         let unnamed = problems.len().saturating_sub(BLOCKERS_MAX);
         let mut blockers: Vec<_> = problems
@@ -93,14 +102,14 @@ impl Expected<'_> {
         blockers
     }
 
-    /// What is wrong with a file that a process executes. Programs and libraries of the system outside of all releases are
-    /// the system's, unless the release names them.
-    fn wrong(&self, file: &RunningFile) -> Option<String> {
+    /// What is wrong with a file that a process executes. Programs and libraries outside of all releases are the system's,
+    /// unless the release names them; that the system has upgraded a library under a service is its ordinary life.
+    fn wrong(&self, file: &RunningFile, part: Part) -> Option<String> {
         let RunningFile { path, digest, deleted } = file;
-        if *deleted {
+        let at = Path::new(path);
+        if *deleted && (part == Part::Executable || at.starts_with(self.releases)) {
             return Some(format!("{path}, which was removed or replaced since it was started"));
         }
-        let at = Path::new(path);
         if let Ok(within) = at.strip_prefix(self.tree) {
             let listed = self.manifest.entries().iter().any(|entry| {
                 OsStr::from_bytes(entry.path.as_bytes()) == within
@@ -193,11 +202,24 @@ mod tests {
             (format!("{RELEASES}/new/bin/extra"), Some(program()), false, "not as the release has it"),
             (format!("{RELEASES}/old/bin/web"), Some(program()), false, "old/bin/web of another release"),
             (new, Some(program()), true, "removed or replaced"),
-            ("/usr/lib/a.so".to_owned(), None, true, "removed or replaced"),
+            ("/usr/bin/python3.11".to_owned(), None, true, "removed or replaced"),
         ] {
             let told = compare(&running(&path, digest, deleted));
             assert!(told.contains(why), "{path}: {told}");
         }
+    }
+
+    #[test]
+    fn a_library_that_the_system_upgrades_under_a_service_is_no_alarm() {
+        let mut found = running(&format!("{RELEASES}/new/bin/web"), Some(program()), false);
+        let mut map = |path: &str| {
+            found.groups[0].mapped = vec![1];
+            found.files.truncate(1);
+            found.files.push(RunningFile { path: path.to_owned(), digest: None, deleted: true });
+            compare(&found)
+        };
+        assert_eq!(map("/usr/lib/x86_64-linux-gnu/libc.so.6"), "");
+        assert!(map(&format!("{RELEASES}/new/lib/own.so")).contains("removed or replaced"));
     }
 
     #[test]

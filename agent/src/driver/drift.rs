@@ -182,10 +182,12 @@ impl FleetDriver {
                 let outcome = look(depth, &trees, release, settings, || {
                     running::check(&guard, &fleet, &trees, release)
                 });
-                let obeyed = match (&outcome, was) {
-                    (Err(refusal), _) => guard.doubt(&fleet, epoch, &refusal.to_string()).err(),
-                    (Ok(_), State::Drifted) => guard.trust(&fleet, epoch).err(),
-                    (Ok(_), State::Right) => None,
+                // What was read differently must not be started; what runs wrongly may well be put right by a start.
+                let differs = outcome.as_ref().err().filter(|refusal| tells_of_the_tree(refusal));
+                let obeyed = match (differs, was) {
+                    (Some(refusal), _) => guard.doubt(&fleet, epoch, &refusal.to_string()).err(),
+                    (None, State::Drifted) => guard.trust(&fleet, epoch).err(),
+                    (None, State::Right) => None,
                 };
                 if let Some(error) = obeyed {
                     tracing::warn!(%fleet, error = error.chain(), "the start gate stays as it was");
@@ -252,6 +254,11 @@ fn look(
             .and_then(|measured| check_running().map(|()| Some(measured))),
     };
     looked.map_err(drifted)
+}
+
+fn tells_of_the_tree(refusal: &Refusal) -> bool {
+    let of_tree = |code| matches!(code, Code::Drifted | Code::Unmeasurable | Code::NotDeployed);
+    refusal.blockers.iter().any(|blocker| of_tree(blocker.code))
 }
 
 /// What differs from what was admitted has drifted, whatever the difference is called elsewhere.

@@ -40,6 +40,8 @@ pub(crate) const PROGRAM: &str = "muster-guard";
 const STOP_WORD: &str = "stop";
 const WAIT_WORD: &str = "wait";
 
+const OOM_SCORE: &str = "/proc/self/oom_score_adj";
+
 /// Between two rounds of killing: a process may fork while it is being killed.
 const KILL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -133,7 +135,17 @@ fn become_service(parent: i32) -> io::Result<()> {
         return Err(io::Error::other("the keeper is gone"));
     }
     setsid()?;
+    be_ordinary_to_the_oom_killer();
     Ok(())
+}
+
+/// The guard is spared when memory runs out. A service that inherits that would be spared as well, at the cost of all others.
+fn be_ordinary_to_the_oom_killer() {
+    let inherited = std::fs::read_to_string(OOM_SCORE).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if inherited.is_some_and(|score| score < 0) {
+        // To be less precious is always allowed; where `/proc` cannot be written, the service runs all the same.
+        let _ = std::fs::write(OOM_SCORE, "0");
+    }
 }
 
 fn start(command: &[OsString]) -> io::Result<ProcessKey> {

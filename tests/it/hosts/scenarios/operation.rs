@@ -59,6 +59,8 @@ pub(super) fn a_service_of_the_guard(site: &Site<'_>) {
             assert_eq!(host.serves(TOOL_PORT).as_deref(), Some(release), "{}", host.name());
             let groups = host.must("cat /proc/$(pgrep -x -f './server 8081')/cgroup");
             assert!(groups.contains("muster-guard.service/muster-"), "a group of its own: {groups}");
+            let precious = host.must("cat /proc/$(pgrep -x -f './server 8081')/oom_score_adj");
+            assert_eq!(precious.trim(), "0", "only the guard is spared when memory runs out");
         }
     }
 }
