@@ -396,8 +396,21 @@ impl FleetDriver {
                 silent(Some(refusal))
             }
         };
-        self.step(event).await?;
         let was_lost = self.guard_presence != Presence::Present;
+        let could_serve = self.host.record().may_serve().is_some_and(|serving| serving.release.is_some());
+        if self.session != Session::AskingGuard
+            && is_known
+            && was_lost
+            && (could_serve || self.drill == Drilled::No)
+        {
+            // The coordinator was told what may no longer be so, and an admission may have met a guard that was gone; or
+            // no fence could be tried, without which the host takes part in no flip. A new session tells what is served
+            // now, brings a new admission, and begins with the drill. In this one nothing is said any more: that all is
+            // well would be believed before it is so.
+            self.end_stream();
+            self.uplink = None;
+        }
+        self.step(event).await?;
         if is_known {
             self.guard_presence = Presence::Present;
         }
@@ -408,17 +421,6 @@ impl FleetDriver {
                 return self.put_off();
             }
             return self.join().await;
-        }
-        let could_serve = self.host.record().may_serve().is_some_and(|serving| serving.release.is_some());
-        if self.session != Session::AskingGuard
-            && is_known
-            && was_lost
-            && (could_serve || self.drill == Drilled::No)
-        {
-            // The coordinator was told what may no longer be so, and an admission may have met a guard that was gone; or
-            // no fence could be tried, without which the host takes part in no flip. A new session tells what is served
-            // now, brings a new admission, and begins with the drill.
-            self.end_stream();
         }
         Ok(())
     }

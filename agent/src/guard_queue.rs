@@ -414,6 +414,7 @@ mod tests {
             link,
             service,
             doubt: None,
+            ends_with_guard: false,
             lease: LeaseState::Free,
             halted: None,
             flipped: None,

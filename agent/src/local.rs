@@ -74,8 +74,15 @@ fn idleness_of(state: &FleetState) -> Idleness {
         LeaseState::Armed(_) | LeaseState::Decided(_) => return Idleness::Armed,
         LeaseState::Free | LeaseState::Fenced(_) => {}
     }
-    let may_live = state.service.is_some_and(|service| service.may_be_alive());
-    if state.driver == DriverKind::Supervise && may_live { Idleness::Supervises } else { Idleness::Idle }
+    if !state.ends_with_guard {
+        return Idleness::Idle;
+    }
+    match state.driver {
+        DriverKind::Supervise => Idleness::Supervises,
+        // It was armed a moment ago, and its units are about to be untied from the guard.
+        DriverKind::Systemd => Idleness::Armed,
+        DriverKind::Link => Idleness::Idle,
+    }
 }
 
 /// Tells what this host has seen of the coordinator's audit log.
@@ -175,6 +182,7 @@ mod tests {
             link: LinkState::Absent,
             service,
             doubt: None,
+            ends_with_guard: false,
             lease,
             halted: None,
             flipped: None,

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use muster_guard::{Guard, Running, RunningFile, RunningGroup};
 use muster_model::{
-    Blocker, BootTime, Code, Digest, EntryKind, ExternalCheck, FleetName, HostName, Manifest, Refusal,
+    Blocker, BootTime, Code, Digest, EntryKind, ExternalCheck, FleetName, HostName, HostPath, Manifest,
+    Refusal,
 };
 
 use crate::measure::Trees;
@@ -78,8 +79,15 @@ impl Expected<'_> {
         if running.groups.is_empty() {
             problems.push("the service has no process".to_owned());
         }
-        if let (Some(main), false) = (running.main, running.main_is_member) {
-            problems.push(format!("the main process {main} is not one of the service's"));
+        for main in &running.mains {
+            let file = main.exe.map(|at| running.files.get(at));
+            problems.extend(match file {
+                None => Some(format!("the main process {} is not one of the service's", main.pid)),
+                Some(file) => file.filter(|file| !self.is_named(file)).map(|file| {
+                    let (pid, path) = (main.pid, &file.path);
+                    format!("the main process {pid} is {path}, which is neither of the release nor named by it (`external`)")
+                }),
+            });
         }
         for group in &running.groups {
             let who = format!("process {}", group.pid);
@@ -102,6 +110,16 @@ impl Expected<'_> {
         blockers
     }
 
+    /// P8: a main process is of the release, or a runtime that the release names.
+    fn is_named(&self, file: &RunningFile) -> bool {
+        let at = Path::new(&file.path);
+        at.starts_with(self.tree)
+            || self.manifest.rules().external.iter().any(|external| match external.check {
+                ExternalCheck::Digest { digest } => Some(digest) == file.digest,
+                ExternalCheck::Uniform | ExternalCheck::Present => is_at(&external.path, at),
+            })
+    }
+
     /// What is wrong with a file that a process executes. Programs and libraries outside of all releases are the system's,
     /// unless the release names them; that the system has upgraded a library under a service is its ordinary life.
     fn wrong(&self, file: &RunningFile, part: Part) -> Option<String> {
@@ -121,15 +139,18 @@ impl Expected<'_> {
             return Some(format!("{} of another release", within.display()));
         }
         self.manifest.rules().external.iter().find_map(|external| match external.check {
-            ExternalCheck::Digest { digest: named } => {
-                let same = Path::new(OsStr::from_bytes(&external.path.to_bytes()))
-                    .canonicalize()
-                    .is_ok_and(|path| path == at);
-                (same && Some(named) != *digest).then(|| format!("another {path} than the release names"))
-            }
+            ExternalCheck::Digest { digest: named } => (is_at(&external.path, at) && Some(named) != *digest)
+                .then(|| format!("another {path} than the release names")),
             ExternalCheck::Uniform | ExternalCheck::Present => None,
         })
     }
+}
+
+/// Whether a path leads there, as it is written or with its symbolic links followed.
+fn is_at(path: &HostPath, at: &Path) -> bool {
+    let bytes = path.to_bytes();
+    let path = Path::new(OsStr::from_bytes(&bytes));
+    path == at || path.canonicalize().is_ok_and(|path| path == at)
 }
 
 fn too_old(group: &RunningGroup, opened: Option<BootTime>) -> Option<String> {
@@ -141,7 +162,8 @@ fn too_old(group: &RunningGroup, opened: Option<BootTime>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use muster_model::{Entry, EntryPath, External, HostPath, Mode, TreeRules};
+    use muster_guard::RunningMain;
+    use muster_model::{Entry, EntryPath, External, Mode, TreeRules};
 
     use super::*;
 
@@ -168,8 +190,7 @@ mod tests {
 
     fn running(path: &str, digest: Option<Digest>, deleted: bool) -> Running {
         Running {
-            main: Some(7),
-            main_is_member: true,
+            mains: Vec::new(),
             opened_boot_ms: Some(BootTime(1_000)),
             groups: vec![RunningGroup {
                 exe: 0,
@@ -210,6 +231,24 @@ mod tests {
     }
 
     #[test]
+    fn p8_a_main_process_is_of_the_release_or_named_by_it() {
+        let with_main = |path: &str, digest: &[u8]| {
+            let mut found = running(path, Some(Digest::of(digest)), false);
+            found.mains = vec![RunningMain { pid: 7, exe: Some(0) }];
+            compare(&found)
+        };
+        assert_eq!(with_main(&format!("{RELEASES}/new/bin/web"), b"program"), "");
+        assert_eq!(with_main("/usr/bin/named-runtime", b"runtime"), "");
+        for old in ["/opt/shop-old/bin/shop", "/tmp/web", "/usr/bin/python3.11"] {
+            assert!(with_main(old, b"old").contains("neither of the release nor named by it"), "{old}");
+        }
+        assert!(
+            with_main("/tmp/web", b"program").contains("neither"),
+            "a copy elsewhere is none of the release"
+        );
+    }
+
+    #[test]
     fn a_library_that_the_system_upgrades_under_a_service_is_no_alarm() {
         let mut found = running(&format!("{RELEASES}/new/bin/web"), Some(program()), false);
         let mut map = |path: &str| {
@@ -239,8 +278,8 @@ mod tests {
         assert_eq!(compare(&found), "process 7 was started 100 ms before the service was");
         found.opened_boot_ms = None;
         assert_eq!(compare(&found), "", "an earlier guard opened it");
-        found.main_is_member = false;
-        assert!(compare(&found).contains("is not one of the service's"));
+        found.mains = vec![RunningMain { pid: 9, exe: None }];
+        assert!(compare(&found).contains("the main process 9 is not one of the service's"));
         found.groups.clear();
         assert!(compare(&found).contains("no process"));
     }

@@ -39,6 +39,8 @@ pub(super) struct Drift {
     look: Look,
     due: Option<Instant>,
     full_due: Option<Instant>,
+    /// What an earlier agent may have told the guard is not known yet.
+    is_first: bool,
     /// Not before this, whatever is told.
     calm_until: Instant,
     state: State,
@@ -91,6 +93,7 @@ impl Drift {
             look: Look::None,
             due: None,
             full_due: None,
+            is_first: true,
             calm_until: Instant::now(),
             state: State::Right,
         }
@@ -104,7 +107,7 @@ impl Drift {
     pub(super) fn due(&self) -> Option<Instant> {
         match self.look {
             Look::UnderWay => None,
-            Look::None => self.due.into_iter().chain(self.full_due).min(),
+            Look::None => self.due.map(|due| due.max(self.calm_until)).into_iter().chain(self.full_due).min(),
         }
     }
 
@@ -128,6 +131,7 @@ impl FleetDriver {
             return;
         }
         self.drift.state = State::Right;
+        self.drift.is_first = true;
         (self.drift.due, self.drift.full_due) = (None, None);
         self.drift.watched = serving.map(|(epoch, release)| Watched { epoch, release, _watch: None });
         if self.drift.watched.is_some() {
@@ -170,7 +174,8 @@ impl FleetDriver {
         let (trees, lanes, guard) =
             (Arc::clone(&self.tools.trees), Arc::clone(&self.tools.lanes), self.guard.guard());
         let (fleet, post, changed) = (self.tools.fleet.clone(), self.post.clone(), self.drift.changed());
-        let was = self.drift.state;
+        let was = if self.drift.is_first { State::Drifted } else { self.drift.state };
+        self.drift.is_first = false;
         tokio::spawn(async move {
             let (machine, host) = (trees.machine.clone(), trees.host.clone());
             let looked = in_lane(&lanes.checks, &machine, &host, move || {
@@ -257,7 +262,7 @@ fn look(
 }
 
 fn tells_of_the_tree(refusal: &Refusal) -> bool {
-    let of_tree = |code| matches!(code, Code::Drifted | Code::Unmeasurable | Code::NotDeployed);
+    let of_tree = |code| matches!(code, Code::Drifted | Code::NotDeployed);
     refusal.blockers.iter().any(|blocker| of_tree(blocker.code))
 }
 

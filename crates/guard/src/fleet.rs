@@ -132,6 +132,7 @@ impl Fleet {
             doubt,
             link: self.link.read()?,
             service: self.service.as_ref().map(|service| service.state()),
+            ends_with_guard: self.service.as_ref().is_some_and(|service| service.ends_with_guard()),
             lease: hold,
             halted,
             flipped,
@@ -144,7 +145,7 @@ impl Fleet {
         let Some(service) = &self.service else { return Ok(None) };
         let members = service.members()?;
         let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        running::look(members.main, &members.pids, since).map(Some)
+        running::look(&members, self.link.releases(), since).map(Some)
     }
 
     /// Shuts or opens the gate of what is served.

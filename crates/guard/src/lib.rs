@@ -75,7 +75,7 @@ pub use lease::LeaseRefusal;
 pub use protocol::{
     Armed, DRILL_RUNS_MAX, Decided, Drill, DriverKind, Event, ExitKind, Fence, FenceCause, FleetState,
     FlipTime, Flipped, Halt, Hello, KillScope, LeaseState, LinkState, Opened, REASON_BYTES_MAX, Running,
-    RunningFile, RunningGroup, ServiceState,
+    RunningFile, RunningGroup, RunningMain, ServiceState,
 };
 pub use server::{RunningGuard, run, spawn};
 pub use shutdown::{Shutdown, ShutdownTrigger};

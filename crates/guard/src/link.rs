@@ -36,6 +36,11 @@ impl Link {
         Self::new(self.beside("drill"), self.releases.clone())
     }
 
+    /// The folder of all releases.
+    pub(crate) fn releases(&self) -> &Path {
+        &self.releases
+    }
+
     /// What is at the link's path now.
     pub(crate) fn read(&self) -> Result<LinkState, GuardError> {
         let target = match fs::read_link(&self.path) {

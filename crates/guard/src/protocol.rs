@@ -16,7 +16,7 @@ use crate::error::RefusalCode;
 
 pub use fleet_state::{DriverKind, ExitKind, FleetState, LinkState, Opened, ServiceState};
 pub use lease_state::{Armed, Decided, Fence, FenceCause, FlipTime, Flipped, Halt, LeaseState};
-pub use running::{Running, RunningFile, RunningGroup};
+pub use running::{Running, RunningFile, RunningGroup, RunningMain};
 
 /// The number of the protocol that this crate speaks.
 pub const PROTOCOL: u32 = 3;

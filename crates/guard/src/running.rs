@@ -14,7 +14,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::GuardError;
 use crate::process;
-use crate::protocol::{Running, RunningFile, RunningGroup};
+use crate::protocol::{Running, RunningFile, RunningGroup, RunningMain};
+use crate::service::Members;
 
 /// More processes than this are not looked at one by one.
 const PROCESSES_MAX: usize = 4096;
@@ -39,8 +40,16 @@ struct Files {
     by_name: BTreeMap<String, usize>,
 }
 
-/// Looks at the processes `pids`. One that ends meanwhile is left out.
-pub(crate) fn look(main: Option<u32>, pids: &[i32], since: Option<BootTime>) -> Result<Running, GuardError> {
+/// Looks at a service's processes: what they execute, and which libraries of the releases below `releases`. One that ends
+/// meanwhile is left out.
+pub(crate) fn look(
+    members: &Members,
+    releases: &Path,
+    since: Option<BootTime>,
+) -> Result<Running, GuardError> {
+    let pids = &members.pids;
+    let releases = releases.canonicalize().unwrap_or_else(|_| releases.to_owned());
+    let mut exes = BTreeMap::new();
     if pids.len() > PROCESSES_MAX {
         return Err(too_much(format!("{} processes, at most {PROCESSES_MAX}", pids.len())));
     }
@@ -48,13 +57,14 @@ pub(crate) fn look(main: Option<u32>, pids: &[i32], since: Option<BootTime>) -> 
     let mut groups: BTreeMap<(usize, Vec<usize>), RunningGroup> = BTreeMap::new();
     for pid in pids {
         let Some(found) = process::find(*pid).filter(process::Process::is_alive) else { continue };
-        let key = match (files.executable(*pid), files.mapped(*pid)) {
+        let key = match (files.executable(*pid), files.mapped(*pid, &releases)) {
             (Ok(exe), Ok(maps)) => (exe, maps),
-            (Err(error), _) | (_, Err(error)) if is_gone(&error) => continue,
+            (Err(_), _) | (_, Err(_)) if process::alive(found.key).is_none() => continue,
             (Err(error), _) | (_, Err(error)) => {
                 return Err(GuardError::io("look at", Path::new(&format!("/proc/{pid}")))(error));
             }
         };
+        exes.insert(pid.unsigned_abs(), key.0);
         let started = found.started();
         let group = groups.entry(key.clone()).or_insert_with(|| RunningGroup {
             exe: key.0,
@@ -76,10 +86,9 @@ pub(crate) fn look(main: Option<u32>, pids: &[i32], since: Option<BootTime>) -> 
             "{groups} kinds of processes that execute {files} files are more than can be told"
         )));
     }
-    let is_member = |main: u32| pids.contains(&main.cast_signed());
+    let mains = members.mains.iter().map(|pid| RunningMain { pid: *pid, exe: exes.get(pid).copied() });
     Ok(Running {
-        main,
-        main_is_member: main.is_none_or(is_member),
+        mains: mains.collect(),
         opened_boot_ms: since,
         groups: groups.into_values().collect(),
         files: files.found,
@@ -93,17 +102,21 @@ impl Files {
         self.take(&name, &link)
     }
 
-    /// Files whose bytes the process may execute, but for its executable, sorted.
-    fn mapped(&mut self, pid: i32) -> io::Result<Vec<usize>> {
+    /// Files of releases whose bytes the process may execute, sorted. What the system has is the system's.
+    fn mapped(&mut self, pid: i32, releases: &Path) -> io::Result<Vec<usize>> {
         let mut maps = String::new();
         File::open(format!("/proc/{pid}/maps"))?.take(MAPS_BYTES_MAX).read_to_string(&mut maps)?;
         let mut found = Vec::new();
-        for name in maps.lines().filter_map(executable_mapping) {
-            let at = match name.strip_suffix(DELETED) {
-                // The bytes cannot be had by name any more, and that is all that has to be known.
-                Some(_) => self.deleted(name),
-                None => self.take(name, &PathBuf::from(format!("/proc/{pid}/root{name}")))?,
-            };
+        let of_releases = |name: &&str| Path::new(name).starts_with(releases);
+        for name in maps.lines().filter_map(executable_mapping).filter(of_releases) {
+            let by_name = PathBuf::from(format!("/proc/{pid}/root{name}"));
+            let at =
+                match name.strip_suffix(DELETED).map_or_else(|| self.take(name, &by_name), |_| Err(gone())) {
+                    Ok(at) => at,
+                    // The bytes cannot be had by name any more, and that is all that has to be known.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => self.deleted(name),
+                    Err(error) => return Err(error),
+                };
             found.push(at);
         }
         found.sort_unstable();
@@ -132,7 +145,8 @@ impl Files {
     }
 
     fn add(&mut self, name: &str, digest: Option<Digest>) -> usize {
-        let (path, deleted) = name.strip_suffix(DELETED).map_or((name, false), |path| (path, true));
+        let (path, deleted) =
+            name.strip_suffix(DELETED).map_or((name, digest.is_none()), |path| (path, true));
         self.found.push(RunningFile { path: path.to_owned(), digest, deleted });
         let at = self.found.len() - 1;
         self.by_name.insert(name.to_owned(), at);
@@ -163,10 +177,8 @@ fn hash(file: &mut File) -> io::Result<Digest> {
     }
 }
 
-/// A process that ends while it is looked at.
-fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
-        || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+fn gone() -> io::Error {
+    io::ErrorKind::NotFound.into()
 }
 
 fn too_much(detail: String) -> GuardError {
@@ -184,12 +196,17 @@ mod tests {
         Command::new(program).arg("600").stdin(Stdio::null()).spawn().unwrap()
     }
 
+    fn look_at_one(main: u32, pid: u32) -> Running {
+        let members = Members { mains: vec![main], pids: vec![pid.cast_signed()] };
+        look(&members, Path::new("/"), None).unwrap()
+    }
+
     /// Until the child has become its program it still is this test.
     #[track_caller]
     fn look_at(child: &Child, name: &str) -> Running {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let running = look(Some(child.id()), &[child.id().cast_signed()], None).unwrap();
+            let running = look_at_one(child.id(), child.id());
             let is_there = running.groups.iter().any(|group| running.files[group.exe].path.ends_with(name));
             if is_there {
                 return running;
@@ -210,8 +227,12 @@ mod tests {
         let running = look_at(&child, "old-program");
         let exe = &running.files[running.groups[0].exe];
         assert_eq!((exe.digest, exe.deleted), (Some(digest), false));
-        assert!(running.main_is_member);
+        assert_eq!(running.mains, [RunningMain { pid: child.id(), exe: Some(running.groups[0].exe) }]);
         assert!(!running.groups[0].mapped.is_empty(), "it maps its C library at least");
+        let members = Members { mains: Vec::new(), pids: vec![child.id().cast_signed()] };
+        let of_releases = look(&members, folder.path(), None).unwrap();
+        let names: Vec<_> = of_releases.files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(names, [program.to_str().unwrap()], "what the system has is the system's");
 
         let next = folder.path().join("next");
         fs::write(&next, "the new release").unwrap();
@@ -221,14 +242,14 @@ mod tests {
         assert_eq!((exe.digest, exe.deleted), (Some(digest), true), "what runs, not what lies there");
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(look(None, &[child.id().cast_signed()], None).unwrap().groups.is_empty());
+        assert!(look_at_one(child.id(), child.id()).groups.is_empty());
     }
 
     #[test]
     fn a_main_process_that_is_not_among_the_service_shows() {
         let own = std::process::id();
-        let running = look(Some(1), &[own.cast_signed()], None).unwrap();
-        assert!(!running.main_is_member);
+        let running = look_at_one(1, own);
+        assert_eq!(running.mains, [RunningMain { pid: 1, exe: None }]);
         assert_eq!(running.groups[0].pid, own);
     }
 

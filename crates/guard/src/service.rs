@@ -12,7 +12,7 @@ use crate::protocol::{DriverKind, Opened, ServiceState};
 /// The processes of a service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Members {
-    pub(crate) main: Option<u32>,
+    pub(crate) mains: Vec<u32>,
     pub(crate) pids: Vec<i32>,
 }
 
@@ -62,6 +62,9 @@ pub(crate) trait Service: Send + Sync {
 
     /// No deadline runs any more, so that a guard that ends takes nothing with it. It need not be done on return.
     fn release(&self);
+
+    /// Whether a guard that ends now takes the service with it.
+    fn ends_with_guard(&self) -> bool;
 
     /// How long it takes at most until the service is stopped once its guard hangs or is gone while it is bound.
     fn unguarded(&self) -> Result<Duration, GuardError>;

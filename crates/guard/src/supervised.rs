@@ -175,7 +175,8 @@ impl Service for Supervised {
         let Run::Known(run) = run else { return Ok(Members::default()) };
         let listed = process::members(&run).map_err(GuardError::io("list", Path::new("/proc")))?;
         let pids = listed.iter().filter(|it| it.key != run.keeper).map(|it| it.key.pid).collect();
-        Ok(Members { main: run.main.map(|main| main.pid.unsigned_abs()), pids })
+        let mains = run.main.iter().map(|main| main.pid.unsigned_abs()).collect();
+        Ok(Members { mains, pids })
     }
 
     /// On an error nothing of it is left. `may` is asked under the lock that [`Service::kill`] takes as well.
@@ -303,6 +304,10 @@ impl Service for Supervised {
     }
 
     fn release(&self) {}
+
+    fn ends_with_guard(&self) -> bool {
+        self.state().may_be_alive()
+    }
 
     /// The keeper reads the end of the guard's pipe, and a guard that hangs is what the drill has measured.
     fn unguarded(&self) -> Result<Duration, GuardError> {

@@ -22,8 +22,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use muster_model::{BootTime, FleetName};
+use muster_model::{BootId, BootTime, FleetName};
 use muster_systemd::{ActiveState, Systemd, SystemdError, Unit, UnitName};
+use serde::{Deserialize, Serialize};
 
 use crate::config::UnitsConfig;
 use crate::error::GuardError;
@@ -32,9 +33,10 @@ use crate::lease::LeaseRefusal;
 use crate::log::log;
 use crate::manager::Watchdog;
 use crate::protocol::{DriverKind, ExitKind, Opened, ServiceState};
+use crate::record::RecordFile;
 use crate::service::{Members, Service};
 use crate::timer::{boot_time, since_monotonic};
-use gate::Gate;
+use gate::{Changed, Gate};
 
 pub use problem::UnitProblem;
 
@@ -47,8 +49,13 @@ const FORGET_PATIENCE: Duration = Duration::from_millis(500);
 /// How often a unit is looked at through its start grace.
 const GRACE_INTERVAL: Duration = Duration::from_millis(25);
 
-/// How often a drop-in that could not be taken away is tried again.
-const RELEASE_ATTEMPTS: u32 = 10;
+/// What a fence gives a start that is under way before it asks systemd to stop the unit.
+const AT_ONCE_PATIENCE: Duration = Duration::from_millis(250);
+
+/// How long a look at a unit may take that a renewal waits for.
+const LOOK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// After what time it is tried again to take a drop-in away.
 const RELEASE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the units need to know of the guard they belong to.
@@ -56,9 +63,21 @@ pub(crate) struct UnitsSetup {
     pub(crate) fleet: FleetName,
     pub(crate) config: UnitsConfig,
     pub(crate) gate: Gate,
+    pub(crate) boot_id: BootId,
+    /// Where the units' processes were last.
+    pub(crate) groups: RecordFile<GroupsRecord>,
     pub(crate) generation: Arc<AtomicU64>,
     pub(crate) events: Events,
     pub(crate) watchdog: Arc<Watchdog>,
+}
+
+/// Where the units' processes are, for a guard that is started while systemd does not answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GroupsRecord {
+    /// Nothing of another boot is left.
+    boot_id: BootId,
+    groups: Vec<PathBuf>,
 }
 
 /// One fleet's units.
@@ -79,11 +98,21 @@ struct Shared {
 #[derive(Default)]
 struct Status {
     start: Start,
-    /// What the fence kills.
-    groups: Vec<PathBuf>,
+    /// What the fence kills; `None` as long as systemd has not said where that is.
+    groups: Option<Vec<PathBuf>>,
     /// The main process of the first unit, as last seen.
     main: Option<(u32, BootTime)>,
     watcher: watch::Watcher,
+    tied: Tied,
+}
+
+/// Whether systemd may stop the units when the guard ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Tied {
+    /// It may: nobody has made sure of the opposite.
+    #[default]
+    Perhaps,
+    No,
 }
 
 /// Whether systemd has been asked to start something, and has not yet said how that ended.
@@ -108,10 +137,8 @@ impl Units {
             return Err(error);
         }
         let systemd = Systemd::new().map_err(GuardError::systemd(&setup.fleet))?;
-        // What the units' groups are by default, until systemd has said it.
-        let usual = |unit: &UnitName| groups::folder(&format!("/system.slice/{unit}"));
-        let status =
-            Status { groups: setup.config.units.iter().filter_map(usual).collect(), ..Status::default() };
+        let kept = setup.groups.read().ok().flatten().filter(|kept| kept.boot_id == setup.boot_id);
+        let status = Status { groups: kept.map(|kept| kept.groups), ..Status::default() };
         let shared = Shared {
             setup,
             systemd,
@@ -134,10 +161,12 @@ impl Service for Units {
 
     fn members(&self) -> Result<Members, GuardError> {
         let shared = &self.shared;
-        let first = shared.setup.config.units.first().expect("the configuration names at least one unit");
-        let main = shared.inspect(first)?.main_pid;
-        let places = shared.lock().groups.clone();
-        Ok(Members { main, pids: groups::members(&places)? })
+        let mut mains = Vec::new();
+        for unit in &shared.setup.config.units {
+            mains.extend(shared.inspect(unit)?.main_pid);
+        }
+        let places = shared.places()?;
+        Ok(Members { mains, pids: groups::members(&places)? })
     }
 
     /// While the start is announced, a fence goes on killing; and what it has latched keeps the gate shut.
@@ -169,44 +198,44 @@ impl Service for Units {
         self.shared.stop(limit, ask)
     }
 
+    /// The processes are killed first, and asking nobody. That nothing follows them is then heard from systemd: it may have
+    /// been about to start a unit again, past the gate already. Without its word the fence is not complete, and is tried again.
     fn kill(&self, patience: Duration) -> Result<(), GuardError> {
         let shared = &self.shared;
-        let begun = Instant::now();
-        let places = {
-            let mut status = shared.lock();
-            // That it ends is no news to whoever watches it.
-            status.main = None;
-            status.groups.clone()
-        };
+        let end = Instant::now() + patience;
+        let left = || end.saturating_duration_since(Instant::now());
+        // That it ends is no news to whoever watches it.
+        shared.lock().main = None;
+        let places = shared.places()?;
         let busy = || shared.lock().start == Start::UnderWay;
-        groups::kill(&places, patience, &busy).map_err(|left| shared.not_stopped(left))?;
-        // systemd may have been about to start it again, and have passed the gate before that was shut.
-        let forget = patience.saturating_sub(begun.elapsed()).min(FORGET_PATIENCE);
-        let end = Instant::now() + forget;
+        // A start that is under way ends once what it waits for is gone, or the unit is stopped.
+        let killed = groups::kill(&places, left().min(AT_ONCE_PATIENCE), &busy);
         for unit in shared.setup.config.units.iter().rev() {
-            let left = end.saturating_duration_since(Instant::now());
-            if let Err(error) = shared.systemd.stop(unit, left) {
-                log!(
-                    "fleet {}: {}",
-                    shared.setup.fleet,
-                    GuardError::systemd(&shared.setup.fleet)(error).chain()
-                );
-                // What would come of that comes within a moment.
-                thread::sleep(GRACE_INTERVAL);
-            }
+            let stopped = shared.systemd.stop(unit, left().min(FORGET_PATIENCE));
+            stopped.map_err(GuardError::systemd(&shared.setup.fleet))?;
         }
-        groups::kill(&places, KILL_PATIENCE.min(patience), &busy).map_err(|left| shared.not_stopped(left))
+        if killed.is_ok() && !groups::populated(&places) && !busy() {
+            return Ok(());
+        }
+        groups::kill(&places, left(), &busy).map_err(|left| shared.not_stopped(left))
     }
 
     fn settle(&self, _patience: Duration) {}
 
-    /// Permitted units run on: a guard that is started again stops nothing. What runs without a permit is stopped.
+    /// Permitted units run on: a guard that is started again stops nothing, whatever systemd says or does not say at this
+    /// moment. What runs without a permit is stopped.
     fn recover(&self, permitted: Option<Opened>) -> Result<(), GuardError> {
         let shared = &self.shared;
-        shared.install_gates()?;
-        shared.learn_groups()?;
-        if permitted.is_none() {
-            shared.stop(Duration::ZERO, None)?;
+        let prepared = shared.install_gates().and_then(|()| shared.learn_groups());
+        match (permitted, prepared) {
+            (None, prepared) => {
+                prepared?;
+                return shared.stop(Duration::ZERO, None);
+            }
+            (Some(_), Err(error)) => {
+                log!("fleet {}: its units run on: {}", shared.setup.fleet, error.chain())
+            }
+            (Some(_), Ok(())) => {}
         }
         watch::ensure(shared);
         Ok(())
@@ -221,6 +250,7 @@ impl Service for Units {
         let shared = &self.shared;
         let tied = {
             let mut tying = shared.tying();
+            shared.lock().tied = Tied::Perhaps;
             let tied = shared.tie();
             match (&tied, *tying) {
                 (Ok(()), Tie::Wanted) => {}
@@ -254,6 +284,10 @@ impl Service for Units {
         }
     }
 
+    fn ends_with_guard(&self) -> bool {
+        self.shared.lock().tied == Tied::Perhaps
+    }
+
     /// systemd notices a guard that hangs after its watchdog's time, and then stops the units as their files say.
     fn unguarded(&self) -> Result<Duration, GuardError> {
         let shared = &self.shared;
@@ -264,14 +298,22 @@ impl Service for Units {
         };
         let mut longest = Duration::ZERO;
         for unit in &shared.setup.config.units {
-            let Some(stop) = shared.inspect(unit)?.stop_timeout else {
+            let found = shared.inspect(unit)?;
+            let fleet = &shared.setup.fleet;
+            if !found.sends_sigkill || !matches!(found.kill_mode.as_str(), "control-group" | "mixed") {
+                let kill_mode = &found.kill_mode;
                 let detail = format!(
-                    "{unit} may take for ever to stop: set stop_timeout_ms for fleet {}",
-                    shared.setup.fleet
+                    "{unit} may leave processes when it is stopped (`KillMode={kill_mode}`, `SendSIGKILL=`)"
                 );
                 return Err(GuardError::Config { detail });
+            }
+            let Some(stop) = found.stop_timeout else {
+                let detail =
+                    format!("{unit} may take for ever to stop: set stop_timeout_ms for fleet {fleet}");
+                return Err(GuardError::Config { detail });
             };
-            longest += stop;
+            // Each stage may take as long: its own commands, and then the signal.
+            longest += stop * if found.has_stop_commands { 2 } else { 1 };
         }
         Ok(watchdog + longest)
     }
@@ -283,13 +325,16 @@ impl Shared {
             let status = self.lock();
             (status.start, status.main, status.groups.clone())
         };
-        let units: Result<Vec<Unit>, SystemdError> =
-            self.setup.config.units.iter().map(|unit| self.systemd.inspect(unit)).collect();
+        // Where they are not known, somebody may be there.
+        let populated = places.is_none_or(|places| groups::populated(&places));
+        // Whoever renews a lease waits for this.
+        let look = |unit| self.systemd.inspect_within(unit, LOOK_PATIENCE);
+        let units: Result<Vec<Unit>, SystemdError> = self.setup.config.units.iter().map(look).collect();
         let now = boot_time();
         let state = match units {
-            Ok(units) => units_state(&units, groups::populated(&places), now),
+            Ok(units) => units_state(&units, populated, now),
             // The groups are what is left to look at.
-            Err(_) if !groups::populated(&places) => ServiceState::Stopped,
+            Err(_) if !populated => ServiceState::Stopped,
             Err(_) => main.map_or(ServiceState::Starting, |(pid, started_boot_ms)| ServiceState::Running {
                 pid,
                 started_boot_ms,
@@ -377,7 +422,7 @@ impl Shared {
                 Err(error) => log!("{}", GuardError::systemd(&self.setup.fleet)(error).chain()),
             }
         }
-        let places = self.lock().groups.clone();
+        let places = self.places()?;
         let busy = || self.lock().start == Start::UnderWay;
         groups::kill(&places, KILL_PATIENCE, &busy).map_err(|left| self.not_stopped(left))?;
         let deadline = Instant::now() + KILL_PATIENCE;
@@ -393,10 +438,16 @@ impl Shared {
         Ok(())
     }
 
+    /// The file alone shuts no gate: systemd has to have read it, and may not have when it was written.
     fn install_gates(&self) -> Result<(), GuardError> {
-        let changed: Result<Vec<_>, _> =
-            self.setup.config.units.iter().map(|unit| self.setup.gate.install(unit)).collect();
-        gate::reload(&self.systemd, &self.setup.fleet, &changed?)
+        let mut changed = Vec::new();
+        for unit in &self.setup.config.units {
+            changed.push(self.setup.gate.install(unit)?);
+            let found = self.inspect(unit)?;
+            let is_behind = found.needs_reload || self.setup.gate.in_force(&found).is_err();
+            changed.push(if is_behind { Changed::Yes } else { Changed::No });
+        }
+        gate::reload(&self.systemd, &self.setup.fleet, &changed)
     }
 
     /// Learns where the units' processes are, or would be.
@@ -407,8 +458,23 @@ impl Shared {
             let folder = groups::folder(&group);
             places.push(folder.ok_or_else(|| self.not_stopped(format!("`{group}` is no control group")))?);
         }
-        self.lock().groups = places;
+        let mut status = self.lock();
+        if status.groups.as_ref() != Some(&places) {
+            let record = GroupsRecord { boot_id: self.setup.boot_id.clone(), groups: places.clone() };
+            self.setup.groups.write_for_this_boot(&record)?;
+            status.groups = Some(places);
+        }
         Ok(())
+    }
+
+    /// Where the units' processes are. A guess would let a fence pass over what runs.
+    fn places(&self) -> Result<Vec<PathBuf>, GuardError> {
+        if let Some(places) = self.lock().groups.clone() {
+            return Ok(places);
+        }
+        self.learn_groups()?;
+        let unknown = || self.not_stopped("systemd has not said where its processes are".to_owned());
+        self.lock().groups.clone().ok_or_else(unknown)
     }
 
     fn tie(&self) -> Result<(), GuardError> {
@@ -432,24 +498,45 @@ impl Shared {
         Ok(())
     }
 
+    /// Until systemd says that nothing is tied any more, or it is to be tied again.
     fn untie(&self) {
-        for _ in 0..RELEASE_ATTEMPTS {
+        loop {
             let tying = self.tying();
             if *tying != Tie::Unwanted {
                 return;
             }
-            let changed: Result<Vec<_>, _> = self.setup.config.units.iter().map(gate::untie).collect();
-            match changed.and_then(|changed| gate::reload(&self.systemd, &self.setup.fleet, &changed)) {
-                Ok(()) => return,
-                Err(error) => log!(
-                    "fleet {}: its units are still tied to the guard: {}",
-                    self.setup.fleet,
-                    error.chain()
-                ),
+            match self.untie_once() {
+                Ok(()) => {
+                    self.lock().tied = Tied::No;
+                    return;
+                }
+                Err(error) => {
+                    log!(
+                        "fleet {}: its units are still tied to the guard: {}",
+                        self.setup.fleet,
+                        error.chain()
+                    );
+                }
             }
             drop(tying);
             thread::sleep(RELEASE_INTERVAL);
         }
+    }
+
+    fn untie_once(&self) -> Result<(), GuardError> {
+        let mut changed = Vec::new();
+        for unit in &self.setup.config.units {
+            changed.push(gate::untie(unit)?);
+            changed.push(if gate::is_tied(&self.inspect(unit)?) { Changed::Yes } else { Changed::No });
+        }
+        gate::reload(&self.systemd, &self.setup.fleet, &changed)?;
+        for unit in &self.setup.config.units {
+            if gate::is_tied(&self.inspect(unit)?) {
+                let problem = UnitProblem::Ungated("another file ties it to the guard".to_owned());
+                return Err(self.of_unit(unit)(problem));
+            }
+        }
+        Ok(())
     }
 
     fn inspect(&self, unit: &UnitName) -> Result<Unit, GuardError> {

@@ -14,6 +14,9 @@ use crate::unit::{JobResult, Properties, Unit, UnitName};
 /// How long a call that waits for no job may take.
 const CALL_PATIENCE: Duration = Duration::from_secs(5);
 
+/// What a job is asked for is asked for, however short the time is in which it has to end.
+const ASK_PATIENCE: Duration = Duration::from_millis(500);
+
 /// Reading all units' files again takes longer on a host with many of them.
 const RELOAD_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -67,8 +70,12 @@ impl Systemd {
 
     /// What systemd says of the unit now.
     pub fn inspect(&self, unit: &UnitName) -> Result<Unit, SystemdError> {
-        self.ask(&format!("inspect {unit}"), CALL_PATIENCE, async |bus| properties(bus, unit).await)?
-            .read(unit)
+        self.inspect_within(unit, CALL_PATIENCE)
+    }
+
+    /// The same, if it is said within `patience`.
+    pub fn inspect_within(&self, unit: &UnitName, patience: Duration) -> Result<Unit, SystemdError> {
+        self.ask(&format!("inspect {unit}"), patience, async |bus| properties(bus, unit).await)?.read(unit)
     }
 
     /// Starts the unit, and waits for at most `patience` until the job has ended.
@@ -100,28 +107,32 @@ impl Systemd {
     fn job(&self, unit: &UnitName, job: Job, patience: Duration) -> Result<JobResult, SystemdError> {
         let begun = Instant::now();
         let what = format!("{} {unit}", job.verb());
-        let ended = self.ask(&what, patience.saturating_add(patience.min(CALL_PATIENCE)), async |bus| {
-            let manager = ManagerProxy::new(bus).await?;
-            // Before the job is asked for: it may have ended by the time its name is known.
-            let mut removed = manager.receive_job_removed().await?;
-            // A connection subscribes once, and a second time is no mistake.
-            manager.subscribe().await.or_else(unless("org.freedesktop.systemd1.AlreadySubscribed"))?;
-            let path = match job {
-                Job::Start => manager.start_unit(unit.as_str(), MODE).await?,
-                Job::Stop => manager.stop_unit(unit.as_str(), MODE).await?,
-            };
-            let ended = async {
-                while let Some(signal) = removed.next().await {
-                    let args = signal.args()?;
-                    if *args.job() == *path {
-                        return Ok(Some(JobResult::parse(args.result())));
+        let ended = self.ask(
+            &what,
+            patience.saturating_add(patience.clamp(ASK_PATIENCE, CALL_PATIENCE)),
+            async |bus| {
+                let manager = ManagerProxy::new(bus).await?;
+                // Before the job is asked for: it may have ended by the time its name is known.
+                let mut removed = manager.receive_job_removed().await?;
+                // A connection subscribes once, and a second time is no mistake.
+                manager.subscribe().await.or_else(unless("org.freedesktop.systemd1.AlreadySubscribed"))?;
+                let path = match job {
+                    Job::Start => manager.start_unit(unit.as_str(), MODE).await?,
+                    Job::Stop => manager.stop_unit(unit.as_str(), MODE).await?,
+                };
+                let ended = async {
+                    while let Some(signal) = removed.next().await {
+                        let args = signal.args()?;
+                        if *args.job() == *path {
+                            return Ok(Some(JobResult::parse(args.result())));
+                        }
                     }
-                }
-                Ok(None)
-            };
-            let left = patience.saturating_sub(begun.elapsed());
-            tokio::time::timeout(left, ended).await.unwrap_or(Ok(None))
-        })?;
+                    Ok(None)
+                };
+                let left = patience.saturating_sub(begun.elapsed());
+                tokio::time::timeout(left, ended).await.unwrap_or(Ok(None))
+            },
+        )?;
         ended.ok_or_else(|| SystemdError::JobUnfinished {
             unit: unit.clone(),
             job: job.verb(),

@@ -74,6 +74,12 @@ pub struct Unit {
     pub main_started: Duration,
     /// How long a stop waits before it kills; `None` without a bound.
     pub stop_timeout: Option<Duration>,
+    /// What a stop kills: `control-group`, `mixed`, `process`, `none`.
+    pub kill_mode: String,
+    /// What does not end by itself is killed.
+    pub sends_sigkill: bool,
+    /// It has commands of its own for a stop, each of which may take as long as a stop may.
+    pub has_stop_commands: bool,
     /// The commands of `ExecCondition=`, each with its arguments.
     pub conditions: Vec<Vec<String>>,
     /// The conditions of its `[Unit]` section held when they were last looked at.
@@ -231,6 +237,8 @@ impl Properties {
         let (job, _): (u32, OwnedObjectPath) = get(&unit, "Job").map_err(at)?;
         let invocation: Vec<u8> = get(&unit, "InvocationID").map_err(at)?;
         let conditions: Vec<ExecCommand> = get(&service, "ExecCondition").map_err(at)?;
+        let commands = |key: &str| get::<Vec<ExecCommand>>(&service, key).map_err(at);
+        let has_stop_commands = !commands("ExecStop")?.is_empty() || !commands("ExecStopPost")?.is_empty();
         let stop_timeout: u64 = get(&service, "TimeoutStopUSec").map_err(at)?;
         let started: u64 = get(&service, "ExecMainStartTimestampMonotonic").map_err(at)?;
         let (code, status): (i32, i32) =
@@ -247,6 +255,9 @@ impl Properties {
             invocation: invocation.iter().map(|byte| format!("{byte:02x}")).collect(),
             main_started: Duration::from_micros(started),
             stop_timeout: (stop_timeout != u64::MAX).then(|| Duration::from_micros(stop_timeout)),
+            kill_mode: text(&service, "KillMode")?,
+            sends_sigkill: get(&service, "SendSIGKILL").map_err(at)?,
+            has_stop_commands,
             conditions: conditions.into_iter().map(|command| command.1).collect(),
             condition_held: get(&unit, "ConditionResult").map_err(at)?,
             binds_to: get(&unit, "BindsTo").map_err(at)?,

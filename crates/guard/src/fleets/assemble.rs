@@ -112,6 +112,8 @@ impl Host<'_> {
                 fleet: config.name.clone(),
                 config: units.clone(),
                 gate: Gate::of(self.settings, config)?,
+                boot_id: self.boot_id.clone(),
+                groups: RecordFile::new(folder.join("units.json")),
                 generation: Arc::clone(generation),
                 events: Arc::clone(self.events),
                 watchdog: Arc::clone(&self.watchdog),

@@ -21,6 +21,9 @@ pub struct FleetState {
     /// Why what is permitted is not started again, if so: it has changed on the disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub doubt: Option<String>,
+    /// A guard that ended now would take the service with it.
+    #[serde(default)]
+    pub ends_with_guard: bool,
     /// What holds the right to serve.
     pub lease: LeaseState,
     /// The halt, if the fleet is halted. It is kept beside the lease and outlives a boot.

@@ -6,10 +6,8 @@ use serde::{Deserialize, Serialize};
 /// The processes of a service at one moment. Those that execute the same are told together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
-    /// The main process, if it is known.
-    pub main: Option<u32>,
-    /// The main process is one of the service's.
-    pub main_is_member: bool,
+    /// The main processes: of a unit each.
+    pub mains: Vec<RunningMain>,
     /// When the opening began that this service belongs to; `None` if an earlier guard made it.
     pub opened_boot_ms: Option<BootTime>,
     /// The processes.
@@ -18,12 +16,21 @@ pub struct Running {
     pub files: Vec<RunningFile>,
 }
 
+/// A main process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningMain {
+    /// The process.
+    pub pid: u32,
+    /// What it executes, as a place in [`Running::files`]; `None` if it is not one of the service's processes.
+    pub exe: Option<usize>,
+}
+
 /// Processes that execute the same files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunningGroup {
     /// The executable, as a place in [`Running::files`].
     pub exe: usize,
-    /// What else they execute: libraries, as places in [`Running::files`].
+    /// Libraries of releases that they execute as well, as places in [`Running::files`].
     pub mapped: Vec<usize>,
     /// How many they are.
     pub processes: u32,
@@ -38,7 +45,7 @@ pub struct RunningGroup {
 pub struct RunningFile {
     /// Its path, as the process has it.
     pub path: String,
-    /// SHA-256 of its content; `None` for a library that has no name any more.
+    /// SHA-256 of its content; `None` for a library that cannot be had by its name any more.
     pub digest: Option<Digest>,
     /// It was removed or replaced since it was started.
     pub deleted: bool,

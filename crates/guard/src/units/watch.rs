@@ -47,7 +47,7 @@ fn watch(shared: &Weak<Shared>) {
         looks = looks.wrapping_add(1);
         let (starting, main, places) = {
             let status = shared.lock();
-            (status.start == Start::UnderWay, status.main, status.groups.clone())
+            (status.start == Start::UnderWay, status.main, status.groups.clone().unwrap_or_default())
         };
         if starting {
             continue;
