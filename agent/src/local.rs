@@ -174,15 +174,15 @@ mod tests {
 
     use super::*;
 
-    fn state(driver: DriverKind, service: Option<ServiceState>, lease: LeaseState) -> FleetState {
+    fn state(driver: DriverKind, ends_with_guard: bool, lease: LeaseState) -> FleetState {
         FleetState {
             fleet: FleetName::new("smars").unwrap(),
             driver,
             open: None,
             link: LinkState::Absent,
-            service,
+            service: None,
             doubt: None,
-            ends_with_guard: false,
+            ends_with_guard,
             lease,
             halted: None,
             flipped: None,
@@ -192,14 +192,15 @@ mod tests {
 
     #[test]
     fn a_guard_is_restarted_only_where_that_changes_nothing() {
-        let running = Some(ServiceState::Starting);
-        let free = |driver, service| idleness_of(&state(driver, service, LeaseState::Free));
-        assert_eq!(free(DriverKind::Link, None), Idleness::Idle);
-        assert_eq!(free(DriverKind::Supervise, running), Idleness::Supervises);
-        assert_eq!(free(DriverKind::Supervise, Some(ServiceState::Stopped)), Idleness::Idle);
+        let free = |driver, ends| idleness_of(&state(driver, ends, LeaseState::Free));
+        assert_eq!(free(DriverKind::Link, false), Idleness::Idle);
+        assert_eq!(free(DriverKind::Supervise, true), Idleness::Supervises);
+        assert_eq!(free(DriverKind::Supervise, false), Idleness::Idle);
+        assert_eq!(free(DriverKind::Systemd, false), Idleness::Idle);
+        assert_eq!(free(DriverKind::Systemd, true), Idleness::Armed, "its units are about to be untied");
         let armed = Armed { k: RolloutId(1), epoch: Epoch(1), deadline_boot_ms: BootTime(1), flip: None };
-        for driver in [DriverKind::Link, DriverKind::Supervise] {
-            assert_eq!(idleness_of(&state(driver, running, LeaseState::Armed(armed))), Idleness::Armed);
+        for driver in [DriverKind::Link, DriverKind::Supervise, DriverKind::Systemd] {
+            assert_eq!(idleness_of(&state(driver, true, LeaseState::Armed(armed))), Idleness::Armed);
         }
         assert_eq!(
             Idleness::Armed.max(Idleness::Supervises),
