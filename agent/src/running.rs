@@ -83,6 +83,8 @@ impl Expected<'_> {
             let file = main.exe.map(|at| running.files.get(at));
             problems.extend(match file {
                 None => Some(format!("the main process {} is not one of the service's", main.pid)),
+                // What the guard starts is a command of root's local file, in the release's folder: a script, say.
+                Some(_) if running.by_guard => None,
                 Some(file) => file.filter(|file| !self.is_named(file)).map(|file| {
                     let (pid, path) = (main.pid, &file.path);
                     format!("the main process {pid} is {path}, which is neither of the release nor named by it (`external`)")
@@ -190,6 +192,7 @@ mod tests {
 
     fn running(path: &str, digest: Option<Digest>, deleted: bool) -> Running {
         Running {
+            by_guard: false,
             mains: Vec::new(),
             opened_boot_ms: Some(BootTime(1_000)),
             groups: vec![RunningGroup {

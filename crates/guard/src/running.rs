@@ -88,6 +88,7 @@ pub(crate) fn look(
     }
     let mains = members.mains.iter().map(|pid| RunningMain { pid: *pid, exe: exes.get(pid).copied() });
     Ok(Running {
+        by_guard: members.by_guard,
         mains: mains.collect(),
         opened_boot_ms: since,
         groups: groups.into_values().collect(),
@@ -197,7 +198,7 @@ mod tests {
     }
 
     fn look_at_one(main: u32, pid: u32) -> Running {
-        let members = Members { mains: vec![main], pids: vec![pid.cast_signed()] };
+        let members = Members { by_guard: false, mains: vec![main], pids: vec![pid.cast_signed()] };
         look(&members, Path::new("/"), None).unwrap()
     }
 
@@ -229,7 +230,7 @@ mod tests {
         assert_eq!((exe.digest, exe.deleted), (Some(digest), false));
         assert_eq!(running.mains, [RunningMain { pid: child.id(), exe: Some(running.groups[0].exe) }]);
         assert!(!running.groups[0].mapped.is_empty(), "it maps its C library at least");
-        let members = Members { mains: Vec::new(), pids: vec![child.id().cast_signed()] };
+        let members = Members { by_guard: false, mains: Vec::new(), pids: vec![child.id().cast_signed()] };
         let of_releases = look(&members, folder.path(), None).unwrap();
         let names: Vec<_> = of_releases.files.iter().map(|file| file.path.as_str()).collect();
         assert_eq!(names, [program.to_str().unwrap()], "what the system has is the system's");

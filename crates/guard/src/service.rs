@@ -12,6 +12,8 @@ use crate::protocol::{DriverKind, Opened, ServiceState};
 /// The processes of a service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Members {
+    /// The guard has started it itself.
+    pub(crate) by_guard: bool,
     pub(crate) mains: Vec<u32>,
     pub(crate) pids: Vec<i32>,
 }

@@ -176,7 +176,7 @@ impl Service for Supervised {
         let listed = process::members(&run).map_err(GuardError::io("list", Path::new("/proc")))?;
         let pids = listed.iter().filter(|it| it.key != run.keeper).map(|it| it.key.pid).collect();
         let mains = run.main.iter().map(|main| main.pid.unsigned_abs()).collect();
-        Ok(Members { mains, pids })
+        Ok(Members { by_guard: true, mains, pids })
     }
 
     /// On an error nothing of it is left. `may` is asked under the lock that [`Service::kill`] takes as well.

@@ -166,7 +166,7 @@ impl Service for Units {
             mains.extend(shared.inspect(unit)?.main_pid);
         }
         let places = shared.places()?;
-        Ok(Members { mains, pids: groups::members(&places)? })
+        Ok(Members { by_guard: false, mains, pids: groups::members(&places)? })
     }
 
     /// While the start is announced, a fence goes on killing; and what it has latched keeps the gate shut.

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 /// The processes of a service at one moment. Those that execute the same are told together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
+    /// The guard itself has started it, in the release's folder.
+    #[serde(default)]
+    pub by_guard: bool,
     /// The main processes: of a unit each.
     pub mains: Vec<RunningMain>,
     /// When the opening began that this service belongs to; `None` if an earlier guard made it.
