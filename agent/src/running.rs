@@ -249,6 +249,10 @@ mod tests {
             with_main("/tmp/web", b"program").contains("neither"),
             "a copy elsewhere is none of the release"
         );
+        let mut script = running("/usr/bin/dash", Some(Digest::of(b"dash")), false);
+        script.by_guard = true;
+        script.mains = vec![RunningMain { pid: 7, exe: Some(0) }];
+        assert_eq!(compare(&script), "", "the guard has started a script of the release");
     }
 
     #[test]
