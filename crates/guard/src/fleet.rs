@@ -24,6 +24,7 @@ use crate::lease::{Found, Lease, LeaseRefusal};
 use crate::ledger::{Ledger, Survives};
 use crate::link::Link;
 use crate::log::log;
+use crate::process;
 use crate::protocol::{DriverKind, Event, FleetState, LinkState, Opened, Running};
 use crate::record::{Permit, RecordFile};
 use crate::running;
@@ -310,7 +311,7 @@ impl Fleet {
 
     /// From now on a process of the service that is older is one that should not be there.
     fn begins(&self) {
-        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.timer.now());
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = Some(process::time_of_starts());
     }
 
     /// The last step of an opening: what does not work, or does not run any more, is not open.

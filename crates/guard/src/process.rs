@@ -37,6 +37,12 @@ pub(crate) fn boot_id() -> Result<BootId, GuardError> {
     BootId::new(text.trim()).map_err(|e| GuardError::io("parse", path)(io::Error::other(e)))
 }
 
+/// Now, on the kernel's own clock: the one by which `/proc` tells when a process was started, whatever stands in front of libc.
+pub(crate) fn time_of_starts() -> BootTime {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    BootTime(now.tv_sec.unsigned_abs() * 1_000 + now.tv_nsec.unsigned_abs() / 1_000_000)
+}
+
 /// The process with this number, unless it is gone or a zombie: a zombie runs nothing.
 pub(crate) fn alive(key: ProcessKey) -> Option<Process> {
     find(key.pid).filter(|process| process.key == key && process.is_alive())
