@@ -223,7 +223,7 @@ impl FleetDriver {
         match (outcome, self.drift.state) {
             (Err(refusal), state) => {
                 if state == State::Right {
-                    tracing::error!(fleet = %self.tools.fleet, %refusal, "what is served has changed on the disk");
+                    tracing::error!(fleet = %self.tools.fleet, %refusal, "what is served is not what was released");
                 }
                 self.drift.state = State::Drifted;
                 self.drift.due =

@@ -22,8 +22,8 @@
 //! - After a restart of the guard within one boot, a `link` fleet goes on as it is, and a deadline that has not passed
 //!   is taken up again; one that has passed latches, and the link goes. A supervised service died with the old
 //!   guard: whatever is left of it is killed, the permit and the link stay, the service is shown as stopped, and it starts
-//!   again only when the agent asks for the same opening again.
-//! - SIGTERM stops supervised services in good order and leaves `link` fleets alone, but for those that are armed: they are
+//!   again only when the agent asks for the same opening again. Units of systemd run on under the permit.
+//! - SIGTERM stops supervised services in good order and leaves links and units alone, but for those that are armed: they are
 //!   fenced, as nobody will be there at the deadline. SIGKILL of the guard kills the services ([`cli`] tells how).
 //!
 //! The other half lives in the agent: it decides when to ask, through [`GuardClient`]. [`InProcess`] is the same code

@@ -46,7 +46,7 @@ pub(crate) trait Service: Send + Sync {
     fn stop(&self, limit: Duration, ask: Option<&dyn Fn(i32)>) -> Result<(), GuardError>;
 
     /// Kills the service at once, and answers once no process of it is left. It is not started again. No request that
-    /// is under way, no bus and no disk is waited for.
+    /// is under way and no disk is waited for; and whoever must be asked whether something follows is asked after the killing.
     fn kill(&self, patience: Duration) -> Result<(), GuardError>;
 
     /// Gives whoever watches the service its time to notice that it is gone, so that the state shows it.

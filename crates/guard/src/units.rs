@@ -3,9 +3,9 @@
 //! systemd starts and stops them, and tells how that went. What may be started is not left to it: before each start, whoever
 //! asked for it, it runs `muster-guard permit` (the start gate, see [`gate`] and [`crate::permit`]).
 //!
-//! A fence asks nobody. It kills the units' control groups, whose places were learnt when the units were looked at, and
-//! goes on until they are empty; systemd, the bus and the disk may hang meanwhile. What systemd would start again by itself
-//! meets the gate, as the lease has latched before anything is killed.
+//! To kill, a fence asks nobody: it goes for the units' control groups, whose places were learnt when the units were looked at,
+//! while systemd, the bus and the disk may hang. What systemd would start again by itself meets the gate, as the lease has
+//! latched before anything is killed. Complete it is only once systemd has said that nothing follows.
 //!
 //! While a deadline runs, the units are tied to the guard by `BindsTo=`: a guard that is gone takes them with it. At any
 //! other time its end, an upgrade say, stops nothing.
@@ -18,7 +18,7 @@ pub(crate) mod gate;
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -90,7 +90,6 @@ struct Shared {
     setup: UnitsSetup,
     systemd: Systemd,
     status: Mutex<Status>,
-    changed: Condvar,
     /// Held while the tie to the guard is changed.
     tying: Mutex<Tie>,
 }
@@ -139,13 +138,7 @@ impl Units {
         let systemd = Systemd::new().map_err(GuardError::systemd(&setup.fleet))?;
         let kept = setup.groups.read().ok().flatten().filter(|kept| kept.boot_id == setup.boot_id);
         let status = Status { groups: kept.map(|kept| kept.groups), ..Status::default() };
-        let shared = Shared {
-            setup,
-            systemd,
-            status: Mutex::new(status),
-            changed: Condvar::new(),
-            tying: Mutex::new(Tie::Leftover),
-        };
+        let shared = Shared { setup, systemd, status: Mutex::new(status), tying: Mutex::new(Tie::Leftover) };
         Ok(Self { shared: Arc::new(shared) })
     }
 }
@@ -187,7 +180,6 @@ impl Service for Units {
         status.start = Start::None;
         status.main = started.as_ref().ok().copied();
         drop(status);
-        shared.changed.notify_all();
         let (pid, at) = started?;
         log!("fleet {}: epoch {} runs as process {pid}", shared.setup.fleet, opened.epoch);
         watch::ensure(shared);
