@@ -345,9 +345,9 @@ impl FleetDriver {
                     Ok(())
                 }
             },
-            Ask::Close { k, .. } => {
+            Ask::Close { cause, .. } => {
                 let outcome = self.or_refusal(outcome, at);
-                self.step(Event::Closed { k, outcome }).await
+                self.step(Event::Closed { cause, outcome }).await
             }
             Ask::Open { opened, .. } => self.opened(opened, outcome, at).await,
         }

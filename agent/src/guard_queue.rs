@@ -9,7 +9,7 @@ use muster_guard::{
     Armed, Drill, FleetState, Guard, GuardError, LinkState, Opened, RefusalCode, ServiceState,
 };
 use muster_model::{BootTime, Code, Digest, Epoch, FleetName, HaltId, HostName, Refusal, RolloutId};
-use muster_rollout::host::{Event, GuardState, Halt, Resume, Serving};
+use muster_rollout::host::{CloseCause, Event, GuardState, Halt, Resume, Serving};
 use tokio::task::JoinHandle;
 
 use crate::backoff::doubled;
@@ -28,10 +28,10 @@ pub(crate) enum Ask {
     Status,
     /// Stop whatever is served, and tell what is left: for a host whose journal was lost.
     Shut,
-    /// Stop, for a rollout or because it must not be served.
+    /// Stop.
     Close {
-        /// The rollout.
-        k: Option<RolloutId>,
+        /// Why.
+        cause: CloseCause,
         /// How often this failed before.
         attempt: u32,
     },
@@ -519,7 +519,7 @@ mod tests {
             opened: Opened { epoch: Epoch(epoch), digest: digest() },
             resume: Resume::No,
         };
-        let close = Ask::Close { k: Some(RolloutId(1)), attempt: 0 };
+        let close = Ask::Close { cause: CloseCause::Rollout(RolloutId(1)), attempt: 0 };
         for epoch in 0..WAITING_MAX as u64 {
             assert_eq!(queue.push(open(epoch)), Queued::Taken);
             assert_eq!(queue.push(open(epoch)), Queued::Taken);
@@ -544,7 +544,10 @@ mod tests {
         assert_eq!(answer(Ask::Open { opened: open, resume: Resume::No }, good(), 5), BootTime(5));
         assert_eq!(answer(Ask::Status, good(), 7), BootTime(5));
         assert_eq!(answer(Ask::Open { opened: open, resume: Resume::No }, good(), 9), BootTime(5));
-        assert_eq!(answer(Ask::Close { k: None, attempt: 0 }, none(), 11), BootTime(11));
+        assert_eq!(
+            answer(Ask::Close { cause: CloseCause::NotAllowed, attempt: 0 }, none(), 11),
+            BootTime(11)
+        );
         assert_eq!(answer(Ask::Open { opened: open, resume: Resume::No }, good(), 13), BootTime(13));
     }
 

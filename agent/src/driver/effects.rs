@@ -38,7 +38,7 @@ impl FleetDriver {
                 self.ask(Ask::Decide { k, at, to: Opened { epoch, digest: release } });
             }
             Effect::Halt => self.ask(Ask::Halt),
-            Effect::Close { k, attempt } => self.ask(Ask::Close { k, attempt }),
+            Effect::Close { cause, attempt } => self.ask(Ask::Close { cause, attempt }),
             Effect::Open { epoch, release, resume } => {
                 self.ask(Ask::Open { opened: Opened { epoch, digest: release }, resume });
             }

@@ -103,6 +103,9 @@ pub enum FromHost {
         refusal: Refusal,
         /// A fresh nonce for the admission that it asks for, if it can be admitted.
         nonce: Option<Nonce>,
+        /// Whether a later roster has it serve again after one that had it leave, and nobody has admitted it since: what it was armed or
+        /// closed for before is over.
+        returned: bool,
     },
     /// The host has verified a roster that does not have it serve. It has stopped, durably: it serves nothing until a later
     /// roster has it serve, whatever it is told.
@@ -119,6 +122,14 @@ pub enum FromHost {
         /// Why.
         refusal: Refusal,
     },
+}
+
+impl FromHost {
+    /// The host serves nothing, and asks for nothing.
+    #[must_use]
+    pub const fn dark(refusal: Refusal) -> Self {
+        Self::Dark { refusal, nonce: None, returned: false }
+    }
 }
 
 /// From the coordinator to an agent.

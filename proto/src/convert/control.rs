@@ -46,9 +46,10 @@ pub fn to_coordinator(message: FromHost) -> FromAgent {
             FromAgent::Serving(v1::Serving { epoch: epoch.0, at_boot_ms: at.0 })
         }
         FromHost::Measured { epoch } => FromAgent::Measured(v1::Measured { epoch: epoch.0 }),
-        FromHost::Dark { refusal, nonce } => FromAgent::Dark(v1::Dark {
+        FromHost::Dark { refusal, nonce, returned } => FromAgent::Dark(v1::Dark {
             refusal: Some(refusal.into()),
             nonce: nonce.map(|nonce| nonce.as_bytes().to_vec()),
+            returned,
         }),
         FromHost::Withdrawn { roster, at } => {
             FromAgent::Withdrawn(v1::Withdrawn { roster_revision: roster.0, at_boot_ms: at.0 })
@@ -88,6 +89,7 @@ pub fn from_host(body: FromAgent) -> Result<Option<FromHost>, ConvertError> {
         FromAgent::Dark(dark) => FromHost::Dark {
             refusal: refusal(dark.refusal)?,
             nonce: dark.nonce.map(|bytes| nonce("nonce", &bytes)).transpose()?,
+            returned: dark.returned,
         },
         FromAgent::Withdrawn(it) => {
             FromHost::Withdrawn { roster: RosterRevision(it.roster_revision), at: BootTime(it.at_boot_ms) }
@@ -359,8 +361,8 @@ mod tests {
             FromHost::Disarmed { k },
             FromHost::Serving { epoch: Epoch(3), at: BootTime(100) },
             FromHost::Measured { epoch: Epoch(3) },
-            FromHost::Dark { refusal: refusal(), nonce: Some(Nonce::from_bytes([6; 32])) },
-            FromHost::Dark { refusal: refusal(), nonce: None },
+            FromHost::Dark { refusal: refusal(), nonce: Some(Nonce::from_bytes([6; 32])), returned: true },
+            FromHost::dark(refusal()),
             FromHost::Refused { k: Some(k), refusal: refusal() },
             FromHost::Refused { k: None, refusal: refusal() },
         ];

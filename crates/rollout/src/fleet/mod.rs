@@ -280,10 +280,6 @@ impl Host {
         }
     }
 
-    fn membership(&self) -> Membership {
-        self.known.as_ref().map(|known| known.membership).unwrap_or_default()
-    }
-
     fn has_membership(&mut self, membership: Membership) {
         if let Some(known) = &mut self.known {
             known.membership = membership;

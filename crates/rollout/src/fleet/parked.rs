@@ -56,7 +56,7 @@ impl Fleet {
                 host.trouble.clear();
             }
             FromHost::Serving { epoch, at: _ } => host.serves(Some(epoch)),
-            FromHost::Dark { refusal, nonce: _ } => {
+            FromHost::Dark { refusal, nonce: _, returned: _ } => {
                 host.serves(None);
                 host.trouble = refusal.blockers.iter().map(|it| gate::at_host(it, &host.name)).collect();
             }

@@ -76,7 +76,12 @@ impl Fleet {
             FromHost::Disarmed { k } => self.disarmed(index, k, out),
             FromHost::Serving { epoch, at } => self.serving(index, epoch, at, now, out),
             FromHost::Measured { epoch } => self.measured(index, epoch, out),
-            FromHost::Dark { refusal, nonce } => self.dark(index, refusal, nonce, now, out),
+            FromHost::Dark { refusal, nonce, returned } => {
+                if returned {
+                    self.has_returned(index);
+                }
+                self.dark(index, refusal, nonce, now, out);
+            }
             FromHost::Withdrawn { roster, at: _ } => self.withdrawn(index, roster, out),
             FromHost::Refused { k, refusal } => self.refused(index, k, refusal, now, out),
         }
@@ -299,6 +304,15 @@ impl Fleet {
         }
     }
 
+    /// The host has seen the roster that has it serve again, perhaps before it could say that it had closed for the one before. It has
+    /// left behind what it was armed or closed for.
+    fn has_returned(&mut self, index: usize) {
+        let epoch = self.record.epoch;
+        let host = &mut self.hosts[index];
+        host.has_membership(Membership::Returned);
+        host.set_mode(HostMode::Serve(epoch));
+    }
+
     /// A host stopped serving by itself, or could not begin to.
     fn dark(&mut self, index: usize, refusal: Refusal, nonce: Option<Nonce>, now: BootTime, out: &mut Out) {
         let halted = self.record.halted;
@@ -317,11 +331,6 @@ impl Fleet {
         self.will_not_switch(index, now, out);
         let host = &mut self.hosts[index];
         let may_ask = nonce.is_some();
-        if may_ask && !host.membership().is_member() {
-            // Only one that has seen the roster which has it serve again asks. It has left behind what it was armed or closed for.
-            host.has_membership(Membership::Returned);
-            host.set_mode(HostMode::Serve(self.record.epoch));
-        }
         if let (Some(session), Some(nonce)) = (&mut host.session, nonce) {
             session.nonce = nonce;
         }

@@ -2,8 +2,8 @@
 
 use muster_model::{
     Attestation, BootId, BootTime, Comparable, Digest, Documents, Epoch, FromHost, HaltId, HostFacts,
-    Leadership, Mandate, Nonce, Order, PublicKey, Refusal, Release, RolloutId, Roster, ToHost, UnixTime,
-    Verified,
+    Leadership, Mandate, Nonce, Order, PublicKey, Refusal, Release, RolloutId, Roster, RosterRevision,
+    ToHost, UnixTime, Verified,
 };
 
 /// Something that happened to the host.
@@ -82,8 +82,8 @@ pub enum Event {
     DeadlineReached,
     /// The guard closed, as [`Effect::Close`] asked for.
     Closed {
-        /// The rollout, or nothing if the host closed what it must not serve.
-        k: Option<RolloutId>,
+        /// What it was asked for.
+        cause: CloseCause,
         /// Since when nothing is served, or why something still is.
         outcome: Result<BootTime, Refusal>,
     },
@@ -267,8 +267,8 @@ pub enum Effect {
     Halt,
     /// Have the guard stop whatever is served.
     Close {
-        /// The rollout, or nothing if something is served that must not be.
-        k: Option<RolloutId>,
+        /// Why.
+        cause: CloseCause,
         /// How often this was tried before: wait longer each time.
         attempt: u32,
     },
@@ -283,6 +283,18 @@ pub enum Effect {
     },
     /// End the stream: the coordinator refused the session.
     Hang(Refusal),
+}
+
+/// Why the guard is told to stop what is served. Its answer speaks for what it was asked before, and for nothing that was asked of
+/// it since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CloseCause {
+    /// Step 10, for this rollout.
+    Rollout(RolloutId),
+    /// What it serves is not what the record lets the host serve.
+    NotAllowed,
+    /// P14: this revision of the roster does not have the host serve.
+    LeftOut(RosterRevision),
 }
 
 /// The instant of a flip in fast mode.

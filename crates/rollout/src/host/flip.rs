@@ -4,7 +4,7 @@ use muster_model::{
     BootTime, Code, Digest, Epoch, FlipMode, FromHost, Membership, Nonce, Refusal, RolloutId, Secrets,
 };
 
-use super::event::{Effect, GuardState, Measured, Purpose, Resume, SealPurpose};
+use super::event::{CloseCause, Effect, GuardState, Measured, Purpose, Resume, SealPurpose};
 use super::prepare::stale_rollout;
 use super::record::{Mode, Next, Serving, Switch, SwitchStage};
 use super::{Entropy, Host, Out, Quiesced, Stream};
@@ -18,7 +18,7 @@ impl Host {
             Mode::Armed { k: armed, .. } if *armed == k => {
                 self.close_attempts = 0;
                 self.closing = Some(k);
-                out.effects.push(Effect::Close { k: Some(k), attempt: 0 });
+                out.effects.push(Effect::Close { cause: CloseCause::Rollout(k), attempt: 0 });
             }
             Mode::Closed { k: closed, next, fallback, at_boot_ms } if *closed == k => {
                 // CLOSE means that k was decided: what was to follow if it were given up never will. This must be
@@ -41,22 +41,24 @@ impl Host {
     /// Step 10, after the guard has proven that nothing is served.
     pub(super) fn closed(
         &mut self,
-        k: Option<RolloutId>,
+        cause: CloseCause,
         outcome: Result<BootTime, Refusal>,
         entropy: Entropy,
         out: &mut Out,
     ) {
-        if outcome.is_ok() || !self.must_close(k) {
-            self.closing = self.closing.filter(|closing| Some(*closing) != k);
+        if outcome.is_ok() || !self.must_close(cause) {
+            self.closing = self.closing.filter(|k| CloseCause::Rollout(*k) != cause);
+            self.stopping = self.stopping.filter(|asked| *asked != cause);
         }
         let at = match outcome {
             Ok(at) => at,
             Err(refusal) => {
                 self.close_attempts = self.close_attempts.saturating_add(1);
+                let k = if let CloseCause::Rollout(k) = cause { Some(k) } else { None };
                 out.refuse(k, refusal);
                 // Only while it is called for: the next attempt comes after whatever the guard was asked meanwhile.
-                if self.must_close(k) {
-                    out.effects.push(Effect::Close { k, attempt: self.close_attempts });
+                if self.must_close(cause) {
+                    out.effects.push(Effect::Close { cause, attempt: self.close_attempts });
                 }
                 return;
             }
@@ -65,7 +67,7 @@ impl Host {
         self.guard = GuardState::Dark;
         // What was prepared for being stopped is stopped: there is nothing to undo.
         self.quiesced = Quiesced::No;
-        if let (Mode::Armed { k: armed, next, .. }, Some(k)) = (&self.record.mode, k)
+        if let (Mode::Armed { k: armed, next, .. }, CloseCause::Rollout(k)) = (&self.record.mode, cause)
             && *armed == k
         {
             let secret = next.secret;
@@ -73,11 +75,23 @@ impl Host {
             self.record.committed = None;
             out.record_changed = true;
             out.send(FromHost::Closed { k, secret, at });
-        } else if !self.has_withdrawn(at, out)
-            && self.record.may_serve().is_some_and(|serving| serving.release.is_some())
-        {
-            let refusal = Refusal::of(Code::GuardFailed, "what was served was not what this host may serve");
-            self.ask_for_admission(refusal, entropy, out);
+        } else {
+            self.stopped(cause, at, entropy, out);
+        }
+    }
+
+    /// What the host may not serve is stopped.
+    fn stopped(&mut self, cause: CloseCause, at: BootTime, entropy: Entropy, out: &mut Out) {
+        match self.record.membership {
+            Membership::Excluded(by) => self.has_withdrawn(by, cause, at, out),
+            Membership::Returned if self.stopping.is_none() => self.ask_to_return(entropy, out),
+            Membership::Member
+                if self.record.may_serve().is_some_and(|serving| serving.release.is_some()) =>
+            {
+                let detail = "what was served was not what this host may serve";
+                self.ask_for_admission(Refusal::of(Code::GuardFailed, detail), entropy, out);
+            }
+            Membership::Returned | Membership::Member => {}
         }
     }
 
@@ -155,7 +169,7 @@ impl Host {
             return;
         }
         if let Some(refusal) = self.halted_at(self.leads_to(epoch)) {
-            out.send(FromHost::Dark { refusal, nonce: None });
+            out.send(FromHost::dark(refusal));
             return;
         }
         match &self.record.mode {
@@ -200,7 +214,7 @@ impl Host {
             return;
         };
         if let Err(refusal) = outcome {
-            out.send(FromHost::Dark { refusal, nonce: None });
+            out.send(FromHost::dark(refusal));
             return;
         }
         if let Mode::Closed { .. } = self.record.mode {
@@ -237,7 +251,7 @@ impl Host {
             }
             Err(refusal) => {
                 self.guard = GuardState::Dark;
-                out.send(FromHost::Dark { refusal, nonce: None });
+                out.send(FromHost::dark(refusal));
             }
         }
     }
@@ -272,6 +286,12 @@ impl Host {
             out.refuse(None, refusal);
             return;
         }
+        if self.stopping.is_some() {
+            let detail =
+                "this host is still stopping what it served; once it has, it asks for another admission";
+            out.send(FromHost::dark(Refusal::of(Code::HostDark, detail)));
+            return;
+        }
         let admitted = Serving { epoch, release: Some(release) };
         let has_no_history = self.record.last_k == RolloutId(0)
             && self.record.mode == Mode::Serve(Serving { epoch: Epoch(0), release: None });
@@ -279,7 +299,7 @@ impl Host {
         // A host that is new, or was away, must learn the epoch also while the fleet is halted, or the order that resumes the fleet
         // would not fit it. It opens nothing.
         if let Some(refusal) = self.halted_at(self.record.last_k).filter(|_| !is_new) {
-            out.send(FromHost::Dark { refusal, nonce: None });
+            out.send(FromHost::dark(refusal));
             return;
         }
         let is_settled = self.record.mode == Mode::Serve(admitted) && self.record.membership.is_member();
@@ -313,12 +333,12 @@ impl Host {
                     out.record_changed = true;
                 }
                 if let Some(refusal) = self.halted_at(self.record.last_k) {
-                    out.send(FromHost::Dark { refusal, nonce: None });
+                    out.send(FromHost::dark(refusal));
                 } else {
                     self.open_guard(epoch, release, out);
                 }
             }
-            Err(refusal) => out.send(FromHost::Dark { refusal, nonce: None }),
+            Err(refusal) => out.send(FromHost::dark(refusal)),
         }
     }
 
@@ -385,7 +405,8 @@ impl Host {
                 *own
             }
         };
-        out.send(FromHost::Dark { refusal, nonce: Some(nonce) });
+        let returned = self.record.membership == Membership::Returned;
+        out.send(FromHost::Dark { refusal, nonce: Some(nonce), returned });
     }
 
     fn open_again(&mut self, serving: Serving, out: &mut Out) {
@@ -408,12 +429,14 @@ impl Host {
         }
     }
 
-    /// Whether closing, for rollout `k` or because of what is served, is still called for.
-    fn must_close(&self, k: Option<RolloutId>) -> bool {
-        match (k, &self.record.mode) {
-            (Some(k), Mode::Armed { k: armed, .. }) => *armed == k,
-            (Some(_), Mode::Serve(_) | Mode::Closed { .. }) => false,
-            (None, Mode::Serve(_) | Mode::Armed { .. } | Mode::Closed { .. }) => {
+    /// Whether closing is still called for.
+    fn must_close(&self, cause: CloseCause) -> bool {
+        match (cause, &self.record.mode) {
+            (CloseCause::Rollout(k), Mode::Armed { k: armed, .. }) => *armed == k,
+            (CloseCause::Rollout(_), Mode::Serve(_) | Mode::Closed { .. }) => false,
+            // A host that has a later revision has asked for that one.
+            (CloseCause::LeftOut(_), _) => self.stopping == Some(cause),
+            (CloseCause::NotAllowed, Mode::Serve(_) | Mode::Armed { .. } | Mode::Closed { .. }) => {
                 let allowed =
                     self.record.may_serve().and_then(|it| Some(GuardState::Open(it.epoch, it.release?)));
                 allowed != Some(self.guard)
@@ -422,7 +445,9 @@ impl Host {
     }
 
     fn close_what_must_not_serve(&mut self, out: &mut Out) {
-        out.effects.push(Effect::Close { k: None, attempt: 0 });
+        // One that has the host leave is still to be answered, and comes first.
+        self.stopping.get_or_insert(CloseCause::NotAllowed);
+        out.effects.push(Effect::Close { cause: CloseCause::NotAllowed, attempt: 0 });
     }
 
     fn destroy_secret(&mut self, k: RolloutId, out: &mut Out) {

@@ -29,7 +29,7 @@ impl Host {
             && let Some(refusal) = self.halted_at(self.record.last_k)
         {
             self.halting = Halting::Told;
-            out.send(FromHost::Dark { refusal, nonce: None });
+            out.send(FromHost::dark(refusal));
         }
     }
 

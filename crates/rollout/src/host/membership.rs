@@ -2,7 +2,7 @@
 
 use muster_model::{BootTime, Code, Digest, Epoch, FromHost, Membership, Refusal, Roster, RosterRevision};
 
-use super::event::Effect;
+use super::event::{CloseCause, Effect};
 use super::record::{HostRecord, Mode, Serving};
 use super::{Entropy, Host, Out, Stream};
 
@@ -25,7 +25,7 @@ impl Host {
         let has_it_serve =
             member.is_some_and(|member| member.attestation_key == self.profile.attestation_key);
         match (has_it_serve, self.record.membership) {
-            (true, Membership::Excluded(by)) if revision > by => self.take_back(revision, entropy, out),
+            (true, Membership::Excluded(by)) if revision > by => self.take_back(entropy, out),
             (true, Membership::Excluded(by)) => {
                 let detail = format!(
                     "revision {revision} of the roster is not later than {by}, which leaves this host out"
@@ -71,18 +71,22 @@ impl Host {
 
     /// Has the guard stop. The record that bars every opening is written before it is asked.
     pub(super) fn withdraw(&mut self, out: &mut Out) {
+        let Membership::Excluded(by) = self.record.membership else { return };
         self.close_attempts = 0;
-        out.effects.push(Effect::Close { k: None, attempt: 0 });
+        let cause = CloseCause::LeftOut(by);
+        self.stopping = Some(cause);
+        out.effects.push(Effect::Close { cause, attempt: 0 });
     }
 
-    /// The guard has proven that nothing is served, and the record keeps it so.
-    pub(super) fn has_withdrawn(&self, at: BootTime, out: &mut Out) -> bool {
-        let Membership::Excluded(roster) = self.record.membership else { return false };
+    /// P14: the guard has proven that nothing is served, and the record keeps it so.
+    ///
+    /// Only the answer to what this exclusion has asked of the guard proves it. That of an earlier closing may come while an opening
+    /// of the time in between still waits for the guard.
+    pub(super) fn has_withdrawn(&self, by: RosterRevision, cause: CloseCause, at: BootTime, out: &mut Out) {
         // Whoever is not connected tells it when it has joined.
-        if self.stream != Stream::Down {
-            out.send(FromHost::Withdrawn { roster, at });
+        if cause == CloseCause::LeftOut(by) && self.stream != Stream::Down {
+            out.send(FromHost::Withdrawn { roster: by, at });
         }
-        true
     }
 
     /// Why this host takes part in nothing.
@@ -111,13 +115,19 @@ impl Host {
     }
 
     /// A later roster has it serve again. Whatever it was armed or closed for is over, or that roster would not hold.
-    fn take_back(&mut self, revision: RosterRevision, entropy: Entropy, out: &mut Out) {
+    fn take_back(&mut self, entropy: Entropy, out: &mut Out) {
         self.record.mode = Mode::Serve(self.record.last_served());
         self.record.committed = None;
         self.record.membership = Membership::Returned;
         out.record_changed = true;
-        let detail =
-            format!("revision {revision} of the roster has this host serve again; it was not admitted yet");
+        if self.stopping.is_none() {
+            self.ask_to_return(entropy, out);
+        }
+    }
+
+    /// A later roster has it serve again, and nothing that was served before is left.
+    pub(super) fn ask_to_return(&mut self, entropy: Entropy, out: &mut Out) {
+        let detail = "a later roster has this host serve again; it was not admitted yet";
         self.ask_for_admission(Refusal::of(Code::HostDark, detail), entropy, out);
     }
 }

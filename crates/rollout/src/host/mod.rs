@@ -18,7 +18,8 @@ use muster_model::{
 };
 
 pub use event::{
-    Effect, Event, Evidence, GuardState, Halt, Instant, Measured, Now, Profile, Purpose, Resume, SealPurpose,
+    CloseCause, Effect, Event, Evidence, GuardState, Halt, Instant, Measured, Now, Profile, Purpose, Resume,
+    SealPurpose,
 };
 pub use record::{
     Committed, Halted, History, HostRecord, Mode, Next, RECORD_FORMAT, Serving, Switch, SwitchStage,
@@ -47,6 +48,9 @@ pub struct Host {
     close_attempts: u32,
     /// The rollout that the guard was told to close for, until it has answered. Volatile.
     closing: Option<RolloutId>,
+    /// Why the guard was told last to stop what the host may not serve, until it has. Nothing is opened meanwhile: another attempt at
+    /// stopping would meet it. Volatile.
+    stopping: Option<CloseCause>,
     /// Whether the guard is being asked to end a halt. Volatile: what it says before it answers is older.
     resuming: Resume,
     /// Step 8: what is needed to renew the lease. Volatile: after a restart nothing is renewed any more.
@@ -150,6 +154,7 @@ impl Host {
             opening: None,
             close_attempts: 0,
             closing: None,
+            stopping: None,
             resuming: Resume::No,
             lease: None,
             quiesced: Quiesced::Unknown,
@@ -184,7 +189,7 @@ impl Host {
             Event::Leased { k, outcome } => self.leased(k, outcome, now, &mut out),
             Event::SwitchSet { k, outcome } => self.switch_set(k, outcome, &mut out),
             Event::DeadlineReached => self.renew(now, &mut out),
-            Event::Closed { k, outcome } => self.closed(k, outcome, entropy, &mut out),
+            Event::Closed { cause, outcome } => self.closed(cause, outcome, entropy, &mut out),
             Event::Opened { epoch, outcome } => self.opened(epoch, outcome, &mut out),
             Event::Guard { state, since, halt, refusal } => {
                 self.guard_was_halted(halt, &mut out);

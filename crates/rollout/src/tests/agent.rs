@@ -182,7 +182,7 @@ impl World {
                 self.ask_later(index, GuardWork::Switch { k, at, epoch, release });
             }
             Effect::Halt => self.ask_later(index, GuardWork::Halt),
-            Effect::Close { k, .. } => self.ask_later(index, GuardWork::Close { k }),
+            Effect::Close { cause, .. } => self.ask_later(index, GuardWork::Close { cause }),
             Effect::Open { epoch, release, resume } => {
                 self.check_permit(index, epoch, release);
                 self.ask_later(index, GuardWork::Open { epoch, release, resume });

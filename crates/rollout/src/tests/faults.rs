@@ -188,7 +188,7 @@ fn remove_host(world: &mut World) {
 }
 
 /// A host is asked to leave for a while, whatever it is at.
-fn park(world: &mut World, number: usize) {
+pub(super) fn park(world: &mut World, number: usize) {
     let are_left = world.parked.len() + 1 < world.hosts_listed();
     let is_listed = number <= world.hosts_listed() && !world.parked.contains(&number);
     if world.coordinator.fleet.is_some() && are_left && is_listed {
@@ -197,7 +197,7 @@ fn park(world: &mut World, number: usize) {
 }
 
 /// One that was parked, or is still asked to leave, is taken back.
-fn unpark(world: &mut World) {
+pub(super) fn unpark(world: &mut World) {
     let parked: Vec<usize> = world.parked.iter().copied().collect();
     if world.coordinator.fleet.is_some() && !parked.is_empty() {
         let number = parked[world.random.index(parked.len())];

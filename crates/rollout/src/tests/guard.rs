@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use muster_guard::lease::{Change, LeaseRefusal};
 use muster_guard::{Armed, LeaseState, Opened};
-use muster_model::{Blocker, BootTime, Code, Digest, Epoch, Refusal, RolloutId};
+use muster_model::{Blocker, BootTime, Code, Digest, Epoch, Membership, Refusal, RolloutId};
 
 use super::disk::Death;
 use super::ledger::Survives;
@@ -12,7 +12,7 @@ use super::machine::{GuardProcess, GuardWork, Machine, Tree};
 use super::papers::policy;
 use super::warden::{Asks, Drain, Duty};
 use super::world::{Mistake, World};
-use crate::host::{Event, GuardState, Halt, Host, Resume};
+use crate::host::{CloseCause, Event, GuardState, Halt, Host, Resume};
 
 /// The guard was killed, or the machine lost its power, before it could answer.
 #[derive(Debug, Clone, Copy)]
@@ -36,8 +36,23 @@ impl World {
             return without_guard(asked);
         }
         match self.obey(index, asked) {
+            Ok(answer) if self.mistake == Some(Mistake::ClosingsNotToldApart) => {
+                answer.map(|answer| self.taken_for_the_last(index, answer))
+            }
             Ok(answer) => answer,
             Err(Died) => self.machines[index].agent.as_ref().and_then(|_| without_guard(asked)),
+        }
+    }
+
+    /// The answer to an earlier closing, taken for that to the one which an exclusion has asked for.
+    fn taken_for_the_last(&self, index: usize, answer: Event) -> Event {
+        let membership = self.machines[index].record.membership;
+        match (answer, membership) {
+            (
+                Event::Closed { cause: CloseCause::LeftOut(_) | CloseCause::NotAllowed, outcome },
+                Membership::Excluded(by),
+            ) => Event::Closed { cause: CloseCause::LeftOut(by), outcome },
+            (answer, _) => answer,
         }
     }
 
@@ -71,7 +86,7 @@ impl World {
                 machine.asked_halt = machine.lease.halted().map(|halt| halt.id);
                 Some(self.guard_says(index))
             }
-            GuardWork::Close { k } => self.close_guard(index, k)?,
+            GuardWork::Close { cause } => self.close_guard(index, cause)?,
             GuardWork::Open { epoch, release, resume } => {
                 let outcome = self.open_guard(index, Opened { epoch, digest: release }, resume)?;
                 if outcome.as_ref().is_err_and(|refusal| refusal.code() == Some(Code::Halted)) {
@@ -220,7 +235,7 @@ impl World {
     }
 
     /// Step 10. What is served drains under the running deadline. What fails may have revoked the permit.
-    fn close_guard(&mut self, index: usize, k: Option<RolloutId>) -> Result<Option<Event>, Died> {
+    fn close_guard(&mut self, index: usize, cause: CloseCause) -> Result<Option<Event>, Died> {
         self.await_flip(index);
         let fails = self.random.chance(self.guard_fails_per_mille);
         let revokes = !fails || self.random.chance(500);
@@ -241,17 +256,17 @@ impl World {
             } else {
                 machine.lease.fail_close();
             }
-            return Ok(Some(Event::Closed { k, outcome: Err(Refusal::because(blocker)) }));
+            return Ok(Some(Event::Closed { cause, outcome: Err(Refusal::because(blocker)) }));
         }
         if until > now {
-            machine.drain = Some(Drain { k, until, asks: Asks::Yes });
+            machine.drain = Some(Drain { cause, until, asks: Asks::Yes });
             return Ok(None);
         }
-        self.end_close(index, k).map(Some)
+        self.end_close(index, cause).map(Some)
     }
 
     /// Nothing is left of what was served.
-    pub(super) fn end_close(&mut self, index: usize, k: Option<RolloutId>) -> Result<Event, Died> {
+    pub(super) fn end_close(&mut self, index: usize, cause: CloseCause) -> Result<Event, Died> {
         let machine = &mut self.machines[index];
         let now = machine.clock.at(self.now);
         machine.linked = None;
@@ -263,7 +278,7 @@ impl World {
             Kept::Durably => Ok(now),
             Kept::Failed => Err(not_kept(&self.machines[index])),
         };
-        Ok(Event::Closed { k, outcome })
+        Ok(Event::Closed { cause, outcome })
     }
 
     /// Steps 3 and 12. A start that fails leaves the fleet closed.
@@ -438,7 +453,7 @@ pub(super) fn without_guard(asked: &GuardWork) -> Option<Event> {
         GuardWork::Lease(Armed { k, .. }) => Some(Event::Leased { k, outcome: Err(refusal()) }),
         GuardWork::Extend { .. } => None,
         GuardWork::Switch { k, .. } => Some(Event::SwitchSet { k, outcome: Err(refusal()) }),
-        GuardWork::Close { k } => Some(Event::Closed { k, outcome: Err(refusal()) }),
+        GuardWork::Close { cause } => Some(Event::Closed { cause, outcome: Err(refusal()) }),
         GuardWork::Open { epoch, .. } => Some(Event::Opened { epoch, outcome: Err(refusal()) }),
     }
 }

@@ -10,7 +10,7 @@ use super::faults::{FAULTS, PAUSE_MS_MAX, inflict, is_duplicate, recover, some_c
 use super::link::{Delay, Hold, Route};
 use super::machine::{Driver, Image, Machine, Pace, Run};
 use super::papers::host_name;
-use super::provoke::{FORGED_PER_MILLE, forge, provoke};
+use super::provoke::{FORGED_PER_MILLE, forge, move_who_waits, provoke};
 use super::random::SplitMix64;
 use super::world::{Mistake, RELEASES, Seen, World};
 use crate::fleet::{Fleet, Phase};
@@ -345,6 +345,9 @@ fn act(world: &mut World, weather: Weather) {
         && world.random.chance(CUT_SHORT_PER_MILLE)
     {
         cut_a_lease_short(world);
+    }
+    if weather.faults_per_mille > 0 && weather.kinds & 3 << 35 == 0 && world.random.chance(FORGED_PER_MILLE) {
+        move_who_waits(world);
     }
     if world.mistake.is_some() && world.random.chance(FORGED_PER_MILLE) {
         forge(world);

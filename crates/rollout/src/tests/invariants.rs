@@ -8,7 +8,7 @@ use muster_model::{
 };
 
 use super::coordinator::Seat;
-use super::machine::{Image, Machine};
+use super::machine::{GuardWork, Image, Machine};
 use super::world::{Fate, World};
 use crate::fleet::{Armament, FleetRecord, Identity, Limits, Phase};
 use crate::host::{HostRecord, Mode, Switch, SwitchStage};
@@ -245,7 +245,10 @@ impl World {
             ),
             FromHost::Renew { k, .. } => matches!(&record.mode, Mode::Armed { k: armed, .. } if armed == k),
             FromHost::Withdrawn { roster, .. } => {
-                record.membership == Membership::Excluded(*roster) && self.machines[index].guard.is_none()
+                // Nor is it about to serve: P14.
+                let machine = &self.machines[index];
+                let may_open = machine.guard_work.iter().any(GuardWork::may_serve);
+                record.membership == Membership::Excluded(*roster) && machine.guard.is_none() && !may_open
             }
             FromHost::Fresh { .. }
             | FromHost::CannotAttest { .. }

@@ -16,7 +16,7 @@ use super::link::{Hold, Link, Route};
 use super::papers::key_of;
 use super::warden::{Asks, Drain, Duty};
 use super::world::{Mistake, RELEASES, World};
-use crate::host::{Event, Host, HostRecord, Mode, Profile, Resume};
+use crate::host::{CloseCause, Event, Host, HostRecord, Mode, Profile, Resume};
 
 /// How many older records of a host are remembered, for rolling its disk back.
 const HISTORY_LEN_MAX: usize = 32;
@@ -196,13 +196,20 @@ pub(super) enum GuardWork {
     },
     Halt,
     Close {
-        k: Option<RolloutId>,
+        cause: CloseCause,
     },
     Open {
         epoch: Epoch,
         release: Digest,
         resume: Resume,
     },
+}
+
+impl GuardWork {
+    /// Whether something may be served once this was done.
+    pub(super) const fn may_serve(&self) -> bool {
+        matches!(self, Self::Open { .. } | Self::Switch { .. })
+    }
 }
 
 /// Something that is under way on a machine or its links.

@@ -4,9 +4,9 @@ use muster_guard::LeaseState;
 use muster_model::{Closure, Secret, ToHost};
 
 use super::clock::Clock;
-use super::faults::PAUSE_MS_MAX;
+use super::faults::{PAUSE_MS_MAX, park, unpark};
 use super::link::{Hold, Link, Origin};
-use super::machine::Machine;
+use super::machine::{GuardWork, Machine, Pace};
 use super::world::{Mistake, World};
 use crate::fleet::Phase;
 use crate::host::Mode;
@@ -65,7 +65,22 @@ pub(super) fn provoke(world: &mut World) {
             world.start_agent(rebooted);
             world.connect(rebooted);
         }
+        Some(Mistake::ClosingsNotToldApart) => {
+            world.guard_pace = Pace::Slow;
+            move_who_waits(world);
+        }
         Some(_) | None => {}
+    }
+}
+
+/// Who waits to open is parked, and who waits to close is asked back.
+pub(super) fn move_who_waits(world: &mut World) {
+    let index = world.random.index(world.machines.len());
+    let (number, waiting) = (index + 1, &world.machines[index].guard_work);
+    if world.parked.contains(&number) && !waiting.is_empty() {
+        unpark(world);
+    } else if world.parked.is_empty() && waiting.iter().any(GuardWork::may_serve) {
+        park(world, number);
     }
 }
 

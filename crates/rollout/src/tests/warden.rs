@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use muster_guard::lease::{self, Found, Lease};
 use muster_guard::{Decided, Fence, Flipped, LeaseState};
-use muster_model::{BootTime, RolloutId};
+use muster_model::BootTime;
 
 use super::guard::{Died, without_guard};
 use super::ledger::Survives;
 use super::machine::{Driver, GuardProcess, GuardWork, Machine, Tree};
 use super::world::{Mistake, World};
+use crate::host::CloseCause;
 
 /// What a guard is at, and until when, on the machine's own clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +34,7 @@ impl Duty {
 /// A closing that is under way: until then the service drains. No other request is carried out meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Drain {
-    pub(super) k: Option<RolloutId>,
+    pub(super) cause: CloseCause,
     pub(super) until: BootTime,
     pub(super) asks: Asks,
 }
@@ -119,7 +120,8 @@ impl World {
                 });
             }
         }
-        if let Some(answer) = asked.and_then(|drain| without_guard(&GuardWork::Close { k: drain.k })) {
+        if let Some(answer) = asked.and_then(|drain| without_guard(&GuardWork::Close { cause: drain.cause }))
+        {
             self.machines[index].guard_work.push_front(GuardWork::Answer(answer));
         }
         note!(self, "  the guard of {} dies", self.machines[index].name);
@@ -221,10 +223,10 @@ impl World {
 
     /// What was served has drained, and whoever waits for it is told.
     fn finish_close(&mut self, index: usize, drain: Drain) {
-        let Drain { k, asks, .. } = drain;
-        let answer = match self.end_close(index, k) {
+        let Drain { cause, asks, .. } = drain;
+        let answer = match self.end_close(index, cause) {
             Ok(answer) => Some(answer),
-            Err(Died) => without_guard(&GuardWork::Close { k }),
+            Err(Died) => without_guard(&GuardWork::Close { cause }),
         };
         let machine = &mut self.machines[index];
         if let (Some(answer), Asks::Yes, Some(_)) = (answer, asks, &machine.agent) {

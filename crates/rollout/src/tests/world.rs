@@ -71,6 +71,8 @@ pub(super) enum Mistake {
     LeaseNotTakenUp,
     /// The leader's timer never fires.
     TimerForgotten,
+    /// A host takes the answer to an earlier closing for that to the one by which it leaves.
+    ClosingsNotToldApart,
 }
 
 /// Everything there is.

@@ -4,7 +4,7 @@ use super::config::{Mistake, Pace};
 use super::papers::lease;
 use super::state::{Asker, Draining, GuardWork, Latch, Lease, LeaseOrigin, Promise, Work};
 use super::turn::Turn;
-use crate::host::{Event, GuardState, Halt};
+use crate::host::{CloseCause, Event, GuardState, Halt};
 
 impl Turn<'_> {
     /// Asks the guard, which does one thing after the other.
@@ -31,11 +31,11 @@ impl Turn<'_> {
     /// The service that was told to stop has stopped.
     pub(super) fn drained(&mut self, index: usize) -> Option<()> {
         let guard = &mut self.state.machines[index].edit().guard;
-        let Draining { k, asked_by } = guard.draining.take()?;
+        let Draining { cause, asked_by } = guard.draining.take()?;
         guard.serving = None;
         guard.lease = None;
         match asked_by {
-            Asker::Agent => self.host_event(index, Event::Closed { k, outcome: Ok(self.now()) }),
+            Asker::Agent => self.host_event(index, Event::Closed { cause, outcome: Ok(self.now()) }),
             Asker::Nobody => self.work(index, Work::Notice),
         }
         while let Some(guard) = Some(&mut self.state.machines[index].edit().guard)
@@ -69,7 +69,7 @@ impl Turn<'_> {
                 guard.lease.take_if(|lease| lease.k == k);
                 self.guard_speaks(index);
             }
-            GuardWork::Close { k } => self.close(index, k),
+            GuardWork::Close { cause } => self.close(index, cause),
             GuardWork::Open { epoch, release } => {
                 guard.serving = Some((epoch, release));
                 // Only ADMIT and OPEN lead here: a fence that had latched is over.
@@ -98,17 +98,17 @@ impl Turn<'_> {
     }
 
     /// Step 10: "drains under the running deadline".
-    fn close(&mut self, index: usize, k: Option<muster_model::RolloutId>) {
+    fn close(&mut self, index: usize, cause: CloseCause) {
         let mistake = self.mistake();
         let guard = &mut self.state.machines[index].edit().guard;
-        guard.draining = Some(Draining { k, asked_by: Asker::Agent });
+        guard.draining = Some(Draining { cause, asked_by: Asker::Agent });
         if mistake == Some(Mistake::CloseCancelsTheDeadlineBeforeTheDrainIsDone) {
             guard.lease = None;
         }
         if mistake == Some(Mistake::ClosedAcknowledgedBeforeDown) {
-            guard.draining = Some(Draining { k, asked_by: Asker::Nobody });
+            guard.draining = Some(Draining { cause, asked_by: Asker::Nobody });
             let at = self.now();
-            return self.host_event(index, Event::Closed { k, outcome: Ok(at) });
+            return self.host_event(index, Event::Closed { cause, outcome: Ok(at) });
         }
         match self.model.config.drain {
             Pace::AtOnce => {

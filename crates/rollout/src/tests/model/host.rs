@@ -195,7 +195,7 @@ impl Turn<'_> {
             Effect::Lease { k, deadline, .. } => self.ask_guard(index, GuardWork::Lease { k, deadline }),
             Effect::Extend { k, deadline } => self.ask_guard(index, GuardWork::Extend { k, deadline }),
             Effect::Lift { k } => self.ask_guard(index, GuardWork::Lift { k }),
-            Effect::Close { k, attempt: _ } => self.ask_guard(index, GuardWork::Close { k }),
+            Effect::Close { cause, .. } => self.ask_guard(index, GuardWork::Close { cause }),
             Effect::Open { epoch, release, resume: _ } => {
                 self.ask_guard(index, GuardWork::Open { epoch, release });
             }

@@ -10,7 +10,7 @@ use muster_model::{
 };
 
 use crate::fleet::{Fleet, FleetRecord, SessionRecord};
-use crate::host::{Host, Mode, Purpose, SealPurpose};
+use crate::host::{CloseCause, Host, Mode, Purpose, SealPurpose};
 
 /// There are two coordinators; either may lead.
 pub(super) const SLOTS: usize = 2;
@@ -140,7 +140,7 @@ pub(super) enum LeaseOrigin {
 /// A service that was told to stop and has not yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Draining {
-    pub(super) k: Option<RolloutId>,
+    pub(super) cause: CloseCause,
     pub(super) asked_by: Asker,
 }
 
@@ -159,7 +159,7 @@ pub(super) enum GuardWork {
     Lease { k: RolloutId, deadline: BootTime },
     Extend { k: RolloutId, deadline: BootTime },
     Lift { k: RolloutId },
-    Close { k: Option<RolloutId> },
+    Close { cause: CloseCause },
     Open { epoch: Epoch, release: Digest },
 }
 

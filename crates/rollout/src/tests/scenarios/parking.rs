@@ -1,12 +1,14 @@
 //! Hosts that are parked, come back, retire, or join while the others flip.
 
-use muster_model::{Code, Membership, RosterRevision};
+use muster_model::{Code, Digest, Membership, RosterRevision};
 
 use super::super::link::Hold;
+use super::super::machine::Pending;
 use super::super::papers::{host_name, signed_roster, signed_roster_of};
 use super::super::world::World;
 use super::{codes, is_decided, is_opened};
 use crate::fleet::{NextRoster, Phase, State};
+use crate::host::{CloseCause, Event};
 
 impl World {
     /// Host 3 of three is parked, and the others serve release 1 in epoch 2 since.
@@ -148,6 +150,62 @@ fn a_host_that_is_asked_to_leave_may_be_asked_to_stay_whether_or_not_it_has_clos
         world.flip(1);
         world.expect_all_serve(1, 2);
     }
+}
+
+/// Host 3 of three was told to leave, and then to stay; its guard has not come to anything of it yet. With the roster that parks it again.
+fn with_a_slow_guard() -> (World, Digest) {
+    let mut world = World::settled();
+    let [parks, takes_back, parks_again] = [(2, true), (3, false), (4, true)].map(|(revision, parks)| {
+        let parked = if parks { [3].into() } else { std::collections::BTreeSet::new() };
+        let signed = signed_roster_of(revision, 3, &parked);
+        let envelope = signed.envelope;
+        world.rosters.push(signed);
+        envelope
+    });
+    world.show(2, parks);
+    world.show(2, takes_back);
+    (world, parks_again)
+}
+
+#[test]
+fn a_host_says_that_it_has_closed_only_on_the_answer_to_what_it_asked_when_it_was_told() {
+    let (mut world, parks_again) = with_a_slow_guard();
+    world.show(2, parks_again);
+    world.machines[2].link.as_mut().expect("it is connected").up.clear();
+    let has_said = |world: &World| world.machines[2].link.as_ref().is_some_and(|link| !link.up.is_empty());
+    let at = world.machines[2].clock.at(world.now);
+    for cause in [CloseCause::NotAllowed, CloseCause::LeftOut(RosterRevision(2))] {
+        world.host_event(2, Event::Closed { cause, outcome: Ok(at) });
+        assert!(!has_said(&world), "an opening of the time in between may still wait for the guard");
+    }
+    world.advance(2, Pending::Guard);
+    assert!(!has_said(&world) && world.machines[2].guard.is_none());
+    world.advance(2, Pending::Guard);
+    assert!(has_said(&world));
+    assert_eq!(world.violation, None);
+}
+
+#[test]
+fn a_host_that_comes_back_is_opened_only_once_it_has_stopped() {
+    use muster_model::{Epoch, ToHost};
+    let (mut world, _) = with_a_slow_guard();
+    let (nonce, release) = (world.machines[2].nonce.expect("it has joined"), world.releases[0].manifest);
+    world.say(2, ToHost::Admit { epoch: Epoch(1), release, nonce });
+    assert_eq!(
+        world.machines[2].work.len(),
+        0,
+        "the closing may fail, and the next attempt would meet the opening"
+    );
+    world.machines[2].closes_to_fail = 2;
+    for tries in 1..=3 {
+        assert_eq!(world.machines[2].guard_work.len(), 1, "try {tries}");
+        assert!(world.machines[2].guard.is_some());
+        world.advance(2, Pending::Guard);
+    }
+    assert_eq!(world.machines[2].guard, None);
+    assert_ne!(world.machines[2].nonce, Some(nonce), "it asks for another admission");
+    world.rest();
+    assert_eq!(world.violation, None);
 }
 
 #[test]
