@@ -20,8 +20,6 @@ use crate::{ClockError, refusal};
 /// threads as the configuration allows.
 const MEASURING_MAX: usize = 2;
 
-const READ_BYTES: usize = 256 << 10;
-
 /// What all fleets of a host share.
 #[derive(Debug)]
 pub(crate) struct Lanes {
@@ -173,28 +171,7 @@ impl Trees {
 
     /// The bytes of a manifest, verified by its digest.
     pub(crate) fn manifest_bytes(&self, release: Digest) -> Result<Vec<u8>, ArtifactError> {
-        let mut reader = self.blobs.reader(release)?;
-        let size = reader.size();
-        if size > MAX_MANIFEST_BYTES as u64 {
-            return Err(ArtifactError::WrongSize {
-                digest: release,
-                stated: MAX_MANIFEST_BYTES as u64,
-                found: size,
-            });
-        }
-        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
-        let mut buffer = vec![0; READ_BYTES];
-        loop {
-            match reader.read(&mut buffer)? {
-                0 => return Ok(bytes),
-                // The file may grow while it is read; its digest would be wrong, so that more is never kept than this.
-                read if bytes.len() + read > MAX_MANIFEST_BYTES => {
-                    let found = (bytes.len() + read) as u64;
-                    return Err(ArtifactError::WrongSize { digest: release, stated: size, found });
-                }
-                read => bytes.extend_from_slice(&buffer[..read]),
-            }
-        }
+        self.blobs.read_whole(release, MAX_MANIFEST_BYTES)
     }
 
     fn accept(

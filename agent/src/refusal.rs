@@ -51,6 +51,9 @@ pub(crate) fn of_artifact(host: &HostName, error: &ArtifactError) -> Refusal {
             refusal.blockers.iter_mut().for_each(|blocker| blocker.code = Code::SealBroken);
             return refusal;
         }
+        ArtifactError::NotAsReleased { differences, count, .. } => {
+            return of_differences(host, differences, *count);
+        }
         ArtifactError::NotAsWritten { difference, .. } => {
             return of_differences(host, std::slice::from_ref(difference), 1);
         }

@@ -117,7 +117,7 @@ fn dependencies_point_down() {
         ("crates/mtls", &["model"]),
         ("crates/daemon", &["model"]),
         ("crates/systemd", &[]),
-        ("crates/guard", &["model", "systemd"]),
+        ("crates/guard", &["artifact", "model", "systemd"]),
         ("proto", &["model"]),
         (
             "agent",

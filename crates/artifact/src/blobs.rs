@@ -68,6 +68,12 @@ impl BlobStore {
         Ok(Self { dir: dir.to_owned() })
     }
 
+    /// A store that somebody else keeps, to read from. Nothing is made and nothing removed.
+    #[must_use]
+    pub fn of_another(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
     /// Whether the blob is there, with this size if one is given. Its bytes are not looked at.
     pub fn contains(&self, digest: Digest, size: Option<u64>) -> Result<bool, ArtifactError> {
         let path = self.path(digest);
@@ -108,6 +114,31 @@ impl BlobStore {
             ArtifactError::io("open", &path, error)
         })?;
         Ok(BlobReader { path, file, hasher: Sha256::new(), digest, size, read: 0 })
+    }
+
+    /// The whole of a blob that has at most `bytes_max` bytes, verified.
+    pub fn read_whole(&self, digest: Digest, bytes_max: usize) -> Result<Vec<u8>, ArtifactError> {
+        let mut reader = self.reader(digest)?;
+        let stated = bytes_max as u64;
+        if reader.size() > stated {
+            return Err(ArtifactError::WrongSize { digest, stated, found: reader.size() });
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(reader.size()).unwrap_or_default());
+        let mut buffer = vec![0; COPY_BYTES];
+        loop {
+            match reader.read(&mut buffer)? {
+                0 => return Ok(bytes),
+                // The file may grow while it is read; its digest would be wrong, so that more is never kept than this.
+                read if bytes.len() + read > bytes_max => {
+                    return Err(ArtifactError::WrongSize {
+                        digest,
+                        stated,
+                        found: (bytes.len() + read) as u64,
+                    });
+                }
+                read => bytes.extend_from_slice(&buffer[..read]),
+            }
+        }
     }
 
     /// Copies a file into the store and says what it is.

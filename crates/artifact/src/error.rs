@@ -151,6 +151,16 @@ pub enum ArtifactError {
         /// How many there are.
         count: u64,
     },
+    /// A tree is not as it was released.
+    #[error("{} is not as it was released ({count} differences): {}", path.display(), First(differences))]
+    NotAsReleased {
+        /// The tree.
+        path: PathBuf,
+        /// The first differences, in the order of their paths.
+        differences: Vec<Difference>,
+        /// How many there are.
+        count: u64,
+    },
     /// A seal's file is not one, or is damaged.
     #[error("{} is not a seal: {reason}", path.display())]
     SealFile {

@@ -9,6 +9,7 @@
 //! | `install` | builds a release's tree from blobs, or repairs it |
 //! | `measure` | reads a tree again and compares |
 //! | `seal` | notices cheaply that a measured tree was touched |
+//! | `deployed` | tells whether what is about to be started is what was released |
 //!
 //! All of it is synchronous and uses no global state: threads belong to the call that asked for them. It
 //! never opens a connection, never decides whether a release may go live, and never touches the link that
@@ -28,6 +29,7 @@
 //! not by mode: taking the write bits away would be another tree.
 
 mod blobs;
+mod deployed;
 mod durable;
 mod error;
 mod handle;
@@ -44,6 +46,7 @@ mod transfer;
 mod walk;
 
 pub use blobs::{BlobReader, BlobStore, BlobWriter, Durability};
+pub use deployed::Deployed;
 pub use error::{ArtifactError, Unpackable, UnpackableKind};
 pub use install::{How, InstallOptions, Installed, Owner, clean_leftovers, install, remove_release};
 pub use measure::{DIFFERENCES_MAX, MeasureOptions, Measurement, measure};

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use muster_artifact::ArtifactError;
 use muster_model::FleetName;
 use muster_systemd::{SystemdError, UnitName};
 use serde::{Deserialize, Serialize};
@@ -201,6 +202,15 @@ pub enum GuardError {
         #[source]
         source: serde_json::Error,
     },
+    /// It cannot be told whether a release lies on the disk as it was released.
+    #[error("the release of fleet {fleet} cannot be measured")]
+    Unmeasured {
+        /// The fleet.
+        fleet: FleetName,
+        /// Why.
+        #[source]
+        source: Box<ArtifactError>,
+    },
     /// A system call failed.
     #[error("cannot {action} {path}", path = path.display())]
     Io {
@@ -329,7 +339,7 @@ impl GuardError {
             Self::OutOfBounds { .. } => RefusalCode::BadRequest,
             Self::NotStopped { .. } => RefusalCode::NotStopped,
             Self::ShuttingDown => RefusalCode::ShuttingDown,
-            Self::Corrupt { .. } | Self::Io { .. } => RefusalCode::Storage,
+            Self::Corrupt { .. } | Self::Io { .. } | Self::Unmeasured { .. } => RefusalCode::Storage,
             Self::AlreadyRunning { .. }
             | Self::SocketInUse { .. }
             | Self::UnsafeFolder { .. }

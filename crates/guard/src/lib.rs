@@ -12,7 +12,8 @@
 //!
 //! What runs is settled by root's local file ([`GuardConfig`]): a request names a fleet, an epoch and a digest, and
 //! nothing else. The guard never takes a command, a path or an environment from the socket, never talks to the network
-//! but for a health check, never measures a tree, and does not know why a deadline is what it is.
+//! but for a health check, never measures a tree, and does not know why a deadline is what it is. What is about to be started as a unit is
+//! looked at by a process that systemd runs before it, `muster-guard permit`.
 //!
 //! # What is kept, and what a restart does
 //! A *permit* on disk says what a fleet may serve, and in which boot it was given; a record beside it says which deadline
@@ -34,6 +35,7 @@ pub mod lease;
 pub mod protocol;
 
 mod asker;
+mod bytes;
 mod cgroup;
 mod client;
 mod config;

@@ -3,6 +3,9 @@
 //! The guard is asked. Where it does not answer, as while it is upgraded, its records are: what they permit in this boot may be
 //! started, unless a deadline runs or a fence has latched, for then a guard that is gone must not be the reason why
 //! something is served.
+//!
+//! What is permitted is then looked at on the disk ([`bytes`]): nothing is started whose bytes are not those of the fleet's release,
+//! whether or not anybody has noticed before.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,6 +13,7 @@ use std::process::ExitCode;
 use muster_model::FleetName;
 
 use crate::Guard;
+use crate::bytes::{self, Bytes};
 use crate::client::GuardClient;
 use crate::config::{FleetConfig, GuardConfig, Settings};
 use crate::error::GuardError;
@@ -52,9 +56,31 @@ pub(crate) fn answer(fleet: &FleetName, config: &Path) -> ExitCode {
 }
 
 fn ask(fleet: &FleetName, config: &Path) -> Result<Verdict, GuardError> {
-    let settings = GuardConfig::load(config)?;
+    look_and_decide(fleet, &GuardConfig::load(config)?)
+}
+
+fn look_and_decide(fleet: &FleetName, settings: &Settings) -> Result<Verdict, GuardError> {
     let of_fleet = settings.fleets.iter().find(|other| other.name == *fleet);
     let of_fleet = of_fleet.ok_or_else(|| GuardError::UnknownFleet { fleet: fleet.clone() })?;
+    let opened = match decided(settings, of_fleet)? {
+        Verdict::Permitted(opened) => opened,
+        refused @ Verdict::Refused(_) => return Ok(refused),
+    };
+    match bytes::look(fleet, &of_fleet.releases, opened.digest)? {
+        Bytes::Changed(what) => Ok(doubted(&what)),
+        // It may have taken long, and what has been revoked meanwhile is not started.
+        Bytes::Released => match decided(settings, of_fleet)? {
+            Verdict::Permitted(now) if now != opened => {
+                Ok(Verdict::Refused(format!("{} is to be served by now", now.digest)))
+            }
+            verdict @ (Verdict::Permitted(_) | Verdict::Refused(_)) => Ok(verdict),
+        },
+    }
+}
+
+/// What the guard says, or its records.
+fn decided(settings: &Settings, of_fleet: &FleetConfig) -> Result<Verdict, GuardError> {
+    let fleet = &of_fleet.name;
     match GuardClient::new(settings.socket()).status(fleet) {
         Ok(state) => match state.doubt {
             Some(doubt) => Ok(doubted(&doubt)),
@@ -62,7 +88,7 @@ fn ask(fleet: &FleetName, config: &Path) -> Result<Verdict, GuardError> {
         },
         Err(error @ (GuardError::Unreachable { .. } | GuardError::Protocol { .. })) => {
             log!("fleet {fleet}: {}; its records are asked", error.chain());
-            from_records(&settings, of_fleet)
+            from_records(settings, of_fleet)
         }
         Err(error) => Err(error),
     }
@@ -112,9 +138,14 @@ fn verdict(open: Option<Opened>, halted: bool, hold: &LeaseState, link: &LinkSta
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::num::NonZeroUsize;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
 
-    use muster_model::{BootTime, Digest, Epoch, RolloutId, UnixTime};
+    use muster_artifact::{
+        BlobStore, Durability, InstallOptions, MeasureOptions, OutsideLinks, PackOptions, Progress, install,
+        pack, seal,
+    };
+    use muster_model::{BootTime, Digest, Epoch, RolloutId, TreeRules, UnixTime};
 
     use super::*;
     use crate::config::{Driver, HooksConfig};
@@ -128,19 +159,19 @@ mod tests {
     }
 
     impl Bench {
-        /// A host whose guard is gone, and whose records permit what the link leads to.
+        /// A host whose guard is gone, and whose records permit what the link leads to, a release that its agent has deployed and sealed.
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let (at, digest) = (folder.path(), Digest::of(b"tree"));
+            let at = folder.path();
+            let digest = deploy(at);
             let fleet = FleetConfig {
                 name: "web".parse().unwrap(),
                 link: at.join("current"),
-                releases: at.join("releases"),
+                releases: at.join("fleets/web/releases"),
                 driver: Driver::Link,
                 hooks: HooksConfig::default(),
             };
-            fs::create_dir_all(at.join("fleets/web")).unwrap();
-            symlink(format!("releases/{}", digest.hex()), &fleet.link).unwrap();
+            symlink(fleet.releases.join(digest.hex()), &fleet.link).unwrap();
             let config = GuardConfig {
                 host: "host-1".parse().unwrap(),
                 state_dir: at.to_owned(),
@@ -166,7 +197,11 @@ mod tests {
         }
 
         fn verdict(&self) -> Verdict {
-            from_records(&self.settings, &self.settings.fleets[0]).unwrap()
+            look_and_decide(&self.settings.fleets[0].name, &self.settings).unwrap()
+        }
+
+        fn served(&self, path: &str) -> std::path::PathBuf {
+            self.folder.path().join("current").join(path)
         }
 
         #[track_caller]
@@ -174,6 +209,32 @@ mod tests {
             let verdict = self.verdict();
             assert!(matches!(&verdict, Verdict::Refused(text) if text.contains(why)), "{verdict:?}");
         }
+    }
+
+    /// Puts a release where an agent has it, and answers its digest.
+    fn deploy(state: &Path) -> Digest {
+        let (source, fleet) = (state.join("source"), state.join("fleets/web"));
+        [source.join("bin"), fleet.join("seals")].iter().for_each(|it| fs::create_dir_all(it).unwrap());
+        fs::write(source.join("bin/web"), "the program").unwrap();
+        for path in ["bin", "bin/web"] {
+            fs::set_permissions(source.join(path), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let jobs = NonZeroUsize::MIN;
+        let options = PackOptions { rules: TreeRules::default(), outside_links: OutsideLinks::Warn, jobs };
+        let manifest = pack(&source, &options, &Progress::default()).unwrap().manifest;
+        let blobs = BlobStore::open(&state.join("blobs")).unwrap();
+        blobs.import_file(&source.join("bin/web")).unwrap();
+        let bytes = manifest.to_bytes();
+        let mut writer = blobs.writer(manifest.digest(), bytes.len() as u64, Durability::Each).unwrap();
+        writer.write(&bytes).unwrap();
+        writer.finish().unwrap();
+        let options = InstallOptions { jobs, owner: None };
+        install(&blobs, &manifest, &fleet.join("releases"), &options, &Progress::default()).unwrap();
+        let tree = fleet.join("releases").join(manifest.digest().hex());
+        let options = MeasureOptions { jobs, bytes_per_second_max: None };
+        let (_, sealed) = seal(&tree, &manifest, &options, &Progress::default()).unwrap();
+        sealed.unwrap().write(&fleet.join("seals").join(manifest.digest().hex())).unwrap();
+        manifest.digest()
     }
 
     #[test]
@@ -219,6 +280,35 @@ mod tests {
         let bench = Bench::new();
         bench.permits(&Permit { doubt: Some("bin/web differs".to_owned()), ..bench.permit.clone() });
         bench.refuses("bin/web differs");
+    }
+
+    #[test]
+    fn what_nobody_has_noticed_yet_is_not_started_either() {
+        let bench = Bench::new();
+        let file = bench.served("bin/web");
+        fs::write(&file, "the Program").unwrap();
+        bench.refuses("bin/web");
+        fs::write(&file, "the program").unwrap();
+        assert_eq!(bench.verdict(), Verdict::Permitted(bench.permit.opened()), "the bytes are right again");
+        fs::write(bench.served("bin/extra"), "nobody released this").unwrap();
+        bench.refuses("bin/extra");
+        fs::remove_file(bench.served("bin/extra")).unwrap();
+        // Without a manifest it cannot be told, and so it is not started.
+        fs::remove_dir_all(bench.folder.path().join("blobs")).unwrap();
+        bench.refuses("is not in the store");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_no_reason_to_give_up() {
+        let bench = Bench::new();
+        fs::remove_file(bench.folder.path().join("fleets/web/seals").join(bench.permit.digest.hex()))
+            .unwrap();
+        let blobs = bench.folder.path().join("blobs");
+        fs::remove_dir_all(&blobs).unwrap();
+        fs::write(&blobs, "no folder").unwrap();
+        let fleet = &bench.settings.fleets[0].name;
+        let asked = look_and_decide(fleet, &bench.settings);
+        assert!(matches!(asked, Err(GuardError::Unmeasured { .. })), "{asked:?}");
     }
 
     #[test]
