@@ -31,6 +31,7 @@ pub(crate) struct Fleets {
     fleets: BTreeMap<FleetName, Arc<Fleet>>,
     boot_id: BootId,
     going_down: AtomicBool,
+    watchdog: Arc<Watchdog>,
     _state: StateFolder,
 }
 
@@ -90,7 +91,14 @@ impl Fleets {
     ) -> Result<Self, GuardError> {
         let state = StateFolder::open(&settings.state_dir)?;
         let watchdog = Arc::new(Watchdog::of_this_process());
-        let host = Host { settings, state: &state, boot_id: &boot_id, clock, events, watchdog };
+        let host = Host {
+            settings,
+            state: &state,
+            boot_id: &boot_id,
+            clock,
+            events,
+            watchdog: Arc::clone(&watchdog),
+        };
         let mut fleets = BTreeMap::new();
         for config in &settings.fleets {
             let fleet = Arc::new(host.fleet(config)?);
@@ -101,7 +109,7 @@ impl Fleets {
             }
             fleets.insert(config.name.clone(), fleet);
         }
-        Ok(Self { fleets, boot_id, going_down: AtomicBool::new(false), _state: state })
+        Ok(Self { fleets, boot_id, going_down: AtomicBool::new(false), watchdog, _state: state })
     }
 
     pub(crate) const fn boot_id(&self) -> &BootId {
@@ -111,6 +119,11 @@ impl Fleets {
     /// Goes through what a deadline needs of every fleet. It does not come back from one that hangs.
     pub(crate) fn pulse(&self) {
         self.fleets.values().for_each(|fleet| fleet.pulse());
+    }
+
+    /// The service manager was told that the guard is ready.
+    pub(crate) fn is_ready(&self) {
+        self.watchdog.begin();
     }
 
     /// The fleets' names, for people.

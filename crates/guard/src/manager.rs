@@ -16,13 +16,28 @@ pub(crate) const TIED_WATCHDOG: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Watchdog {
     usual: Option<Duration>,
-    ties: Mutex<usize>,
+    ties: Mutex<Ties>,
+}
+
+#[derive(Debug, Default)]
+struct Ties {
+    count: usize,
+    stage: Stage,
+}
+
+/// Whether signs of life are given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Stage {
+    /// Not yet: a service manager that were to wait for them would kill a guard that takes up what an earlier one has left.
+    #[default]
+    Recovering,
+    Ready,
 }
 
 impl Watchdog {
     /// That of this process, as the environment tells.
     pub(crate) fn of_this_process() -> Self {
-        Self { usual: sd_notify::watchdog_enabled(), ties: Mutex::new(0) }
+        Self { usual: sd_notify::watchdog_enabled(), ties: Mutex::default() }
     }
 
     /// How long a guard that hangs is left alone while units are tied to it; `None`: for ever.
@@ -32,23 +47,33 @@ impl Watchdog {
 
     /// One more fleet's units are tied.
     pub(crate) fn tighten(&self) {
-        self.set(|ties| ties + 1);
+        self.set(|ties| ties.count += 1);
     }
 
     /// One fewer.
     pub(crate) fn relax(&self) {
-        self.set(|ties| ties.saturating_sub(1));
+        self.set(|ties| ties.count = ties.count.saturating_sub(1));
     }
 
-    fn set(&self, change: impl FnOnce(usize) -> usize) {
+    /// The service manager knows that the guard is ready: what was tied before counts from now on.
+    pub(crate) fn begin(&self) {
+        self.set(|ties| ties.stage = Stage::Ready);
+    }
+
+    fn set(&self, change: impl FnOnce(&mut Ties)) {
         let mut ties = self.ties.lock().unwrap_or_else(PoisonError::into_inner);
-        *ties = change(*ties);
-        let Some(usual) = self.usual else { return };
-        let allowed = if *ties == 0 { usual } else { usual.min(TIED_WATCHDOG) };
+        change(&mut ties);
+        let Some(allowed) = self.allowed(&ties) else { return };
         let allowed = u32::try_from(allowed.as_micros()).unwrap_or(u32::MAX);
         if let Err(error) = sd_notify::notify(&[NotifyState::WatchdogUsec(allowed), NotifyState::Watchdog]) {
             log!("the service manager cannot be told: {error}");
         }
+    }
+
+    /// How long the guard may hang, where somebody waits for its signs of life.
+    fn allowed(&self, ties: &Ties) -> Option<Duration> {
+        let usual = self.usual.filter(|_| ties.stage == Stage::Ready)?;
+        Some(if ties.count == 0 { usual } else { usual.min(TIED_WATCHDOG) })
     }
 }
 
@@ -109,5 +134,26 @@ impl Manager {
         {
             log!("the service manager cannot be told: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_asked_of_a_guard_that_is_not_ready_and_what_is_tied_by_then_counts() {
+        let usual = Duration::from_secs(20);
+        let watchdog = Watchdog { usual: Some(usual), ties: Mutex::default() };
+        let allowed = || watchdog.allowed(&watchdog.ties.lock().unwrap());
+        watchdog.tighten();
+        assert_eq!(allowed(), None, "it takes up a deadline, and tells nobody that it lives");
+        watchdog.begin();
+        assert_eq!(allowed(), Some(TIED_WATCHDOG));
+        watchdog.tighten();
+        watchdog.relax();
+        assert_eq!(allowed(), Some(TIED_WATCHDOG), "another fleet is tied still");
+        watchdog.relax();
+        assert_eq!(allowed(), Some(usual));
     }
 }

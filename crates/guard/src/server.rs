@@ -117,6 +117,7 @@ impl Server {
     fn serve(self, shutdown: &Shutdown, mut manager: Manager) -> Result<(), GuardError> {
         log!("listening on {}", self.socket.display());
         manager.ready(&format!("answers on {} for {}", self.socket.display(), self.desk.fleets.names()));
+        self.desk.fleets.is_ready();
         while let Woken::Connection = self.wait(shutdown, &mut manager)? {
             match self.listener.accept() {
                 Ok((stream, _)) => self.welcome(stream),
