@@ -27,7 +27,7 @@ use crate::log::log;
 use crate::process;
 use crate::protocol::{DriverKind, Event, FleetState, LinkState, Opened, Running};
 use crate::record::{Permit, RecordFile};
-use crate::running;
+use crate::running::{self, Known};
 use crate::service::Service;
 use crate::timer::Timer;
 
@@ -50,12 +50,16 @@ pub(crate) struct Fleet {
     pub(crate) events: crate::fleets::Events,
     /// Held through every change that was asked for; reading, deadlines and fences do not wait for it.
     pub(crate) change: Mutex<()>,
+    /// Held while the service is tied to the guard for a deadline, and while it is seen that no deadline needs that any more.
+    pub(crate) tying: Mutex<()>,
     /// Held for moments only, never while anything is waited for.
     pub(crate) lease: Mutex<Lease>,
     /// Held through one attempt at a fence, and through the hook that follows it.
     pub(crate) fencing: Mutex<()>,
     /// Held through a drill.
     pub(crate) drilling: Mutex<()>,
+    /// Held through a look at what runs.
+    pub(crate) known: Mutex<Known>,
     /// What was opened, for the hooks; the permit is what counts.
     pub(crate) opened: Mutex<Option<Opened>>,
     /// When the last opening of this guard began.
@@ -146,7 +150,8 @@ impl Fleet {
         let Some(service) = &self.service else { return Ok(None) };
         let members = service.members()?;
         let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        running::look(&members, self.link.releases(), since).map(Some)
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        running::look(&members, self.link.releases(), since, &mut known).map(Some)
     }
 
     /// Shuts or opens the gate of what is served.

@@ -4,10 +4,11 @@
 //! after it was started is not taken for what lies there now. What it means is not decided here: the agent knows the release.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use muster_model::{BootTime, Digest};
 use sha2::{Digest as _, Sha256};
@@ -32,9 +33,30 @@ const READ_BYTES: usize = 256 * 1024;
 /// What the kernel appends to the name of a file that has none any more.
 const DELETED: &str = " (deleted)";
 
+/// A file as it was when it was hashed: a change gives it another time of change, which no system call sets back.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    mtime_ns: i128,
+    ctime_ns: i128,
+}
+
+/// File times advance with the kernel's tick, 10 ms at the slowest; two changes within one tick look alike.
+const TICK: Duration = Duration::from_millis(20);
+
+/// What the last look has hashed: a service runs for longer than from one look to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Known(BTreeMap<Stamp, Digest>);
+
 /// The files met so far, each hashed once.
 #[derive(Default)]
 struct Files {
+    /// From the look before.
+    known: BTreeMap<Stamp, Digest>,
+    /// For the next one.
+    hashed: BTreeMap<Stamp, Digest>,
     found: Vec<RunningFile>,
     by_inode: BTreeMap<(u64, u64), usize>,
     by_name: BTreeMap<String, usize>,
@@ -46,6 +68,7 @@ pub(crate) fn look(
     members: &Members,
     releases: &Path,
     since: Option<BootTime>,
+    known: &mut Known,
 ) -> Result<Running, GuardError> {
     let pids = &members.pids;
     let releases = releases.canonicalize().unwrap_or_else(|_| releases.to_owned());
@@ -53,7 +76,7 @@ pub(crate) fn look(
     if pids.len() > PROCESSES_MAX {
         return Err(too_much(format!("{} processes, at most {PROCESSES_MAX}", pids.len())));
     }
-    let mut files = Files::default();
+    let mut files = Files { known: std::mem::take(&mut known.0), ..Files::default() };
     let mut groups: BTreeMap<(usize, Vec<usize>), RunningGroup> = BTreeMap::new();
     for pid in pids {
         let Some(found) = process::find(*pid).filter(process::Process::is_alive) else { continue };
@@ -78,6 +101,7 @@ pub(crate) fn look(
             (group.first_started_boot_ms, group.pid) = (started, pid.unsigned_abs());
         }
     }
+    known.0 = std::mem::take(&mut files.hashed);
     let of_files = files.found.iter().map(|file| file.path.len() + BYTES_BESIDE_A_PATH);
     let of_groups = groups.values().map(|group| group.mapped.len() * BYTES_OF_A_PLACE + BYTES_OF_A_GROUP);
     if of_files.chain(of_groups).sum::<usize>() > ANSWER_BYTES_MAX {
@@ -132,10 +156,26 @@ impl Files {
         if let Some(at) = self.by_inode.get(&inode) {
             return Ok(*at);
         }
-        let digest = hash(&mut file)?;
+        let digest = self.digest(&mut file, &met)?;
         let at = self.add(name, Some(digest));
         self.by_inode.insert(inode, at);
         Ok(at)
+    }
+
+    /// Read, unless the last look has read it and it was not touched since.
+    fn digest(&mut self, file: &mut File, met: &Metadata) -> io::Result<Digest> {
+        let stamp = Stamp::of(met);
+        let digest = match self.known.get(&stamp) {
+            Some(digest) => *digest,
+            None => hash(file)?,
+        };
+        let is_calm = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .is_ok_and(|now| now.as_nanos().cast_signed() - stamp.ctime_ns > TICK.as_nanos().cast_signed());
+        if is_calm && Stamp::of(&file.metadata()?) == stamp {
+            self.hashed.insert(stamp, digest);
+        }
+        Ok(digest)
     }
 
     fn deleted(&mut self, name: &str) -> usize {
@@ -152,6 +192,19 @@ impl Files {
         let at = self.found.len() - 1;
         self.by_name.insert(name.to_owned(), at);
         at
+    }
+}
+
+impl Stamp {
+    fn of(found: &Metadata) -> Self {
+        let ns = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+        Self {
+            device: found.dev(),
+            inode: found.ino(),
+            size: found.size(),
+            mtime_ns: ns(found.mtime(), found.mtime_nsec()),
+            ctime_ns: ns(found.ctime(), found.ctime_nsec()),
+        }
     }
 }
 
@@ -189,7 +242,7 @@ fn too_much(detail: String) -> GuardError {
 #[cfg(test)]
 mod tests {
     use std::process::{Child, Command, Stdio};
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
 
@@ -199,7 +252,7 @@ mod tests {
 
     fn look_at_one(main: u32, pid: u32) -> Running {
         let members = Members { by_guard: false, mains: vec![main], pids: vec![pid.cast_signed()] };
-        look(&members, Path::new("/"), None).unwrap()
+        look(&members, Path::new("/"), None, &mut Known::default()).unwrap()
     }
 
     /// Until the child has become its program it still is this test.
@@ -231,7 +284,7 @@ mod tests {
         assert_eq!(running.mains, [RunningMain { pid: child.id(), exe: Some(running.groups[0].exe) }]);
         assert!(!running.groups[0].mapped.is_empty(), "it maps its C library at least");
         let members = Members { by_guard: false, mains: Vec::new(), pids: vec![child.id().cast_signed()] };
-        let of_releases = look(&members, folder.path(), None).unwrap();
+        let of_releases = look(&members, folder.path(), None, &mut Known::default()).unwrap();
         let names: Vec<_> = of_releases.files.iter().map(|file| file.path.as_str()).collect();
         assert_eq!(names, [program.to_str().unwrap()], "what the system has is the system's");
 
@@ -244,6 +297,35 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(look_at_one(child.id(), child.id()).groups.is_empty());
+    }
+
+    #[test]
+    fn a_file_is_hashed_again_only_after_it_was_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("program");
+        fs::write(&path, "one").unwrap();
+        let mut known = Known::default();
+        let mut look = |path: &Path| {
+            let mut files = Files { known: std::mem::take(&mut known.0), ..Files::default() };
+            let at = files.take("program", path).unwrap();
+            known.0 = std::mem::take(&mut files.hashed);
+            (files.found[at].digest.unwrap(), known.0.len())
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while look(&path) != (Digest::of(b"one"), 1) {
+            assert!(Instant::now() < deadline, "what was changed just now is not kept, and what is calm is");
+        }
+        // The same size and time of modification: the time of change tells.
+        let modified = fs::metadata(&path).unwrap().modified().unwrap();
+        fs::write(&path, "two").unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+        assert_eq!(look(&path).0, Digest::of(b"two"));
+        // What is known is not read.
+        let lie = Digest::of(b"a lie");
+        known.0 = BTreeMap::from([(Stamp::of(&fs::metadata(&path).unwrap()), lie)]);
+        let mut files = Files { known: known.0, ..Files::default() };
+        let at = files.take("program", &path).unwrap();
+        assert_eq!(files.found[at].digest, Some(lie));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What is asked of the lease: deadlines set, moved and lifted, and what must be durable before it is answered.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use muster_model::{BootTime, RolloutId};
@@ -20,10 +20,14 @@ impl Fleet {
         self.ensure_warden()?;
         // What is permitted counts, not what runs at this moment: a service that has ended may be about to be started again.
         let permitted = self.state()?.open;
-        if let Some(service) = &self.service {
-            service.bind()?;
+        {
+            let _tying = self.tying();
+            if let Some(service) = &self.service {
+                service.bind()?;
+            }
+            self.change_durably(|lease, now| lease.arm(now, permitted, ask))
+                .inspect_err(|_| self.release_tied())?;
         }
-        self.change_durably(|lease, now| lease.arm(now, permitted, ask)).inspect_err(|_| self.release())?;
         self.state()
     }
 
@@ -58,11 +62,21 @@ impl Fleet {
         }
     }
 
-    /// The service outlives its guard again, unless a deadline runs.
+    /// The service outlives its guard again, unless a deadline runs. Who lifts a deadline waits for no other change, and so may meet a
+    /// new one that is tied for already and not in force yet.
     pub(super) fn release(&self) {
+        let _tying = self.tying();
+        self.release_tied();
+    }
+
+    fn release_tied(&self) {
         if let (Some(service), LeaseState::Free) = (&self.service, *self.lease().hold()) {
             service.release();
         }
+    }
+
+    fn tying(&self) -> MutexGuard<'_, ()> {
+        self.tying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Step 14. All that can fail is done before: the release is there, and the link's successor is made.

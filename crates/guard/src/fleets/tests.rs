@@ -217,6 +217,7 @@ fn going_down_opens_nothing() {
 }
 
 mod deadlines;
+mod ties;
 
 #[test]
 fn a_request_whose_asker_is_gone_opens_and_arms_nothing() {
