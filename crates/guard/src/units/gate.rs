@@ -110,9 +110,21 @@ impl Gate {
 
 /// Takes away all gates and ties of this host, and names them.
 pub(crate) fn remove_all() -> Result<Vec<PathBuf>, GuardError> {
+    let reload = || {
+        Systemd::new().and_then(|systemd| systemd.reload()).map_err(|source| GuardError::Reload { source })
+    };
+    remove_below(Path::new("/"), reload)
+}
+
+/// The same below a root, where systemd need not run: a folder that becomes a host, or one that is off.
+fn remove_below(
+    root: &Path,
+    reload: impl FnOnce() -> Result<(), GuardError>,
+) -> Result<Vec<PathBuf>, GuardError> {
     let mut removed = Vec::new();
+    let place = |below: &str| root.join(below.trim_start_matches('/'));
     for (below, file) in [(PERSISTENT, GATE_FILE), (RUNTIME, TIE_FILE)] {
-        let below = Path::new(below);
+        let below = &*place(below);
         let folders = match fs::read_dir(below) {
             Ok(folders) => folders,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -125,9 +137,9 @@ pub(crate) fn remove_all() -> Result<Vec<PathBuf>, GuardError> {
             }
         }
     }
-    if !removed.is_empty() {
-        let failed = |source| GuardError::Reload { source };
-        Systemd::new().and_then(|systemd| systemd.reload()).map_err(failed)?;
+    // As sd_booted(3) tells it: without this folder nobody has read the files.
+    if !removed.is_empty() && place(RUNTIME).is_dir() {
+        reload()?;
     }
     Ok(removed)
 }
@@ -216,6 +228,25 @@ mod tests {
     fn words_survive_a_unit_file() {
         assert_eq!(quoted("/usr/bin/muster-guard"), "\"/usr/bin/muster-guard\"");
         assert_eq!(quoted("a b%n$HOME\"\\"), "\"a b%%n$$HOME\\\"\\\\\"");
+    }
+
+    #[test]
+    fn gates_go_with_and_without_a_systemd_that_has_read_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let gate = root.join("etc/systemd/system/smars.service.d").join(GATE_FILE);
+        let other = gate.with_file_name("10-own.conf");
+        let remove = |reload: fn() -> Result<(), GuardError>| {
+            put(&gate, "gate").unwrap();
+            fs::write(&other, "own").unwrap();
+            remove_below(root, reload)
+        };
+        let removed = remove(|| panic!("there is no systemd")).unwrap();
+        assert_eq!(removed, [gate.clone()]);
+        assert!(other.exists() && !gate.exists(), "nobody else's drop-in goes");
+        fs::create_dir_all(root.join("run/systemd/system")).unwrap();
+        let failed = || Err(GuardError::Config { detail: "reload".to_owned() });
+        assert!(remove(failed).unwrap_err().to_string().contains("reload"));
     }
 
     #[test]
