@@ -35,7 +35,7 @@ use crate::renewal::{CertificateState, Renewal};
 use crate::stream::{Line, Route};
 use crate::teller::Teller;
 use crate::witness::Witness;
-use crate::{AgentConfig, AgentError, ClockError, DriftSettings};
+use crate::{AgentConfig, AgentError, ClockError, DriftSettings, OnDrift};
 
 /// A machine that was busy when its agent started may be at rest by then.
 const DRILL_AGAIN: Duration = Duration::from_secs(30);
@@ -60,6 +60,8 @@ pub struct FleetParts {
     pub name: FleetName,
     /// Whether the link that the guard makes vanishes at a reboot.
     pub boot_gate: BootGate,
+    /// What follows when what is served changes on the disk.
+    pub on_drift: OnDrift,
     /// The store of its journal and what was found in it; a folder of the state if none is given.
     pub store: Option<(Box<dyn Store>, Recovery)>,
 }
@@ -127,6 +129,7 @@ impl Parts {
         let fleets = config.fleets.iter().map(|fleet| FleetParts {
             name: fleet.name.clone(),
             boot_gate: fleet.boot_gate,
+            on_drift: fleet.on_drift,
             store: None,
         });
         Ok(Self {
@@ -322,7 +325,7 @@ impl Base {
             key: Arc::clone(key),
             deployer: deployer.clone(),
             drill_again: self.drill_again,
-            drift: self.drift,
+            drift: self.drift.map(|settings| DriftSettings { on_drift: parts.on_drift, ..settings }),
             witness: Witness::open(&folder, &self.host, self.audit_key.clone())?,
         };
         let profile = self.profile(parts.boot_gate);

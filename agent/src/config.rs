@@ -9,7 +9,7 @@ use muster_model::{BootGate, Digest, FleetName, PublicKey};
 use muster_mtls::{Address, CredentialPaths};
 use serde::{Deserialize, Serialize};
 
-use crate::{AgentError, ClockError, DriftSettings};
+use crate::{AgentError, ClockError, DriftSettings, OnDrift};
 
 const FILE_NAME: &str = "agent.toml";
 
@@ -106,6 +106,9 @@ pub struct FleetSettings {
     /// Whether the link that the guard makes vanishes at a reboot: `volatile` for a link on a tmpfs.
     #[serde(default = "no_boot_gate")]
     pub boot_gate: BootGate,
+    /// What follows when what is served changes on the disk: `alarm`, or `fence`, which stops it as well.
+    #[serde(default, skip_serializing_if = "OnDrift::is_alarm")]
+    pub on_drift: OnDrift,
 }
 
 const fn default_measure_every_s() -> u64 {
@@ -155,8 +158,8 @@ impl AgentConfig {
     #[must_use]
     pub fn drift(&self) -> Option<DriftSettings> {
         let rate = self.measure_bytes_per_second.map_or(MEASURE_BYTES_PER_SECOND, NonZeroU64::get);
-        let settings =
-            DriftSettings { every: Duration::from_secs(self.measure_every_s), bytes_per_second_max: rate };
+        let every = Duration::from_secs(self.measure_every_s);
+        let settings = DriftSettings { every, bytes_per_second_max: rate, on_drift: OnDrift::Alarm };
         (self.measure_every_s > 0).then_some(settings)
     }
 
@@ -239,6 +242,14 @@ impl AgentConfig {
             return wrong(
                 "`clock_error_ms` states what `chronyc` is to be asked for; leave one of them out".to_owned(),
             );
+        }
+        if let Some(fleet) = self.fleets.iter().find(|fleet| !fleet.on_drift.is_alarm())
+            && self.measure_every_s == 0
+        {
+            let name = &fleet.name;
+            return wrong(format!(
+                "`on_drift` of fleet {name} needs somebody who looks, and `measure_every_s` is 0"
+            ));
         }
         let mut names: Vec<_> = self.fleets.iter().map(|fleet| &fleet.name).collect();
         names.sort();
@@ -328,6 +339,9 @@ mod tests {
         let both = "clock_error_ms = 3\nchronyc = ['chronyc']\n";
         assert!(with(&format!("{both}{fleet}")).contains("leave one of them out"));
         assert!(with(&format!("jobs = 5000\n{fleet}")).contains("at most 1024"));
+        let blind = "measure_every_s = 0\n";
+        assert!(with(&format!("{blind}{fleet}on_drift = 'fence'\n")).contains("needs somebody who looks"));
+        assert!(parse(&format!("{BUNDLE}{blind}{fleet}on_drift = 'alarm'\n")).is_ok());
         let source = |more: &str| {
             let error = parse(&format!("{BUNDLE}\n{more}")).unwrap_err();
             crate::refusal::chain(&error)
@@ -347,5 +361,7 @@ mod tests {
         let other = parse(&format!("{BUNDLE}jobs = 3\n{fleet}")).unwrap();
         assert_eq!(one.digest(), logged.digest());
         assert_ne!(one.digest(), other.digest());
+        let fences = parse(&format!("{BUNDLE}{fleet}on_drift = 'fence'\n")).unwrap();
+        assert_ne!(one.digest(), fences.digest(), "what a host does on drift is attested");
     }
 }

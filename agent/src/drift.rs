@@ -3,12 +3,16 @@
 //! What the kernel tells of a change is a hint and no more: it tells nothing of a write through a mapping, may lose events, and
 //! knows a network disk only in part. The measurement that follows a hint decides, and one on a schedule finds what no hint told.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use muster_model::EntryPath;
 use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 /// How the served tree is watched.
@@ -18,6 +22,26 @@ pub struct DriftSettings {
     pub every: Duration,
     /// How fast that measurement reads.
     pub bytes_per_second_max: u64,
+    /// What follows when it has changed.
+    pub on_drift: OnDrift,
+}
+
+/// What follows when what is served changes on the disk. It is told in any case, and not started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDrift {
+    /// What runs goes on.
+    #[default]
+    Alarm,
+    /// The guard stops it. It is served again once it was repaired and the host was admitted.
+    Fence,
+}
+
+impl OnDrift {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    pub(crate) const fn is_alarm(&self) -> bool {
+        matches!(self, Self::Alarm)
+    }
 }
 
 /// Tells of changes in one tree, for as long as it lives.
@@ -27,11 +51,22 @@ pub(crate) struct TreeWatch {
 }
 
 impl TreeWatch {
-    /// Watches `tree` and everything in it. Blocks: each folder is looked at.
-    pub(crate) fn new(tree: &Path, changed: Arc<Notify>) -> Result<Self, notify::Error> {
+    /// Watches `tree` and everything in it but what lies at `mutable` paths, which change all the time. Blocks: each folder is looked at.
+    pub(crate) fn new(
+        tree: &Path,
+        mutable: &[EntryPath],
+        changed: Arc<Notify>,
+    ) -> Result<Self, notify::Error> {
+        let mutable: Vec<_> =
+            mutable.iter().map(|path| tree.join(OsStr::from_bytes(path.as_bytes()))).collect();
+        let is_mutable = move |path: &Path| mutable.iter().any(|mutable| path.starts_with(mutable));
         let told = move |event: notify::Result<notify::Event>| {
             // An error is a hint too: events may have been lost.
-            if event.map_or(true, |event| event.need_rescan() || may_change(event.kind)) {
+            let is_hint = event.map_or(true, |event| {
+                let is_known = !event.paths.is_empty() && event.paths.iter().all(|path| is_mutable(path));
+                event.need_rescan() || may_change(event.kind) && !is_known
+            });
+            if is_hint {
                 changed.notify_one();
             }
         };
@@ -70,7 +105,7 @@ mod tests {
         fs::create_dir_all(tree.join("bin")).unwrap();
         fs::write(&file, "old").unwrap();
         let changed = Arc::new(Notify::new());
-        let _watch = TreeWatch::new(&tree, Arc::clone(&changed)).unwrap();
+        let _watch = TreeWatch::new(&tree, &[], Arc::clone(&changed)).unwrap();
         let changes: [(&str, &dyn Fn()); 5] = [
             ("a byte", &|| File::options().append(true).open(&file).unwrap().set_len(7).unwrap()),
             ("a mode", &|| fs::set_permissions(&file, Permissions::from_mode(0o700)).unwrap()),
@@ -93,5 +128,23 @@ mod tests {
         assert_eq!(fs::read_dir(&tree).unwrap().count(), 1);
         let told = tokio::time::timeout(Duration::from_millis(300), changed.notified()).await;
         assert!(told.is_err(), "reading is no change");
+    }
+
+    #[tokio::test]
+    async fn what_a_service_writes_at_its_mutable_paths_is_no_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = folder.path().join("tree");
+        fs::create_dir_all(tree.join("var/log")).unwrap();
+        fs::write(tree.join("var/log/now"), "").unwrap();
+        fs::write(tree.join("var/login"), "").unwrap();
+        let changed = Arc::new(Notify::new());
+        let mutable = ["var/log".parse::<EntryPath>().unwrap()];
+        let _watch = TreeWatch::new(&tree, &mutable, Arc::clone(&changed)).unwrap();
+        fs::write(tree.join("var/log/now"), "a line").unwrap();
+        fs::write(tree.join("var/log/next"), "a line").unwrap();
+        let told = tokio::time::timeout(Duration::from_millis(300), changed.notified()).await;
+        assert!(told.is_err(), "a log that grows is no change");
+        fs::write(tree.join("var/login"), "changed").unwrap();
+        tokio::time::timeout(PATIENCE, changed.notified()).await.expect("what is beside it is told");
     }
 }

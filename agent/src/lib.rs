@@ -59,6 +59,6 @@ mod witness;
 pub use agent::{Agent, Coordinator, FleetParts, Parts};
 pub use clock_error::ClockError;
 pub use config::{AgentConfig, FleetSettings};
-pub use drift::DriftSettings;
+pub use drift::{DriftSettings, OnDrift};
 pub use error::{AgentError, JournalError};
 pub use muster_model::BootGate;

@@ -157,6 +157,7 @@ pub(crate) fn of_fence(host: &HostName, cause: FenceCause) -> Refusal {
         FenceCause::Halted => Code::Halted,
         FenceCause::FlipFailed => Code::StartFailed,
         FenceCause::GuardStopped | FenceCause::Rebooted | FenceCause::RecordLost => Code::GuardFailed,
+        FenceCause::Drifted => Code::Drifted,
     };
     at(host, code, format!("the guard has fenced it: {cause}"))
 }

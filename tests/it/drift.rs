@@ -71,3 +71,44 @@ fn a_service_whose_release_has_drifted_goes_on_and_is_not_started_again() {
     observer.wait_all_serve("1");
     assert!(!fleet.json(&["status"]).names(&victim, Code::Drifted));
 }
+
+/// The host's own file says so: what has changed is not only told.
+#[test]
+fn where_the_host_says_so_what_has_changed_is_stopped_until_it_is_repaired() {
+    let service = Service::build();
+    let fleet = Service::fleet(2);
+    let observer = Observer::of_services(&fleet);
+    let one = fleet.push(&service.tree("1"), "1");
+    fleet.json(&["deploy", "1"]).expect_code(0);
+    fleet.json(&["flip", "1"]).expect_code(0);
+    observer.wait_all_serve("1");
+    let victim = fleet.host(2);
+    let config = victim.folder().join("agent.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("[[fleet]]", "[[fleet]]\non_drift = \"fence\"")).unwrap();
+    victim.agent.kill();
+    victim.agent.start(&[]);
+    fleet.wait_connected(2);
+
+    fs::write(victim.tree(&one).join("extra"), "nobody released this").unwrap();
+    until("it is stopped", || Service::processes(&victim).is_empty() && victim.serves().is_none());
+    let why = || fleet.json(&["status"]).stdout.contains("it was stopped for that");
+    until("the status says why", || fleet.json(&["status"]).names(&victim, Code::Drifted) && why());
+    assert!(!Service::processes(&fleet.host(1)).is_empty(), "the other host goes on");
+    // An admission is not enough while it is as it is.
+    victim.agent.kill();
+    victim.agent.start(&[]);
+    fleet.wait_connected(2);
+    fleet.wait_named(&victim, Code::Mismatch);
+    assert!(Service::processes(&victim).is_empty());
+
+    fleet.json(&["deploy", "1"]).expect_code(0);
+    fleet.wait_settled(&one);
+    observer.wait_all_serve("1");
+    let log = fleet.json(&["audit", "log"]).expect_code(0).json();
+    let drifts = log["results"].as_array().unwrap().iter().filter(|entry| entry["kind"] == "drift");
+    let told: Vec<_> = drifts.map(|entry| entry["detail"].as_str().unwrap().to_owned()).collect();
+    assert!(told[0].contains("drifted at host-2, extra"), "{told:?}");
+    assert!(told[1].contains("fenced it: what it served had changed"), "{told:?}");
+    assert!(told.last().unwrap().contains("right again"), "{told:?}");
+}

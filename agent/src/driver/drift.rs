@@ -1,7 +1,8 @@
 //! Whether what is served is still what was measured: after a hint, and on a schedule.
 //!
 //! A tree that has changed shuts the start gate, so that what is served now goes on and nothing that changed is started, and is told
-//! to the coordinator as `drifted` until a measurement finds it right again.
+//! to the coordinator as `drifted` until a measurement finds it right again. Where the configuration says `on_drift = "fence"`, the guard
+//! stops it as well.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 use super::input::Input;
 use super::{FleetDriver, Session};
 use crate::AgentError;
-use crate::drift::{DriftSettings, TreeWatch};
+use crate::drift::{DriftSettings, OnDrift, TreeWatch};
 use crate::measure::{BrokenSeal, Trees, in_lane};
 use crate::running;
 
@@ -44,6 +45,8 @@ pub(super) struct Drift {
     /// Not before this, whatever is told.
     calm_until: Instant,
     state: State,
+    /// What the guard has stopped for that, until something is served again.
+    fenced: Option<Digest>,
 }
 
 /// What is watched.
@@ -96,7 +99,21 @@ impl Drift {
             is_first: true,
             calm_until: Instant::now(),
             state: State::Right,
+            fenced: None,
         }
+    }
+
+    /// The guard tells why nothing is served any more.
+    pub(super) fn went_dark(&mut self, refusal: &Refusal) {
+        if refusal.code() == Some(Code::Drifted) {
+            self.fenced = self.watched.as_ref().map(|watched| watched.release);
+        }
+    }
+
+    /// What a measurement for an admission has found, of a release that was stopped because it had changed.
+    pub(super) fn of_admission(&self, release: Digest) -> impl Fn(Refusal) -> Refusal + use<> {
+        let is_fenced = self.fenced == Some(release);
+        move |refusal| if is_fenced { stopped(drifted(refusal)) } else { refusal }
     }
 
     /// Told once for any number of changes.
@@ -135,6 +152,7 @@ impl FleetDriver {
         (self.drift.due, self.drift.full_due) = (None, None);
         self.drift.watched = serving.map(|(epoch, release)| Watched { epoch, release, _watch: None });
         if self.drift.watched.is_some() {
+            self.drift.fenced = None;
             self.drift.full_due = Some(Instant::now() + settings.every);
             // The first look begins to watch.
             self.drift.hint();
@@ -180,7 +198,9 @@ impl FleetDriver {
             let (machine, host) = (trees.machine.clone(), trees.host.clone());
             let looked = in_lane(&lanes.checks, &machine, &host, move || {
                 // Watched anew before each look: a repair puts another folder into the tree's place.
-                let watch = TreeWatch::new(&trees.tree(release), changed);
+                let manifest = trees.manifest(release).ok();
+                let mutable = manifest.as_ref().map_or(&[][..], |manifest| &manifest.rules().mutable);
+                let watch = TreeWatch::new(&trees.tree(release), mutable, changed);
                 let watch = watch.inspect_err(
                     |error| tracing::info!(%fleet, %error, "changes are found on schedule only"),
                 );
@@ -228,7 +248,13 @@ impl FleetDriver {
                 self.drift.state = State::Drifted;
                 self.drift.due =
                     Some(Instant::now() + DRIFTED_AGAIN.max((took * PART_OF_TIME).min(PAUSE_MAX)));
-                self.step(Event::Measured { purpose, outcome: Err(refusal) }).await
+                let reason = self.must_fence(&refusal, state).then(|| refusal.to_string());
+                // Told first: what follows from it is told by the guard.
+                self.step(Event::Measured { purpose, outcome: Err(refusal) }).await?;
+                if let Some(reason) = reason {
+                    self.fence(epoch, reason);
+                }
+                Ok(())
             }
             (Ok(Some(measured)), State::Drifted) => {
                 tracing::info!(fleet = %self.tools.fleet, "what is served is right again");
@@ -241,6 +267,32 @@ impl FleetDriver {
             }
             (Ok(_), State::Right) => Ok(()),
         }
+    }
+}
+
+impl FleetDriver {
+    /// What runs wrongly is looked at twice: a service may be about to be started again.
+    fn must_fence(&self, refusal: &Refusal, before: State) -> bool {
+        let fences = self.drift.settings.is_some_and(|settings| settings.on_drift == OnDrift::Fence);
+        let is_process = refusal.blockers.iter().any(|blocker| blocker.code == Code::WrongProcess);
+        fences && (tells_of_the_tree(refusal) || is_process && before == State::Drifted)
+    }
+
+    /// Not in the order of what the guard is asked for rollouts: it refuses while one is under way, and where something else is served.
+    fn fence(&self, epoch: Epoch, reason: String) {
+        let (guard, fleet, machine) =
+            (self.guard.guard(), self.tools.fleet.clone(), self.tools.machine.clone());
+        tokio::spawn(async move {
+            let of_fleet = fleet.clone();
+            let fenced = machine.run_blocking(move || guard.fence(&of_fleet, epoch, &reason)).await;
+            match fenced {
+                Ok(Ok(_)) => tracing::error!(%fleet, "what has changed is stopped, as `on_drift` says"),
+                Ok(Err(error)) => {
+                    tracing::warn!(%fleet, error = error.chain(), "what has changed is not stopped");
+                }
+                Err(error) => tracing::warn!(%fleet, %error, "what has changed is not stopped"),
+            }
+        });
     }
 }
 
@@ -273,4 +325,11 @@ fn drifted(refusal: Refusal) -> Refusal {
         if differs { Blocker { code: Code::Drifted, ..blocker } } else { blocker }
     };
     Refusal { blockers: refusal.blockers.into_iter().map(renamed).collect() }
+}
+
+fn stopped(mut refusal: Refusal) -> Refusal {
+    for blocker in &mut refusal.blockers {
+        blocker.detail.push_str("; it was stopped for that, as `on_drift` says on its host");
+    }
+    refusal
 }

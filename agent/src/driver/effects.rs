@@ -126,6 +126,7 @@ impl FleetDriver {
         let (trees, lanes) = (Arc::clone(&self.tools.trees), Arc::clone(&self.tools.lanes));
         let channel = self.uplink.as_ref().map(crate::uplink::Uplink::channel);
         let (guard, fleet) = (self.guard.guard(), self.tools.fleet.clone());
+        let of_admission = self.drift.of_admission(release);
         self.works.begin(kind, self.post.clone(), async move {
             if let Some(channel) = channel {
                 manifests::obtain_for_tree(&trees, channel, release).await;
@@ -134,7 +135,7 @@ impl FleetDriver {
             let outcome = in_lane(&lanes.flips, &machine, &host, move || match purpose {
                 // A time daemon is asked, which may take a while: not where others wait for this host to serve.
                 Purpose::Attest(_) => trees.measure_to_attest(release),
-                Purpose::Admit(_) => trees.measure(release),
+                Purpose::Admit(_) => trees.measure(release).map_err(&of_admission),
                 Purpose::Settle(_) => {
                     let measured = trees.measure(release)?;
                     running::check(&guard, &fleet, &trees, release).map(|()| measured)

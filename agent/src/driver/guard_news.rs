@@ -28,6 +28,7 @@ impl FleetDriver {
         match change {
             GuardChange::WentDark(refusal) => {
                 self.guard.interrupted();
+                self.drift.went_dark(&refusal);
                 let (state, halt) = (GuardState::Dark, self.halt_so_far());
                 self.step(Event::Guard { state, since: None, halt, refusal: Some(refusal) }).await?;
                 // It may be running again by now.

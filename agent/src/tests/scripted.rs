@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::{Agent, AgentError, ClockError, Coordinator, FleetParts, Parts};
+use crate::{Agent, AgentError, ClockError, Coordinator, FleetParts, OnDrift, Parts};
 use futures_util::Stream;
 use muster_artifact::{OutsideLinks, PackOptions, Progress, pack};
 use muster_daemon::{Machine, Shutdown, ShutdownTrigger, unix_time};
@@ -164,7 +164,12 @@ impl World {
             drift: None,
             config: Digest::of(b"configuration"),
             machine: Machine::real(),
-            fleets: vec![FleetParts { name: fleet(), boot_gate: BootGate::None, store: None }],
+            fleets: vec![FleetParts {
+                name: fleet(),
+                boot_gate: BootGate::None,
+                on_drift: OnDrift::Alarm,
+                store: None,
+            }],
         }
     }
 

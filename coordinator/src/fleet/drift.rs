@@ -19,6 +19,8 @@ pub(super) struct DriftNotes(BTreeMap<HostName, (State, BootTime)>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Drifted,
+    /// It was stopped for that.
+    Stopped,
     Right,
 }
 
@@ -37,8 +39,8 @@ impl DriftNotes {
             (None, State::Right) => return None,
             (Some((last, _)), _) if *last == state => return None,
             (Some((_, began)), State::Drifted) if now.since(*began) < PAUSE => return None,
-            (Some((_, began)), State::Right) => *began,
-            (None | Some(_), State::Drifted) => now,
+            (Some((_, began)), State::Right | State::Stopped) => *began,
+            (None, State::Stopped) | (None | Some(_), State::Drifted) => now,
         };
         self.0.insert(host.clone(), (state, began));
         Some(audit.own_entry(Kind::Drift).of_fleet(fleet).of_hosts([host]).saying(detail))
@@ -53,11 +55,14 @@ fn read(message: &FromHost) -> Option<(State, String)> {
             let drift = refusal.blockers.iter().any(|blocker| is_drift(blocker.code));
             drift.then(|| (State::Drifted, refusal.to_string()))
         }
+        FromHost::Dark { refusal, .. } => {
+            let is_stopped = refusal.blockers.iter().any(|blocker| blocker.code == Code::Drifted);
+            is_stopped.then(|| (State::Stopped, refusal.to_string()))
+        }
         FromHost::Measured { .. } => Some((State::Right, "measures right again".to_owned())),
         FromHost::Join(_)
         | FromHost::Confirmed
         | FromHost::Refused { k: Some(_), .. }
-        | FromHost::Dark { .. }
         | FromHost::Serving { .. }
         | FromHost::Fresh { .. }
         | FromHost::CannotAttest { .. }

@@ -172,13 +172,17 @@ impl Guard for GuardClient {
     }
 
     fn doubt(&self, fleet: &FleetName, epoch: Epoch, reason: &str) -> Result<FleetState, GuardError> {
-        let mut reason = reason.to_owned();
-        reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+        let reason = bounded(reason);
         self.state(&Request::Doubt { fleet: fleet.clone(), epoch, reason }, self.change_patience)
     }
 
     fn trust(&self, fleet: &FleetName, epoch: Epoch) -> Result<FleetState, GuardError> {
         self.state(&Request::Trust { fleet: fleet.clone(), epoch }, self.change_patience)
+    }
+
+    fn fence(&self, fleet: &FleetName, epoch: Epoch, reason: &str) -> Result<FleetState, GuardError> {
+        let reason = bounded(reason);
+        self.state(&Request::Fence { fleet: fleet.clone(), epoch, reason }, self.change_patience)
     }
 
     fn running(&self, fleet: &FleetName) -> Result<Option<Running>, GuardError> {
@@ -273,6 +277,11 @@ fn receive(stream: &UnixStream, socket: &Path, id: u64, patience: Patience) -> R
         };
     }
     Err(GuardError::Protocol { detail: format!("an answer to request {answered} instead of {id}") })
+}
+
+/// A reason as the guard takes it.
+fn bounded(reason: &str) -> String {
+    reason[..reason.floor_char_boundary(REASON_BYTES_MAX)].to_owned()
 }
 
 fn unexpected(reply: &Reply) -> GuardError {

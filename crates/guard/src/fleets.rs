@@ -180,6 +180,10 @@ impl Guard for Fleets {
         self.find(fleet)?.doubt(epoch, None)
     }
 
+    fn fence(&self, fleet: &FleetName, epoch: Epoch, _reason: &str) -> Result<FleetState, GuardError> {
+        self.find(fleet)?.fence_drifted(epoch)
+    }
+
     fn running(&self, fleet: &FleetName) -> Result<Option<Running>, GuardError> {
         self.find(fleet)?.running()
     }
@@ -252,6 +256,10 @@ impl Guard for InProcess {
 
     fn trust(&self, fleet: &FleetName, epoch: Epoch) -> Result<FleetState, GuardError> {
         self.0.trust(fleet, epoch)
+    }
+
+    fn fence(&self, fleet: &FleetName, epoch: Epoch, reason: &str) -> Result<FleetState, GuardError> {
+        self.0.fence(fleet, epoch, reason)
     }
 
     fn running(&self, fleet: &FleetName) -> Result<Option<Running>, GuardError> {

@@ -453,6 +453,20 @@ impl Lease {
         }
     }
 
+    /// Fences what is served, as it is not what was released. A rollout that is under way decides by itself.
+    pub fn drifted(&mut self, now: BootTime) -> Result<(), LeaseRefusal> {
+        self.pass(now);
+        match &self.hold {
+            LeaseState::Free => {
+                self.latch(FenceCause::Drifted, None, now, now);
+                Ok(())
+            }
+            LeaseState::Fenced(_) => Ok(()),
+            LeaseState::Armed(armed) => Err(LeaseRefusal::Armed(armed.k)),
+            LeaseState::Decided(decided) => Err(LeaseRefusal::Decided(decided.armed.k)),
+        }
+    }
+
     /// Lifts a halt, unless another one came after it.
     pub fn resume(&mut self, id: HaltId) -> Result<Change, LeaseRefusal> {
         self.may_resume(id)?;

@@ -111,6 +111,12 @@ pub trait Guard: Send + Sync {
         self.status(fleet)
     }
 
+    /// Fences what `epoch` serves: it is not what was released. An `open` lifts that. Where a deadline runs it is refused, and where
+    /// something else is served by now, nothing is changed.
+    fn fence(&self, fleet: &FleetName, _epoch: Epoch, _reason: &str) -> Result<FleetState, GuardError> {
+        self.status(fleet)
+    }
+
     /// Revokes the permit, stops the service, removes the link, and answers only once nothing is left of either. The
     /// service has `drain` to stop by itself, or what the configuration says, and never longer than the deadline allows; a
     /// deadline runs on until nothing is left, and is lifted then. Closing what is closed changes nothing.

@@ -74,6 +74,15 @@ pub enum Request {
         /// What is served.
         epoch: Epoch,
     },
+    /// Fence what this epoch serves, now: it is not what was released. A fleet that is armed is left alone.
+    Fence {
+        /// The fleet.
+        fleet: FleetName,
+        /// What is served.
+        epoch: Epoch,
+        /// What has changed, for people.
+        reason: String,
+    },
     /// Stop serving, and prove it. A deadline runs on until nothing is left, and is lifted then.
     Close {
         /// The fleet.

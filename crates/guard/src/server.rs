@@ -233,6 +233,9 @@ impl Desk {
             Request::Doubt { fleet, epoch, reason } => {
                 (format!("doubt {fleet}, epoch {epoch}, {reason}"), fleets.doubt(fleet, *epoch, reason))
             }
+            Request::Fence { fleet, epoch, reason } => {
+                (format!("fence {fleet}, epoch {epoch}, {reason}"), fleets.fence(fleet, *epoch, reason))
+            }
             Request::Trust { fleet, epoch } => {
                 (format!("trust {fleet}, epoch {epoch}"), fleets.trust(fleet, *epoch))
             }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_agent::{Agent, BootGate, ClockError, Coordinator, FleetParts, Parts};
+use muster_agent::{Agent, BootGate, ClockError, Coordinator, FleetParts, OnDrift, Parts};
 use muster_artifact::BlobStore;
 use muster_coordinator::CoordinatorConfig;
 use muster_daemon::Shutdown;
@@ -193,7 +193,12 @@ impl World<'_> {
                 drift: None,
                 config: Digest::of(b"configuration"),
                 machine: surroundings.machine(),
-                fleets: vec![FleetParts { name: fleet(), boot_gate: BootGate::None, store: None }],
+                fleets: vec![FleetParts {
+                name: fleet(),
+                boot_gate: BootGate::None,
+                on_drift: OnDrift::Alarm,
+                store: None,
+            }],
             };
             let guard = Arc::clone(&guard);
             async move {

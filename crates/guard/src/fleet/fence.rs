@@ -6,7 +6,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use muster_model::{HaltId, UnixTime};
+use muster_model::{Epoch, HaltId, UnixTime};
 
 use super::Fleet;
 use crate::error::GuardError;
@@ -100,6 +100,23 @@ impl Fleet {
         }
         dark?;
         recorded?;
+        self.state()
+    }
+
+    /// Fences what `epoch` serves, as it has changed; nothing if that is not what is served.
+    pub(crate) fn fence_drifted(self: &Arc<Self>, epoch: Epoch) -> Result<FleetState, GuardError> {
+        {
+            // Nothing else is opened between the look and the fence.
+            let _change = self.lock_for_asker()?;
+            if self.permitted()?.is_none_or(|permit| permit.epoch != epoch) {
+                return self.state();
+            }
+            self.ensure_warden()?;
+            self.ask_lease(|lease, now| lease.drifted(now))?;
+        }
+        let dark = self.darken();
+        self.finish_fence();
+        dark?;
         self.state()
     }
 

@@ -92,6 +92,8 @@ pub enum FenceCause {
     Rebooted,
     /// The record of the deadline cannot be read.
     RecordLost,
+    /// What was served had changed on the disk, and the agent's configuration has that stopped.
+    Drifted,
 }
 
 /// A flip at a fixed time, as it happened.
@@ -134,6 +136,7 @@ impl std::fmt::Display for FenceCause {
             Self::GuardStopped => "the guard was stopped while armed",
             Self::Rebooted => "the machine was started again while armed",
             Self::RecordLost => "the record of the deadline is lost",
+            Self::Drifted => "what it served had changed",
         })
     }
 }

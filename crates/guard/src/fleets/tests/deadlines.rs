@@ -64,6 +64,30 @@ impl Held {
     }
 }
 
+#[test]
+fn what_has_changed_is_fenced_and_opened_again_once_it_is_right() {
+    let held = Held::new();
+    let (guard, fleet) = (held.guard(), held.fleet());
+    guard.fence(fleet, Epoch(EPOCH.0 - 1), "bin/web differs").unwrap();
+    assert!(held.state().serves(EPOCH, one()), "that is not what is served");
+    let state = guard.fence(fleet, EPOCH, "bin/web differs").unwrap();
+    assert_eq!(state.fenced().map(|fence| (fence.cause, fence.k)), Some((FenceCause::Drifted, None)));
+    assert!(state.is_closed() && !held.is_linked());
+    assert_eq!(held.await_fence().cause, FenceCause::Drifted);
+    guard.fence(fleet, EPOCH, "bin/web differs").unwrap();
+    assert!(guard.open(fleet, EPOCH, one()).unwrap().serves(EPOCH, one()));
+    assert!(held.is_linked() && held.state().fenced().is_none());
+}
+
+#[test]
+fn a_rollout_that_is_under_way_is_left_alone_by_drift() {
+    let held = Held::new();
+    held.arm(60_000);
+    let refused = held.guard().fence(held.fleet(), EPOCH, "bin/web differs").unwrap_err();
+    assert!(matches!(refused, GuardError::Lease { source: LeaseRefusal::Armed(K), .. }), "{refused:?}");
+    assert!(held.state().serves(EPOCH, one()) && held.state().fenced().is_none());
+}
+
 fn listening(bench: &Bench) -> (InProcess, Receiver<Event>) {
     let (sender, events) = channel();
     let tell: Events = Arc::new(move |event| drop(sender.send(event)));
