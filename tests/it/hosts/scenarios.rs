@@ -1,5 +1,6 @@
 //! What must hold on real hosts.
 
+mod drift;
 mod operation;
 mod packages;
 mod power;
@@ -31,6 +32,9 @@ pub(super) const ALL: &[Scenario] = &[
     ("a unit that crashes is started again", units::crash),
     ("a start by hand of old code", units::old_code),
     ("a program that is replaced under its process", units::replaced_program),
+    ("changed bytes that nobody has seen are not started", drift::changed_unseen),
+    ("changed bytes stop what runs where the host says so", drift::fenced),
+    ("a start gate that cannot tell, and then can", drift::unknown_gate),
     ("a halt of eight hosts, and what is started after it", units::halt),
     ("what hangs is killed and started again", power::watchdog),
     ("an upgrade under a service that goes on", packages::upgrade),

@@ -79,6 +79,11 @@ impl Server {
         self.machine.address()
     }
 
+    /// Its disk, for what happens to it while it is off.
+    pub(super) fn disk(&self) -> PathBuf {
+        self.folder.join("root")
+    }
+
     /// Switches it on, and waits until all that is to start has started.
     #[track_caller]
     pub(super) fn boot(&self) {

@@ -75,7 +75,7 @@ pub(super) fn halt(site: &Site<'_>) {
 
 /// The name of a release's folder.
 #[track_caller]
-fn digest_of(site: &Site<'_>, version: &str) -> String {
+pub(super) fn digest_of(site: &Site<'_>, version: &str) -> String {
     let shown = site.muster(&format!("release show {version} --fleet {APP}")).expect_code(0);
     shown.text_at("/digest").trim_start_matches("sha256:").to_owned()
 }
