@@ -78,6 +78,7 @@ fn is_storage(error: &Error) -> bool {
     match error {
         Error::StoreFailed(source) | Error::Store { source, .. } => source.is_fatal(),
         Error::Daemon(_)
+        | Error::Config { .. }
         | Error::Tls(_)
         | Error::Issuer { .. }
         | Error::AuditKey { .. }

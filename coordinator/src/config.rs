@@ -9,7 +9,7 @@ use muster_daemon::{Fragments, resolve_path};
 use muster_mtls::{CertificateFiles, CredentialPaths};
 use serde::Deserialize;
 
-use crate::Error;
+use crate::{Error, NotifyConfig};
 
 /// `coordinator.toml`. Paths are relative to the file's folder; `credential:NAME` is the credential of that name that systemd
 /// passes.
@@ -33,6 +33,10 @@ pub struct CoordinatorConfig {
     pub issuer: Option<PathBuf>,
     /// Address and port for hosts that have no certificate yet; nobody enrols or recovers without it.
     pub enrol_listen: Option<SocketAddr>,
+    /// Loopback address and port for monitoring, which reads `/metrics` there without TLS; nobody does without it.
+    pub metrics_listen: Option<SocketAddr>,
+    /// The command that is told what the audit log says; nobody is without it.
+    pub notify: Option<NotifyConfig>,
     /// How long the certificates of hosts last, in milliseconds (default 7 days).
     #[serde(default = "default_host_certificate_ms")]
     pub host_certificate_ms: NonZeroU64,
@@ -135,7 +139,7 @@ impl CoordinatorConfig {
             None => PathBuf::from("/etc/muster"),
         };
         let config: Self = fragments.merge()?;
-        config.relative_to(&base)
+        config.relative_to(&base)?.checked()
     }
 
     /// The TLS files.
@@ -171,6 +175,18 @@ impl CoordinatorConfig {
             at_once: usize::from(self.uploads_max.get()),
             idle: Duration::from_millis(self.upload_idle_timeout_ms),
         }
+    }
+
+    fn checked(self) -> Result<Self, Error> {
+        if let Some(address) = self.metrics_listen.filter(|address| !address.ip().is_loopback()) {
+            let reason =
+                format!("`metrics_listen` is {address}, and only programs of this machine may read it");
+            return Err(Error::Config { reason });
+        }
+        if let Some(Err(reason)) = self.notify.as_ref().map(NotifyConfig::check) {
+            return Err(Error::Config { reason: format!("`notify`: {reason}") });
+        }
+        Ok(self)
     }
 
     fn relative_to(self, base: &Path) -> Result<Self, Error> {

@@ -21,6 +21,8 @@ use crate::config::UploadLimits;
 use crate::enrolment::Enrolments;
 use crate::fleet::{self, FleetHandle};
 use crate::ledger::{Documents, Entry, Ledger, LedgerHandle};
+use crate::metrics::Counts;
+use crate::notify::Notifier;
 use crate::rebuild::{self, Beginning, REBUILDS_MAX, RebuildHandle, Standing};
 use crate::status::{chain, not_stored};
 use crate::{CoordinatorConfig, Error};
@@ -52,6 +54,7 @@ pub(crate) struct Shared {
     /// Releases that were refused: pipelines may submit whatever they like.
     pub(crate) refused_releases: Throttle,
     pub(crate) uploads: UploadLimits,
+    pub(crate) counts: Counts,
     incarnation: Incarnation,
     fleets: RwLock<BTreeMap<FleetName, Arc<FleetHandle>>>,
     /// Fleets that are not led yet.
@@ -100,6 +103,7 @@ impl Shared {
             incarnation,
             &roots.in_force(),
             machine.clone(),
+            config.notify.clone().map(Notifier::spawn),
         )?;
         let certificates = Arc::clone(ledger.state().certificates());
         let enrolments = Enrolments::open(config, &credentials, certificates)?;
@@ -117,6 +121,7 @@ impl Shared {
             audit,
             machine,
             uploads: config.upload_limits(),
+            counts: Counts::default(),
             incarnation,
             fleets: RwLock::default(),
             rebuilds: RwLock::default(),
@@ -358,6 +363,7 @@ impl Shared {
             machine: self.machine.clone(),
             ledger: self.ledger.clone(),
             audit: self.audit.clone(),
+            counts: self.counts.clone(),
             documents: self.documents.clone(),
             roots: Arc::clone(&self.roots),
         };

@@ -10,6 +10,12 @@ pub enum Error {
     /// The configuration, logging or signals.
     #[error("the configuration is not usable")]
     Daemon(#[from] muster_daemon::Error),
+    /// A setting that says what it cannot say.
+    #[error("the configuration is wrong: {reason}")]
+    Config {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Certificates or the TLS set-up.
     #[error("the TLS credentials are not usable")]
     Tls(#[from] muster_mtls::Error),

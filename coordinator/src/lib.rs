@@ -16,6 +16,8 @@ mod enrolment;
 mod error;
 mod fleet;
 mod ledger;
+mod metrics;
+mod notify;
 mod operations;
 mod pulse;
 mod rebuild;
@@ -45,6 +47,7 @@ pub use backup::restore;
 pub use cli::main;
 pub use config::CoordinatorConfig;
 pub use error::Error;
+pub use notify::NotifyConfig;
 
 use coordinator::Shared;
 use enrolment::Keeper;
@@ -101,6 +104,10 @@ async fn serve_started<L: Listener>(
     let acceptor = Acceptor::new(listener, shared.tls.clone(), Limits::default());
     let address = acceptor.local_addr().map_err(listen)?;
     let door = Box::pin(open_door(&config, &shared)).await?;
+    if let Some(address) = config.metrics_listen {
+        let listener = metrics::listen(address).await?;
+        tokio::spawn(metrics::serve(listener, Arc::downgrade(&shared), shutdown.clone()));
+    }
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<v1::control_server::ControlServer<control::Control>>().await;

@@ -105,10 +105,13 @@ fn where_the_host_says_so_what_has_changed_is_stopped_until_it_is_repaired() {
     fleet.json(&["deploy", "1"]).expect_code(0);
     fleet.wait_settled(&one);
     observer.wait_all_serve("1");
-    let log = fleet.json(&["audit", "log"]).expect_code(0).json();
-    let drifts = log["results"].as_array().unwrap().iter().filter(|entry| entry["kind"] == "drift");
-    let told: Vec<_> = drifts.map(|entry| entry["detail"].as_str().unwrap().to_owned()).collect();
+    let told = || {
+        let log = fleet.json(&["audit", "log"]).expect_code(0).json();
+        let drifts = log["results"].as_array().unwrap().iter().filter(|entry| entry["kind"] == "drift");
+        drifts.map(|entry| entry["detail"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    until("it measures right", || told().last().unwrap().contains("right again"));
+    let told = told();
     assert!(told[0].contains("drifted at host-2, extra"), "{told:?}");
     assert!(told[1].contains("fenced it: what it served had changed"), "{told:?}");
-    assert!(told.last().unwrap().contains("right again"), "{told:?}");
 }

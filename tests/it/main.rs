@@ -22,6 +22,7 @@ mod impostor;
 mod joiners;
 mod keys;
 mod membership;
+mod monitoring;
 mod nemesis;
 mod parking;
 mod phases;

@@ -26,6 +26,7 @@ use muster_trust::SigningKey;
 use tokio::sync::watch;
 
 use super::slots::{Slots, last_text};
+use crate::notify::Notifier;
 
 /// Of every so many entries the offset is kept, and the root of the subtree over them: about two bytes of memory for each
 /// entry, and a proof reads a few dozen of them again.
@@ -84,6 +85,8 @@ pub(crate) struct AuditLog {
     root: Option<(u64, Digest)>,
     published: watch::Sender<Published>,
     state: Writable,
+    /// Who is told of what is written.
+    notifier: Option<Notifier>,
 }
 
 /// Whether what the disk holds is known.
@@ -121,6 +124,11 @@ impl AuditLog {
             log.append(log.first_entries(&folder, beginning)).map_err(LogError::Store)?;
         }
         Ok(log)
+    }
+
+    /// Has somebody told of what is written from now on.
+    pub(crate) fn tells(&mut self, notifier: Option<Notifier>) {
+        self.notifier = notifier;
     }
 
     /// What is published of it.
@@ -219,6 +227,7 @@ impl AuditLog {
             root: None,
             published: watch::Sender::new(published),
             state: Writable::Yes,
+            notifier: None,
         };
         log.replay(checkpoint.checkpoint())?;
         Ok(log)
@@ -315,6 +324,9 @@ impl AuditLog {
         }
         self.cover()?;
         crash_point("coordinator.audit.covered");
+        if let Some(notifier) = &self.notifier {
+            placed.iter().for_each(|(entry, line)| notifier.tell(entry, line));
+        }
         Ok(())
     }
 

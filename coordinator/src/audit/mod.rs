@@ -23,6 +23,7 @@ use muster_trust::{Authentic, KeyAlgorithm, OrderProposal, SigningKey, TrustRoot
 use tokio::sync::watch;
 
 use crate::Error;
+use crate::notify::Notifier;
 use crate::worker::Worker;
 use log::{AuditLog, Beginning, LogError, Published};
 
@@ -52,6 +53,7 @@ impl AuditHandle {
         incarnation: muster_model::Incarnation,
         root: &TrustRoot,
         machine: Machine,
+        notifier: Option<Notifier>,
     ) -> Result<Self, Error> {
         let public = key.public().clone();
         let beginning = Beginning {
@@ -65,6 +67,7 @@ impl AuditHandle {
         let mut log = AuditLog::open(&beginning).map_err(failed)?;
         let in_force = root_entry(Entry::new(Kind::Root, coordinator.as_str(), machine.unix_time()), root);
         log.settle_root(in_force.saying("found in force at the start")).map_err(Error::StoreFailed)?;
+        log.tells(notifier);
         let published = log.published();
         let size = published.borrow().checkpoint.checkpoint().size;
         tracing::info!(size, key = %public, "audit log opened");

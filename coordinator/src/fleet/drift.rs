@@ -8,6 +8,7 @@ use muster_model::{BootTime, Code, FleetName, FromHost, HostName};
 use muster_rollout::fleet::Event;
 
 use crate::audit::AuditHandle;
+use crate::metrics::Counts;
 
 /// A host that drifts again and again fills no log: so soon after it began, it is not told again. One that stays so goes on telling it.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -28,7 +29,7 @@ impl DriftNotes {
     /// The entry for what a host says, if it is news.
     pub(super) fn take(
         &mut self,
-        audit: &AuditHandle,
+        (audit, counts): (&AuditHandle, &Counts),
         fleet: &FleetName,
         event: &Event,
         now: BootTime,
@@ -42,6 +43,9 @@ impl DriftNotes {
             (Some((_, began)), State::Right | State::Stopped) => *began,
             (None, State::Stopped) | (None | Some(_), State::Drifted) => now,
         };
+        if state == State::Drifted {
+            counts.drifted(fleet);
+        }
         self.0.insert(host.clone(), (state, began));
         Some(audit.own_entry(Kind::Drift).of_fleet(fleet).of_hosts([host]).saying(detail))
     }

@@ -26,6 +26,7 @@ use super::drift::DriftNotes;
 use super::handle::{FleetHandle, RosterInForce, View, stamp};
 use crate::audit::{self, AuditHandle};
 use crate::ledger::{Documents, Entry, LedgerHandle};
+use crate::metrics::Counts;
 use crate::receipt;
 use crate::status::chain;
 
@@ -73,6 +74,7 @@ pub(crate) struct Place {
     pub(crate) machine: Machine,
     pub(crate) ledger: LedgerHandle,
     pub(crate) audit: AuditHandle,
+    pub(crate) counts: Counts,
     pub(crate) documents: Documents,
     pub(crate) roots: Arc<RootChain>,
 }
@@ -213,8 +215,8 @@ impl Driver {
                     // Whoever sends outside of rollouts must not take a host for connected that has left.
                     self.connections.cut_off(host, *session);
                 }
-                let (audit, fleet) = (&self.place.audit, &self.handle.name);
-                self.notes.extend(self.drift_notes.take(audit, fleet, &event, now));
+                let (place, fleet) = (&self.place, &self.handle.name);
+                self.notes.extend(self.drift_notes.take((&place.audit, &place.counts), fleet, &event, now));
                 steps.push(self.fleet.handle(*event, now));
             }
             Input::Joining(event, host, outbox) => {
@@ -371,6 +373,7 @@ impl Driver {
 
     async fn report(&mut self, report: Report) -> Result<(), StoreError> {
         if let Report::Ended(end) = &report {
+            self.place.counts.ended(&self.handle.name, end.outcome);
             tracing::info!(
                 fleet = %self.handle.name, k = %end.k, outcome = ?end.outcome, epoch = %end.epoch,
                 blockers = %Refusal { blockers: end.blockers.clone() }, "rollout ended"
