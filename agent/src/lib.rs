@@ -40,6 +40,7 @@ mod enrol;
 mod error;
 mod guard_queue;
 mod guard_watch;
+mod idle;
 mod journal;
 mod local;
 mod manifests;

@@ -14,6 +14,7 @@ use muster_model::{BootTime, Code, Comparable, Digest, HostName, MAX_MANIFEST_BY
 use muster_rollout::host::Measured;
 use tokio::sync::Semaphore;
 
+use crate::idle::idly;
 use crate::{ClockError, refusal};
 
 /// How many trees are measured at the same time for the flips of one host, and how many for checks. Each uses as many
@@ -81,7 +82,7 @@ impl Trees {
         self.accept(release, &measurement, begun)
     }
 
-    /// Measures a release's tree in full, with one thread and no faster than this, beside what it serves.
+    /// Measures a release's tree in full, with one idle thread and no faster than this, beside what it serves.
     pub(crate) fn measure_slowly(
         &self,
         release: Digest,
@@ -93,9 +94,12 @@ impl Trees {
             jobs: NonZeroUsize::MIN,
             bytes_per_second_max: std::num::NonZeroU64::new(bytes_per_second_max),
         };
-        let measurement =
-            muster_artifact::measure(&self.tree(release), &manifest, &options, &Progress::default())
-                .map_err(|error| self.refuse(&error))?;
+        let tree = self.tree(release);
+        let measured = idly(|| muster_artifact::measure(&tree, &manifest, &options, &Progress::default()));
+        let failed = |source| {
+            self.refuse(&ArtifactError::Io { doing: "start a thread for", path: tree.clone(), source })
+        };
+        let measurement = measured.map_err(failed)?.map_err(|error| self.refuse(&error))?;
         self.accept(release, &measurement, begun)
     }
 
