@@ -61,12 +61,7 @@ impl TreeWatch {
             mutable.iter().map(|path| tree.join(OsStr::from_bytes(path.as_bytes()))).collect();
         let is_mutable = move |path: &Path| mutable.iter().any(|mutable| path.starts_with(mutable));
         let told = move |event: notify::Result<notify::Event>| {
-            // An error is a hint too: events may have been lost.
-            let is_hint = event.map_or(true, |event| {
-                let is_known = !event.paths.is_empty() && event.paths.iter().all(|path| is_mutable(path));
-                event.need_rescan() || may_change(event.kind) && !is_known
-            });
-            if is_hint {
+            if is_hint(&event, &is_mutable) {
                 changed.notify_one();
             }
         };
@@ -74,6 +69,13 @@ impl TreeWatch {
         watcher.watch(tree, RecursiveMode::Recursive)?;
         Ok(Self { _watcher: watcher })
     }
+}
+
+/// That events were lost, or could not be read, is a hint too.
+fn is_hint(event: &notify::Result<notify::Event>, is_mutable: &dyn Fn(&Path) -> bool) -> bool {
+    let Ok(event) = event else { return true };
+    let is_known = !event.paths.is_empty() && event.paths.iter().all(|path| is_mutable(path));
+    event.need_rescan() || may_change(event.kind) && !is_known
 }
 
 /// Reading, which measuring does as well, changes nothing.
@@ -93,6 +95,8 @@ const fn may_change(kind: EventKind) -> bool {
 mod tests {
     use std::fs::{self, File, Permissions};
     use std::os::unix::fs::PermissionsExt;
+
+    use notify::event::Flag;
 
     use super::*;
 
@@ -128,6 +132,17 @@ mod tests {
         assert_eq!(fs::read_dir(&tree).unwrap().count(), 1);
         let told = tokio::time::timeout(Duration::from_millis(300), changed.notified()).await;
         assert!(told.is_err(), "reading is no change");
+    }
+
+    #[test]
+    fn events_that_were_lost_are_a_hint_wherever_they_were() {
+        let at = |path: &str| notify::Event::new(EventKind::Other).add_path(path.into());
+        let is_mutable = |path: &Path| path.starts_with("log");
+        let hints = |event| is_hint(&Ok(event), &is_mutable);
+        assert!(!hints(at("log/now")) && hints(at("bin/web")) && hints(at("log/now").add_path("bin".into())));
+        assert!(hints(at("log/now").set_flag(Flag::Rescan)));
+        assert!(hints(notify::Event::new(EventKind::Other)), "it says of nothing what it was");
+        assert!(is_hint(&Err(notify::Error::generic("no more watches")), &is_mutable));
     }
 
     #[tokio::test]

@@ -248,7 +248,7 @@ impl FleetDriver {
                 self.drift.state = State::Drifted;
                 self.drift.due =
                     Some(Instant::now() + DRIFTED_AGAIN.max((took * PART_OF_TIME).min(PAUSE_MAX)));
-                let reason = self.must_fence(&refusal, state).then(|| refusal.to_string());
+                let reason = must_fence(self.drift.settings, &refusal, state).then(|| refusal.to_string());
                 // Told first: what follows from it is told by the guard.
                 self.step(Event::Measured { purpose, outcome: Err(refusal) }).await?;
                 if let Some(reason) = reason {
@@ -271,13 +271,6 @@ impl FleetDriver {
 }
 
 impl FleetDriver {
-    /// What runs wrongly is looked at twice: a service may be about to be started again.
-    fn must_fence(&self, refusal: &Refusal, before: State) -> bool {
-        let fences = self.drift.settings.is_some_and(|settings| settings.on_drift == OnDrift::Fence);
-        let is_process = refusal.blockers.iter().any(|blocker| blocker.code == Code::WrongProcess);
-        fences && (tells_of_the_tree(refusal) || is_process && before == State::Drifted)
-    }
-
     /// Not in the order of what the guard is asked for rollouts: it refuses while one is under way, and where something else is served.
     fn fence(&self, epoch: Epoch, reason: String) {
         let (guard, fleet, machine) =
@@ -313,6 +306,13 @@ fn look(
     looked.map_err(drifted)
 }
 
+/// What runs wrongly is looked at twice: a service may be about to be started again.
+fn must_fence(settings: Option<DriftSettings>, refusal: &Refusal, before: State) -> bool {
+    let fences = settings.is_some_and(|settings| settings.on_drift == OnDrift::Fence);
+    let is_process = refusal.blockers.iter().any(|blocker| blocker.code == Code::WrongProcess);
+    fences && (tells_of_the_tree(refusal) || is_process && before == State::Drifted)
+}
+
 fn tells_of_the_tree(refusal: &Refusal) -> bool {
     let of_tree = |code| matches!(code, Code::Drifted | Code::NotDeployed);
     refusal.blockers.iter().any(|blocker| of_tree(blocker.code))
@@ -332,4 +332,32 @@ fn stopped(mut refusal: Refusal) -> Refusal {
         blocker.detail.push_str("; it was stopped for that, as `on_drift` says on its host");
     }
     refusal
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_model::HostName;
+
+    use super::*;
+
+    fn settings(on_drift: OnDrift) -> Option<DriftSettings> {
+        Some(DriftSettings { every: Duration::from_secs(600), bytes_per_second_max: 1, on_drift })
+    }
+
+    #[test]
+    fn only_what_is_known_to_be_wrong_is_stopped_and_only_where_that_is_wanted() {
+        let host = HostName::new("host-1").unwrap();
+        let refusal = |code| Refusal::because(Blocker::host(code, &host, "bin/web"));
+        let fences = |code, before| must_fence(settings(OnDrift::Fence), &refusal(code), before);
+        assert!(fences(Code::Drifted, State::Right) && fences(Code::NotDeployed, State::Right));
+        assert!(!fences(Code::WrongProcess, State::Right), "it may be about to be started again");
+        assert!(fences(Code::WrongProcess, State::Drifted));
+        for unknown in [Code::Unmeasurable, Code::GuardFailed, Code::NoSpace] {
+            assert!(!fences(unknown, State::Drifted), "{unknown}: nothing was found");
+        }
+        for before in [State::Right, State::Drifted] {
+            assert!(!must_fence(settings(OnDrift::Alarm), &refusal(Code::Drifted), before));
+            assert!(!must_fence(None, &refusal(Code::Drifted), before));
+        }
+    }
 }

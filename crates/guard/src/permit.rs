@@ -10,7 +10,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use muster_model::FleetName;
+use muster_model::{Digest, FleetName};
 
 use crate::Guard;
 use crate::bytes::{self, Bytes};
@@ -56,17 +56,22 @@ pub(crate) fn answer(fleet: &FleetName, config: &Path) -> ExitCode {
 }
 
 fn ask(fleet: &FleetName, config: &Path) -> Result<Verdict, GuardError> {
-    look_and_decide(fleet, &GuardConfig::load(config)?)
+    let settings = GuardConfig::load(config)?;
+    look_and_decide(fleet, &settings, bytes::look)
 }
 
-fn look_and_decide(fleet: &FleetName, settings: &Settings) -> Result<Verdict, GuardError> {
+fn look_and_decide(
+    fleet: &FleetName,
+    settings: &Settings,
+    look: impl FnOnce(&FleetName, &Path, Digest) -> Result<Bytes, GuardError>,
+) -> Result<Verdict, GuardError> {
     let of_fleet = settings.fleets.iter().find(|other| other.name == *fleet);
     let of_fleet = of_fleet.ok_or_else(|| GuardError::UnknownFleet { fleet: fleet.clone() })?;
     let opened = match decided(settings, of_fleet)? {
         Verdict::Permitted(opened) => opened,
         refused @ Verdict::Refused(_) => return Ok(refused),
     };
-    match bytes::look(fleet, &of_fleet.releases, opened.digest)? {
+    match look(fleet, &of_fleet.releases, opened.digest)? {
         Bytes::Changed(what) => Ok(doubted(&what)),
         // It may have taken long, and what has been revoked meanwhile is not started.
         Bytes::Released => match decided(settings, of_fleet)? {
@@ -145,7 +150,7 @@ mod tests {
         BlobStore, Durability, InstallOptions, MeasureOptions, OutsideLinks, PackOptions, Progress, install,
         pack, seal,
     };
-    use muster_model::{BootTime, Digest, Epoch, RolloutId, TreeRules, UnixTime};
+    use muster_model::{BootTime, Epoch, RolloutId, TreeRules, UnixTime};
 
     use super::*;
     use crate::config::{Driver, HooksConfig};
@@ -197,7 +202,7 @@ mod tests {
         }
 
         fn verdict(&self) -> Verdict {
-            look_and_decide(&self.settings.fleets[0].name, &self.settings).unwrap()
+            look_and_decide(&self.settings.fleets[0].name, &self.settings, bytes::look).unwrap()
         }
 
         fn served(&self, path: &str) -> std::path::PathBuf {
@@ -299,6 +304,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_revoked_while_it_is_looked_at_is_not_started() {
+        let bench = Bench::new();
+        let fleet = &bench.settings.fleets[0].name;
+        let meanwhile = |permit: Permit| {
+            look_and_decide(fleet, &bench.settings, |_, _, _| {
+                bench.permits(&permit);
+                Ok(Bytes::Released)
+            })
+            .unwrap()
+        };
+        let permit = || bench.permit.clone();
+        assert_eq!(meanwhile(permit()), Verdict::Permitted(bench.permit.opened()));
+        let doubted = meanwhile(Permit { doubt: Some("bin/web differs".to_owned()), ..permit() });
+        assert!(matches!(&doubted, Verdict::Refused(why) if why.contains("bin/web differs")), "{doubted:?}");
+        bench.permits(&permit());
+        let next = meanwhile(Permit { epoch: Epoch(4), ..permit() });
+        assert!(matches!(&next, Verdict::Refused(why) if why.contains("by now")), "{next:?}");
+    }
+
+    #[test]
     fn what_cannot_be_read_is_no_reason_to_give_up() {
         let bench = Bench::new();
         fs::remove_file(bench.folder.path().join("fleets/web/seals").join(bench.permit.digest.hex()))
@@ -307,7 +332,7 @@ mod tests {
         fs::remove_dir_all(&blobs).unwrap();
         fs::write(&blobs, "no folder").unwrap();
         let fleet = &bench.settings.fleets[0].name;
-        let asked = look_and_decide(fleet, &bench.settings);
+        let asked = look_and_decide(fleet, &bench.settings, bytes::look);
         assert!(matches!(asked, Err(GuardError::Unmeasured { .. })), "{asked:?}");
     }
 
