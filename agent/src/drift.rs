@@ -1,11 +1,14 @@
-//! Watching the tree that is served for changes.
+//! Watching the tree that is served for changes: each file and folder itself by fanotify where that is permitted, and names in folders by
+//! inotify elsewhere.
 //!
 //! What the kernel tells of a change is a hint and no more: it tells nothing of a write through a mapping, may lose events, and
 //! knows a network disk only in part. The measurement that follows a hint decides, and one on a schedule finds what no hint told.
 
+mod inodes;
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +17,8 @@ use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+
+use inodes::InodeWatch;
 
 /// How the served tree is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +51,11 @@ impl OnDrift {
 
 /// Tells of changes in one tree, for as long as it lives.
 #[derive(Debug)]
-pub(crate) struct TreeWatch {
-    _watcher: RecommendedWatcher,
+pub(crate) enum TreeWatch {
+    /// By fanotify, also through another name or mount.
+    Inodes { _watch: InodeWatch },
+    /// By inotify.
+    Names { _watcher: RecommendedWatcher },
 }
 
 impl TreeWatch {
@@ -59,6 +67,24 @@ impl TreeWatch {
     ) -> Result<Self, notify::Error> {
         let mutable: Vec<_> =
             mutable.iter().map(|path| tree.join(OsStr::from_bytes(path.as_bytes()))).collect();
+        match InodeWatch::new(tree, &mutable, Arc::clone(&changed)) {
+            Ok(watch) => Ok(Self::Inodes { _watch: watch }),
+            Err(error) => {
+                tracing::debug!(%error, "fanotify cannot be had; inotify is asked");
+                Self::by_names(tree, mutable, changed)
+            }
+        }
+    }
+
+    /// What tells it, for people.
+    pub(crate) const fn teller(&self) -> &'static str {
+        match self {
+            Self::Inodes { .. } => "fanotify",
+            Self::Names { .. } => "inotify",
+        }
+    }
+
+    fn by_names(tree: &Path, mutable: Vec<PathBuf>, changed: Arc<Notify>) -> Result<Self, notify::Error> {
         let is_mutable = move |path: &Path| mutable.iter().any(|mutable| path.starts_with(mutable));
         let told = move |event: notify::Result<notify::Event>| {
             if is_hint(&event, &is_mutable) {
@@ -67,7 +93,7 @@ impl TreeWatch {
         };
         let mut watcher = notify::recommended_watcher(told)?;
         watcher.watch(tree, RecursiveMode::Recursive)?;
-        Ok(Self { _watcher: watcher })
+        Ok(Self::Names { _watcher: watcher })
     }
 }
 
@@ -96,20 +122,45 @@ mod tests {
     use std::fs::{self, File, Permissions};
     use std::os::unix::fs::PermissionsExt;
 
+    use nix::errno::Errno;
     use notify::event::Flag;
 
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
+    /// A watch of one kind; `None` where the kernel or a sandbox does not permit it.
+    fn watch(is_by_inodes: bool, tree: &Path, mutable: &[&str], changed: &Arc<Notify>) -> Option<TreeWatch> {
+        let mutable: Vec<_> = mutable.iter().map(|path| tree.join(path)).collect();
+        if !is_by_inodes {
+            return Some(TreeWatch::by_names(tree, mutable, Arc::clone(changed)).unwrap());
+        }
+        match InodeWatch::new(tree, &mutable, Arc::clone(changed)) {
+            Ok(watch) => Some(TreeWatch::Inodes { _watch: watch }),
+            Err(error) => {
+                let code = error.raw_os_error().map(Errno::from_raw);
+                let codes = [Errno::EPERM, Errno::ENOSYS, Errno::EINVAL, Errno::EOPNOTSUPP, Errno::ENODEV];
+                assert!(code.is_some_and(|code| codes.contains(&code)), "{error}");
+                None
+            }
+        }
+    }
+
     #[tokio::test]
     async fn each_kind_of_change_is_told_and_reading_is_not() {
+        for is_by_inodes in [true, false] {
+            tell_each_kind_of_change(is_by_inodes).await;
+        }
+    }
+
+    async fn tell_each_kind_of_change(is_by_inodes: bool) {
         let folder = tempfile::tempdir().unwrap();
         let (tree, file) = (folder.path().join("tree"), folder.path().join("tree/bin/web"));
         fs::create_dir_all(tree.join("bin")).unwrap();
         fs::write(&file, "old").unwrap();
         let changed = Arc::new(Notify::new());
-        let _watch = TreeWatch::new(&tree, &[], Arc::clone(&changed)).unwrap();
+        let Some(watch) = watch(is_by_inodes, &tree, &[], &changed) else { return };
+        let teller = watch.teller();
         let changes: [(&str, &dyn Fn()); 5] = [
             ("a byte", &|| File::options().append(true).open(&file).unwrap().set_len(7).unwrap()),
             ("a mode", &|| fs::set_permissions(&file, Permissions::from_mode(0o700)).unwrap()),
@@ -124,7 +175,7 @@ mod tests {
             change();
             tokio::time::timeout(PATIENCE, changed.notified())
                 .await
-                .unwrap_or_else(|_| panic!("{what} was not told"));
+                .unwrap_or_else(|_| panic!("{what} was not told by {teller}"));
             // What else the change has told is taken, so that the next one is seen by itself.
             while tokio::time::timeout(Duration::from_millis(100), changed.notified()).await.is_ok() {}
         }
@@ -147,14 +198,32 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_service_writes_at_its_mutable_paths_is_no_change() {
+        for is_by_inodes in [true, false] {
+            write_at_mutable_paths(is_by_inodes).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_through_another_name_is_told_by_the_file_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let (tree, other) = (folder.path().join("tree"), folder.path().join("other"));
+        fs::create_dir(&tree).unwrap();
+        fs::write(tree.join("web"), "old").unwrap();
+        fs::hard_link(tree.join("web"), &other).unwrap();
+        let changed = Arc::new(Notify::new());
+        let Some(_watch) = watch(true, &tree, &[], &changed) else { return };
+        fs::write(&other, "new").unwrap();
+        tokio::time::timeout(PATIENCE, changed.notified()).await.expect("it is the same file");
+    }
+
+    async fn write_at_mutable_paths(is_by_inodes: bool) {
         let folder = tempfile::tempdir().unwrap();
         let tree = folder.path().join("tree");
         fs::create_dir_all(tree.join("var/log")).unwrap();
         fs::write(tree.join("var/log/now"), "").unwrap();
         fs::write(tree.join("var/login"), "").unwrap();
         let changed = Arc::new(Notify::new());
-        let mutable = ["var/log".parse::<EntryPath>().unwrap()];
-        let _watch = TreeWatch::new(&tree, &mutable, Arc::clone(&changed)).unwrap();
+        let Some(_watch) = watch(is_by_inodes, &tree, &["var/log"], &changed) else { return };
         fs::write(tree.join("var/log/now"), "a line").unwrap();
         fs::write(tree.join("var/log/next"), "a line").unwrap();
         let told = tokio::time::timeout(Duration::from_millis(300), changed.notified()).await;

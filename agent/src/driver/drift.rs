@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_model::{Blocker, Code, Digest, Epoch, Refusal};
+use muster_model::{Blocker, Code, Digest, Epoch, FleetName, Refusal};
 use muster_rollout::host::{Event, GuardState, Measured, Purpose};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -47,6 +47,8 @@ pub(super) struct Drift {
     state: State,
     /// What the guard has stopped for that, until something is served again.
     fenced: Option<Digest>,
+    /// What tells changes, as the log says it.
+    teller: Option<&'static str>,
 }
 
 /// What is watched.
@@ -100,6 +102,15 @@ impl Drift {
             calm_until: Instant::now(),
             state: State::Right,
             fenced: None,
+            teller: None,
+        }
+    }
+
+    /// Says in the log by what changes are told, when that is another than before.
+    fn note_teller(&mut self, fleet: &FleetName, watch: Option<&TreeWatch>) {
+        let teller = watch.map_or("nothing: they are found on schedule only", TreeWatch::teller);
+        if self.teller.replace(teller) != Some(teller) {
+            tracing::info!(%fleet, "changes of what is served are told by {teller}");
         }
     }
 
@@ -201,9 +212,7 @@ impl FleetDriver {
                 let manifest = trees.manifest(release).ok();
                 let mutable = manifest.as_ref().map_or(&[][..], |manifest| &manifest.rules().mutable);
                 let watch = TreeWatch::new(&trees.tree(release), mutable, changed);
-                let watch = watch.inspect_err(
-                    |error| tracing::info!(%fleet, %error, "changes are found on schedule only"),
-                );
+                let watch = watch.inspect_err(|error| tracing::warn!(%fleet, %error, "changes are not told"));
                 let outcome = look(depth, &trees, release, settings, || {
                     running::check(&guard, &fleet, &trees, release)
                 });
@@ -235,6 +244,7 @@ impl FleetDriver {
         let Looked { epoch, outcome, watch, took } = looked;
         self.drift.look = Look::None;
         self.drift.calm_until = Instant::now() + (took * PART_OF_TIME).min(PAUSE_MAX);
+        self.drift.note_teller(&self.tools.fleet, watch.as_ref());
         let Some(watched) = self.drift.watched.as_mut().filter(|watched| watched.epoch == epoch) else {
             return Ok(());
         };

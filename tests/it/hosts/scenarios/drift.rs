@@ -3,6 +3,7 @@
 use std::fs;
 
 use crate::harness::{PATIENCE, wait_until};
+use crate::hosts::say;
 use crate::hosts::server::Server;
 use crate::hosts::site::{APP, APP_PORT, Site};
 
@@ -62,6 +63,10 @@ pub(super) fn fenced(site: &Site<'_>) {
     host.must(&format!("cd {} && {CHANGE}", tree(site)));
     wait_until("it is stopped", PATIENCE, || host.serves(APP_PORT).is_none().then_some(()));
     wait_named(site, host, "it was stopped for that");
+    let told = host
+        .must("journalctl --unit muster-agent --no-pager --output cat | grep -o 'are told by .*' | tail -1");
+    say(&format!("          changes {told}"));
+    assert!(told.contains("fanotify") || told.contains("inotify"), "{told}");
     host.run("systemctl start app");
     assert_eq!(host.serves(APP_PORT), None, "it is fenced");
     repair(site);
