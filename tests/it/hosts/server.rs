@@ -101,6 +101,8 @@ impl Server {
             "--resolv-conf=off",
             "--timezone=off",
         ]);
+        // As on a machine: nspawn keeps it from containers, and the kernel asks for no privilege.
+        command.arg("--system-call-filter=fanotify_init fanotify_mark");
         command.arg(format!("--directory={}", self.folder.join("root").display()));
         command.arg(format!("--machine={}", self.name));
         command.arg(format!("--network-namespace-path={}", self.machine.namespace()));
