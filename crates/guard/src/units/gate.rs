@@ -242,7 +242,7 @@ mod tests {
             remove_below(root, reload)
         };
         let removed = remove(|| panic!("there is no systemd")).unwrap();
-        assert_eq!(removed, [gate.clone()]);
+        assert_eq!(removed, std::slice::from_ref(&gate));
         assert!(other.exists() && !gate.exists(), "nobody else's drop-in goes");
         fs::create_dir_all(root.join("run/systemd/system")).unwrap();
         let failed = || Err(GuardError::Config { detail: "reload".to_owned() });
