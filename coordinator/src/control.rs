@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use muster_model::{Blocker, Code, Digest, FleetName, FromHost, HostName, Refusal, SessionId, Token};
+use muster_model::{
+    Blocker, Code, Digest, FleetName, FromHost, HostName, Refusal, SessionId, Standing, Token,
+};
 use muster_mtls::Peer;
 use muster_proto::convert::{self, from_host, to_agent};
 use muster_proto::v1;
@@ -229,7 +231,7 @@ impl Attachment {
         // Before anything that the keys of a new root may have signed.
         self.relay_roots(Some(fleet))?;
         let audit_shown = self.show_audit(fleet, seen).await?;
-        let roster_shown = Some(self.show_mandate(&handle)?);
+        let roster_shown = Some(self.show_mandate(&handle, &report.standing)?);
         let session = self.shared.next_session();
         let (frames, hang_up) = (self.frames.clone(), Arc::clone(&self.hang_up));
         let outbox = Outbox { session, frames, roster_shown, audit_shown, hang_up };
@@ -316,8 +318,8 @@ impl Attachment {
         Ok(())
     }
 
-    /// Shows what makes hosts obey this life of the database, if it is not their first, and the roster in force.
-    fn show_mandate(&self, fleet: &FleetHandle) -> Result<Digest, Refusal> {
+    /// Shows what makes hosts obey this life of the database, if it is not their first, and the roster that the host is to see.
+    fn show_mandate(&self, fleet: &FleetHandle, standing: &Standing) -> Result<Digest, Refusal> {
         let leadership = muster_model::Leadership::default();
         if let Some(mandate) = self.shared.ledger.history(&fleet.name).mandate {
             let envelope = mandate.envelope.clone().into_bytes();
@@ -325,7 +327,7 @@ impl Attachment {
             let frame = crate::fleet::stamp(&fleet.name, leadership, body);
             self.frames.try_send(frame).map_err(out_of_room)?;
         }
-        let envelope = fleet.roster().shown_to(&self.host);
+        let envelope = fleet.roster().shown_to_joining(&self.host, standing);
         let roster = envelope.as_bytes().to_vec();
         let body = v1::coordinator_frame::Body::RosterShown(v1::RosterShown { roster });
         let frame = crate::fleet::stamp(&fleet.name, leadership, body);

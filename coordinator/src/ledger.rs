@@ -483,6 +483,7 @@ impl State {
             for record in fleet.record.iter().chain(fleet.former.as_deref()) {
                 named.push(record.roster_envelope);
                 named.extend(record.coming.iter().map(|coming| coming.envelope));
+                named.extend(record.missed.iter().map(|missed| missed.envelope));
                 named.extend(record.phase.documents());
                 named.extend(record.completed.iter().flat_map(Opening::documents));
             }

@@ -24,6 +24,7 @@ use super::connections::{Connections, Outbox};
 use super::contingency;
 use super::drift::DriftNotes;
 use super::handle::{FleetHandle, RosterInForce, View, stamp};
+use super::kept::KeptRoster;
 use crate::audit::{self, AuditHandle};
 use crate::ledger::{Documents, Entry, LedgerHandle};
 use crate::metrics::Counts;
@@ -93,6 +94,7 @@ struct Driver {
     /// The phase that the audit log speaks of, and the last rollout in it.
     audited: Option<(&'static str, RolloutId)>,
     drift_notes: DriftNotes,
+    kept: KeptRoster,
     /// What is handed to the audit log after this batch.
     notes: Vec<muster_audit::Entry>,
 }
@@ -117,6 +119,7 @@ impl OwedReceipt {
 pub(crate) fn spawn(
     fleet: Fleet,
     first: Step,
+    kept: KeptRoster,
     place: Place,
 ) -> (Arc<FleetHandle>, impl Future<Output = Result<(), StoreError>> + Send) {
     let (inbox_in, inbox) = mpsc::channel(INBOX_INPUTS);
@@ -146,6 +149,7 @@ pub(crate) fn spawn(
         receipt_owed,
         audited: None,
         drift_notes: DriftNotes::default(),
+        kept,
         notes: Vec::new(),
     };
     (handle, driver.run(first))
@@ -153,6 +157,7 @@ pub(crate) fn spawn(
 
 impl Driver {
     async fn run(mut self, first: Step) -> Result<(), StoreError> {
+        self.notes.extend(self.kept.look(&self.fleet, &self.place.audit));
         self.carry_out(vec![first], Vec::new()).await?;
         loop {
             let Some(inputs) = self.next_inputs().await else { return Ok(()) };
@@ -255,6 +260,7 @@ impl Driver {
                 let _ = reply.send(self.view(now));
             }
         }
+        self.notes.extend(self.kept.look(&self.fleet, &self.place.audit));
         self.note_rollout(now);
     }
 
@@ -462,26 +468,19 @@ impl Driver {
 
     fn publish_roster(&mut self) {
         let next = in_force(&self.fleet);
-        let (mut holds, mut comes) = (false, false);
-        self.roster.send_if_modified(|before| {
-            let envelope = |it: &RosterInForce| it.coming.as_ref().map(|(_, envelope)| *envelope);
-            holds = before.envelope != next.envelope;
-            comes = envelope(before) != envelope(&next);
-            if holds {
-                self.handle.forget_strangers(&next.roster);
-            }
-            if holds || comes {
-                before.clone_from(&next);
-            }
-            holds || comes
-        });
-        if !holds && !comes {
+        let before = self.roster.borrow().clone();
+        if before.says_the_same(&next) {
             return;
         }
+        let holds = before.envelope != next.envelope;
+        if holds {
+            self.handle.forget_strangers(&next.roster);
+        }
+        self.roster.send_replace(next.clone());
         // Whoever leaves is shown the roster that has it leave, and nobody else before it holds.
         let shown =
             self.connections.current().iter().map(|(host, outbox)| (host, outbox, next.shown_to(host)));
-        let shown = shown.filter(|(_, _, envelope)| holds || *envelope != next.envelope);
+        let shown = shown.filter(|(host, _, envelope)| holds || *envelope != before.shown_to(host));
         let shown: Vec<_> = shown.map(|(host, outbox, it)| (host.clone(), outbox.session, it)).collect();
         for (host, session, envelope) in shown {
             self.show_roster(&host, session, envelope);
@@ -516,7 +515,9 @@ impl Driver {
 fn in_force(fleet: &Fleet) -> RosterInForce {
     let record = fleet.record();
     let coming = fleet.coming().cloned().zip(record.coming.as_ref().map(|coming| coming.envelope));
-    RosterInForce { roster: Arc::clone(fleet.roster()), envelope: record.roster_envelope, coming }
+    let (roster, envelope, missed) =
+        (Arc::clone(fleet.roster()), record.roster_envelope, record.missed.clone());
+    RosterInForce { roster, envelope, coming, missed }
 }
 
 /// The records to write: each replaces the one of its kind before it, so of a batch the last state is enough.

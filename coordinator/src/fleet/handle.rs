@@ -6,10 +6,12 @@ use std::time::Instant;
 
 use muster_model::{
     Attestation, Blocker, Code, Digest, FleetName, HostName, HostPlace, Leadership, Refusal, RolloutId,
-    Roster, SessionId, Verified,
+    Roster, SessionId, Standing, Verified,
 };
 use muster_proto::v1;
-use muster_rollout::fleet::{FleetRecord, HostView, NextRoster, Proposal, Report, RolloutView, leaves};
+use muster_rollout::fleet::{
+    FleetRecord, HostView, MissedRoster, NextRoster, Proposal, Report, RolloutView, leaves,
+};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::answers::{Answers, HostAnswer, Waiting};
@@ -54,15 +56,34 @@ pub(crate) struct RosterInForce {
     pub(crate) envelope: Digest,
     /// The one that was handed in and does not hold yet.
     pub(crate) coming: Option<(Arc<Verified<Roster>>, Digest)>,
+    /// Those that left hosts out which are back, and may not know.
+    pub(super) missed: Vec<MissedRoster>,
 }
 
 impl RosterInForce {
-    /// The envelope of the roster that a host is to see: the coming one if that has it leave, or it would never close.
-    pub(crate) fn shown_to(&self, host: &HostName) -> Digest {
-        match &self.coming {
-            Some((coming, envelope)) if leaves(&self.roster, coming, host) => *envelope,
-            Some(_) | None => self.envelope,
+    /// See [`Fleet::shown_to_joining`](muster_rollout::fleet::Fleet::shown_to_joining).
+    pub(crate) fn shown_to_joining(&self, host: &HostName, standing: &Standing) -> Digest {
+        self.shown(host, |missed| missed.is_news_to(standing))
+    }
+
+    /// See [`Fleet::shown_to`](muster_rollout::fleet::Fleet::shown_to).
+    pub(super) fn shown_to(&self, host: &HostName) -> Digest {
+        self.shown(host, |_| true)
+    }
+
+    fn shown(&self, host: &HostName, is_news: impl Fn(&MissedRoster) -> bool) -> Digest {
+        let missed = self.missed.iter().find(|missed| missed.hosts.contains(host) && is_news(missed));
+        match (&self.coming, missed) {
+            (Some((coming, envelope)), _) if leaves(&self.roster, coming, host) => *envelope,
+            (_, Some(missed)) => missed.envelope,
+            (_, None) => self.envelope,
         }
+    }
+
+    /// Whether anybody could be shown something else by this one.
+    pub(super) fn says_the_same(&self, other: &Self) -> bool {
+        let coming = |it: &Self| it.coming.as_ref().map(|(_, envelope)| *envelope);
+        self.envelope == other.envelope && coming(self) == coming(other) && self.missed == other.missed
     }
 }
 

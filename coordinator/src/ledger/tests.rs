@@ -3,7 +3,7 @@ use std::io::Write as _;
 
 use muster_model::{Blocker, Code, Leadership, RolloutId, Roster, RosterRef, RosterRevision, Term};
 use muster_proto::v1;
-use muster_rollout::fleet::{ComingRoster, Offers, Outcome, Phase, RECORD_FORMAT};
+use muster_rollout::fleet::{ComingRoster, MissedRoster, Offers, Outcome, Phase, RECORD_FORMAT};
 
 use super::*;
 
@@ -152,6 +152,11 @@ fn the_record_of_the_largest_fleet_fits() {
             fenced: (0..Roster::HOSTS_MAX).map(name).collect(),
         }),
         joining: (0..Roster::HOSTS_MAX).map(name).collect(),
+        missed: vec![MissedRoster {
+            revision: RosterRevision(1),
+            envelope: Digest::of(b"before"),
+            hosts: (0..Roster::HOSTS_MAX).map(name).collect(),
+        }],
     };
     ledger.record(&fleet(), &[Record::Fleet(Box::new(record))]).unwrap();
     drop(ledger);

@@ -249,6 +249,14 @@ impl Roster {
         self.retired.binary_search_by(|it| it.name.cmp(host)).ok().map(|index| &self.retired[index])
     }
 
+    /// The key that it lists `host` with, in whichever of its lists.
+    #[must_use]
+    pub fn key_of(&self, host: &HostName) -> Option<&PublicKey> {
+        let aside =
+            || self.parked_host(host).or_else(|| self.retired_host(host)).map(|it| &it.attestation_key);
+        self.member(host).map(|member| &member.attestation_key).or_else(aside)
+    }
+
     /// The hosts that are stated to serve nothing any more, sorted by name.
     #[must_use]
     pub fn fenced(&self) -> &[Fence] {

@@ -462,9 +462,11 @@ impl Fleet {
         }
         let Phase::Opened(Opening { contingency: Some(papers), .. }) = &self.record.phase else { return };
         let Progress::Opening(opened) = &mut self.progress else { return };
-        let epoch = self.record.epoch;
+        let (epoch, joining) = (self.record.epoch, &self.record.joining);
+        // Who came with a removal was not asked whether it has the release.
         let fails = |host: &&super::Host| {
-            host.session.is_some() && host.serving() != Some(epoch) && !host.trouble.is_empty()
+            let is_new = joining.contains(&host.name);
+            host.session.is_some() && !is_new && host.serving() != Some(epoch) && !host.trouble.is_empty()
         };
         let failed = self.hosts.iter().filter(fails).count();
         let threshold = self.hosts.len().div_ceil(FAILED_HOSTS_ONE_IN).max(FAILED_HOSTS_MIN);

@@ -8,6 +8,7 @@ mod event;
 mod figures;
 mod flip;
 mod halt;
+mod missed;
 mod parked;
 mod propose;
 mod record;
@@ -27,8 +28,8 @@ use muster_model::{
 
 pub use event::{DarkWindow, Effect, End, Event, Limits, NextRoster, Outcome, Proposal, Report, Stage};
 pub use record::{
-    Armament, Base, ComingRoster, FleetRecord, Identity, Offers, Opening, Papers, Phase, PreviousToken,
-    RECORD_FORMAT, Record, Rollout, SessionRecord, is_bound_to, roster_ref,
+    Armament, Base, ComingRoster, FleetRecord, Identity, MissedRoster, Offers, Opening, Papers, Phase,
+    PreviousToken, RECORD_FORMAT, Record, Rollout, SessionRecord, is_bound_to, roster_ref,
 };
 pub use roster::leaves;
 pub use view::{HostView, RolloutView, State};

@@ -138,6 +138,8 @@ impl Fleet {
             } else if host.session.is_none() {
                 blockers.push(gate::missing(&host.name));
                 blockers.extend(host.trouble.iter().cloned());
+            } else {
+                blockers.extend(self.untold(&host.name));
             }
         }
         blockers

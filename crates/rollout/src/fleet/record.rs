@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use muster_model::{
-    BootId, Digest, Epoch, FleetName, FlipMode, HostName, Incarnation, JournalHead, Leadership, Order,
-    RolloutId, Roster, RosterRef, Term, Token, UnixTime,
+    BootId, Digest, Epoch, FleetName, FlipMode, HostMode, HostName, Incarnation, JournalHead, Leadership,
+    Order, RolloutId, Roster, RosterRef, RosterRevision, Standing, Term, Token, UnixTime,
 };
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +62,9 @@ pub struct FleetRecord {
     /// Hosts that the roster has gained, and that have not served since.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub joining: BTreeSet<HostName>,
+    /// Rosters that leave out hosts of the one in force, which may have missed them. Each host is in one of them at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missed: Vec<MissedRoster>,
 }
 
 /// A roster that is kept until it can take the place of the one in force: until hosts that it parks have closed, or the
@@ -73,9 +76,22 @@ pub struct ComingRoster {
     pub roster: RosterRef,
     /// Its envelope, a document.
     pub envelope: Digest,
-    /// The hosts that operators state to be off.
+    /// The hosts of the roster in force that operators state to be off, in this roster or in one that it took the place of before that
+    /// held. None of them has connected since.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub fenced: BTreeSet<HostName>,
+}
+
+/// A roster that leaves hosts out which a later one has again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MissedRoster {
+    /// Its revision.
+    pub revision: RosterRevision,
+    /// Its envelope, a document.
+    pub envelope: Digest,
+    /// The hosts that have not said since that they have seen it, or one like it.
+    pub hosts: BTreeSet<HostName>,
 }
 
 /// Where a fleet stands.
@@ -244,7 +260,32 @@ impl FleetRecord {
             completed: None,
             coming: None,
             joining: BTreeSet::new(),
+            missed: Vec::new(),
         }
+    }
+
+    /// The roster that `host` must see before the one in force, as far as is known: it leaves the host out.
+    #[must_use]
+    pub fn missed_by(&self, host: &HostName) -> Option<&MissedRoster> {
+        self.missed.iter().find(|missed| missed.hosts.contains(host))
+    }
+
+    /// Takes note that `host` has missed nothing, or is to be told nothing any more; says whether that was new.
+    pub(crate) fn has_missed_nothing(&mut self, host: &HostName) -> bool {
+        let was_listed = self.missed.iter_mut().any(|missed| missed.hosts.remove(host));
+        self.missed.retain(|missed| !missed.hosts.is_empty());
+        was_listed
+    }
+}
+
+impl MissedRoster {
+    /// Whether a host that stands there goes by a time before this roster: it was a member, and does not know that it has left.
+    ///
+    /// One without a history is admitted as it is. One that was left out by whichever roster comes back with the one in force.
+    #[must_use]
+    pub fn is_news_to(&self, standing: &Standing) -> bool {
+        let has_history = standing.mode != HostMode::Serve(Epoch(0)) || standing.last_k != RolloutId(0);
+        standing.membership.is_member() && has_history && standing.roster_revision < self.revision
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use muster_model::{Blocker, Code, Digest, HostName, Member, Refusal, Roster, RosterRevision, Verified};
+use muster_model::{Blocker, Code, HostName, Member, Refusal, Roster, RosterRevision, Verified};
 
 use super::record::{ComingRoster, Offers, Phase, roster_ref};
 use super::{Fleet, Host, NextRoster, Out, Step};
@@ -21,7 +21,8 @@ impl Fleet {
     ///
     /// A host that was offered unleased service cannot leave here: that needs proof that it no longer serves. One that
     /// has closed, or whose lease has lapsed, and that was offered nothing since, can. One that is parked gives the proof itself:
-    /// until it has, the roster is kept, and so is one that comes during a rollout and has nobody leave.
+    /// until it has, the roster is kept, and so is one that comes during a rollout and has nobody leave. Whoever joins with a
+    /// removal in OPENED joins there: what is kept must not stand in the way of what the fleet needs to settle.
     pub fn apply_roster(&mut self, next: NextRoster) -> Result<Step, Refusal> {
         let NextRoster { roster, digest, envelope, fenced } = next;
         if roster.fleet() != &self.record.fleet {
@@ -42,6 +43,8 @@ impl Fleet {
         }
         self.check_additions(&roster)?;
         self.check_retired(&roster)?;
+        self.check_statements(&roster, &fenced)?;
+        let fenced = self.fences(&roster, &fenced);
         self.check_removals(&roster, &fenced)?;
         let coming = ComingRoster { roster: roster_ref(&roster, digest), envelope, fenced };
         let mut out = Out { record_changed: true, ..Out::default() };
@@ -95,15 +98,6 @@ impl Fleet {
         coming.map(|(it, roster)| self.awaited_of(roster, &it.fenced).cloned().collect()).unwrap_or_default()
     }
 
-    /// The envelope of the roster that a host is to see: the coming one if that has it leave, or it would never close.
-    #[must_use]
-    pub fn shown_to(&self, host: &HostName) -> Digest {
-        match &self.record.coming {
-            Some(coming) if self.is_leaving(host) => coming.envelope,
-            Some(_) | None => self.record.roster_envelope,
-        }
-    }
-
     /// Whether the coming roster does not have this host serve any more: it is offered nothing.
     pub(super) fn is_leaving(&self, host: &HostName) -> bool {
         self.coming.as_ref().is_some_and(|coming| leaves(&self.roster, coming, host))
@@ -121,6 +115,8 @@ impl Fleet {
         if is_of_coming && self.is_leaving(&name) && self.record.offers.remove(&name, &self.roster) {
             out.record_changed = true;
         }
+        // It is shown the roster in force next, which has it serve again.
+        self.has_caught_up(&name, out);
     }
 
     /// Has the coming roster hold as soon as it can.
@@ -140,8 +136,8 @@ impl Fleet {
         let revision = coming.roster.revision;
         let awaited = self.awaited().into_iter().map(|host| {
             let detail = format!(
-                "revision {revision} of the roster parks it, and it has not said yet that it has closed; state that it is \
-                 off if it cannot"
+                "revision {revision} of the roster has it leave, and it has not said yet that it has closed; state that \
+                 it is off if it cannot"
             );
             Blocker::host(Code::RemovalNeedsEvidence, &host, detail)
         });
@@ -153,7 +149,7 @@ impl Fleet {
             |detail: String| if self.keeps_all(next) { Ok(When::Later) } else { Err(unsettled(&detail)) };
         match &self.record.phase {
             Phase::Settled => Ok(When::Now),
-            Phase::Opened(_) if self.only_removes(next) => Ok(When::Now),
+            Phase::Opened(_) if self.has_leave(next) => Ok(When::Now),
             Phase::Preparing(rollout) => later(format!("rollout {} is under way", rollout.k)),
             Phase::Arming(it) | Phase::Decided(it) => later(format!("rollout {} is under way", it.rollout.k)),
             Phase::Opened(it) => later(format!(
@@ -163,10 +159,10 @@ impl Fleet {
         }
     }
 
-    fn only_removes(&self, next: &Roster) -> bool {
-        let stays = |member: &&Member| self.roster.member(&member.name) == Some(*member);
-        next.hosts().iter().filter(stays).count() == next.hosts().len()
-            && next.policy() == self.roster.policy()
+    /// Somebody leaves, and nothing changes for those who stay.
+    fn has_leave(&self, next: &Roster) -> bool {
+        let stays = |member: &Member| next.member(&member.name) == Some(member);
+        !self.roster.hosts().iter().all(stays) && next.policy() == self.roster.policy()
     }
 
     /// "Joins are taken at any time and folded in at SETTLED": nobody leaves, and nothing else changes for those who serve.
@@ -182,12 +178,9 @@ impl Fleet {
         next: &'a Roster,
         fenced: &'a BTreeSet<HostName>,
     ) -> impl Iterator<Item = &'a HostName> {
-        let is_awaited = |(member, host): &(&Member, &Host)| {
-            next.member(&member.name) != Some(*member)
-                && self.record.offers.include(&member.name)
-                && (host.session.is_some() || !fenced.contains(&member.name))
-        };
-        self.roster.hosts().iter().zip(&self.hosts).filter(is_awaited).map(|(member, _)| &member.name)
+        let is_awaited =
+            |(member, host): &(&Member, &Host)| host.session.is_some() || !fenced.contains(&member.name);
+        self.removed(next).filter(is_awaited).map(|(member, _)| &member.name)
     }
 
     /// A name that has retired comes back only with another key. Its machine is another one, or was made anew.
@@ -202,35 +195,68 @@ impl Fleet {
         Err(Refusal::because(Blocker::host(Code::RosterChanged, host, detail)))
     }
 
-    /// "Otherwise removal needs external fence evidence (power off)." A host whose key changes is another machine: the
-    /// one before leaves. One that is parked is waited for.
-    fn check_removals(&self, next: &Roster, fenced: &BTreeSet<HostName>) -> Result<(), Refusal> {
+    /// The hosts that leave with a roster, and may serve.
+    fn removed<'a>(&'a self, next: &'a Roster) -> impl Iterator<Item = (&'a Member, &'a Host)> {
         let leaves = |(member, _): &(&Member, &Host)| {
             next.member(&member.name) != Some(*member) && self.record.offers.include(&member.name)
         };
-        let blockers: Vec<Blocker> = self
-            .roster
-            .hosts()
-            .iter()
-            .zip(&self.hosts)
-            .filter(leaves)
-            .filter_map(|(member, host)| {
-                let detail = match (fenced.contains(&member.name), host.session.is_some()) {
-                    (true, false) => return None,
-                    (true, true) => "it is connected, so its machine is not off",
-                    (false, _) if is_parked(next, member) => return None,
-                    (false, _) => {
-                        "it may serve, and nothing proves that it does not; `muster host park` has it close first"
-                    }
-                };
-                Some(Blocker::host(Code::RemovalNeedsEvidence, &member.name, detail))
-            })
-            .collect();
-        if blockers.is_empty() { Ok(()) } else { Err(Refusal { blockers }) }
+        self.roster.hosts().iter().zip(&self.hosts).filter(leaves)
+    }
+
+    /// Nobody is believed who says that a machine is off which is connected.
+    fn check_statements(&self, next: &Roster, stated: &BTreeSet<HostName>) -> Result<(), Refusal> {
+        let is_wrong = |(member, host): &(&Member, &Host)| {
+            stated.contains(&member.name) && self.are_spoken_of(member) && host.session.is_some()
+        };
+        let detail = "it is connected, so its machine is not off";
+        let blocker =
+            |(member, _): (&Member, &Host)| Blocker::host(Code::RemovalNeedsEvidence, &member.name, detail);
+        refuse_any(self.removed(next).filter(is_wrong).map(blocker))
+    }
+
+    /// The hosts that leave with a roster and of whose machines it is stated that they are off, in this roster or in the one that it
+    /// takes the place of before that held.
+    ///
+    /// A statement holds until the host connects, which takes it out of the record, or until the operators have the host serve again,
+    /// as this roster may. It is of one machine: all that is kept here is of the keys of the roster in force.
+    fn fences(&self, next: &Roster, stated: &BTreeSet<HostName>) -> BTreeSet<HostName> {
+        let kept = |host: &HostName| self.record.coming.as_ref().is_some_and(|it| it.fenced.contains(host));
+        let is_off = |(member, host): &(&Member, &Host)| {
+            let is_stated = stated.contains(&member.name) && self.are_spoken_of(member);
+            (is_stated || kept(&member.name)) && host.session.is_none()
+        };
+        self.removed(next).filter(is_off).map(|(member, _)| member.name.clone()).collect()
+    }
+
+    /// Whether statements about this name are about this machine: they are about the one that the roster before lists by it.
+    fn are_spoken_of(&self, member: &Member) -> bool {
+        let before = self.coming.as_ref().unwrap_or(&self.roster);
+        before.key_of(&member.name).is_none_or(|key| *key == member.attestation_key)
+    }
+
+    /// A host that connects is not off. That is in the record before anything else follows from it, so that no later leader goes by
+    /// the statement.
+    pub(super) fn is_not_off(&mut self, host: &HostName, out: &mut Out) {
+        if self.record.coming.as_mut().is_some_and(|coming| coming.fenced.remove(host)) {
+            out.record_changed = true;
+        }
+    }
+
+    /// "Otherwise removal needs external fence evidence (power off)." A host whose key changes is another machine: the
+    /// one before leaves. One that is parked is waited for.
+    fn check_removals(&self, next: &Roster, fenced: &BTreeSet<HostName>) -> Result<(), Refusal> {
+        let is_unproven =
+            |(member, _): &(&Member, &Host)| !fenced.contains(&member.name) && !is_parked(next, member);
+        let detail =
+            "it may serve, and nothing proves that it does not; `muster host park` has it close first";
+        let blocker =
+            |(member, _): (&Member, &Host)| Blocker::host(Code::RemovalNeedsEvidence, &member.name, detail);
+        refuse_any(self.removed(next).filter(is_unproven).map(blocker))
     }
 
     /// From here on the roster holds. Nobody whom it has leave was offered anything that was not taken back.
     fn adopt(&mut self, coming: ComingRoster, next: Arc<Verified<Roster>>, out: &mut Out) {
+        self.note_missed(&next);
         let before = std::mem::replace(&mut self.roster, Arc::clone(&next));
         let mut known = self.known_hosts(&before);
         let mut placed = |name: &HostName, key| match known.remove(name) {
@@ -295,6 +321,11 @@ fn end_session(gone: &Host, next: &Roster, out: &mut Out) {
         let refusal = Refusal::because(Blocker::host(Code::HostNotInRoster, &gone.name, detail));
         out.refuse_session(&gone.name, session.id, refusal);
     }
+}
+
+fn refuse_any(blockers: impl Iterator<Item = Blocker>) -> Result<(), Refusal> {
+    let blockers: Vec<Blocker> = blockers.collect();
+    if blockers.is_empty() { Ok(()) } else { Err(Refusal { blockers }) }
 }
 
 fn unsettled(detail: &str) -> Refusal {

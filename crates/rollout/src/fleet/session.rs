@@ -34,14 +34,21 @@ impl Fleet {
             return;
         };
         if let Err(blocker) = self.admissible(&self.hosts[index], session, &report) {
+            // Whoever shows a token was in a session of this fleet: it is that machine, or an image of it, and it is on.
+            if blocker.code != Code::StaleSession && report.token.is_some() {
+                self.is_not_off(host, out);
+            }
             self.hosts[index].turned_away(session, blocker, out);
             return;
         }
+        self.is_not_off(host, out);
         // "A join with the current token simply ends the old session (an ordinary reboot outruns keepalive)."
         if self.hosts[index].replaces_session(out) {
             self.session_ended(index, now, out);
         }
+        let standing = report.standing.clone();
         self.hosts[index].begin_session(session, report, next, now, out);
+        self.look_for_missed(index, &standing, out);
         self.send(index, ToHost::Joined { next }, out);
         self.reconcile_joined(index, now, out);
     }
@@ -78,7 +85,7 @@ impl Fleet {
             FromHost::Measured { epoch } => self.measured(index, epoch, out),
             FromHost::Dark { refusal, nonce, returned } => {
                 if returned {
-                    self.has_returned(index);
+                    self.has_returned(index, out);
                 }
                 self.dark(index, refusal, nonce, now, out);
             }
@@ -117,8 +124,9 @@ impl Fleet {
         let Some(known) = self.hosts[index].known.clone() else { return };
         let is_halted = self.tell_halt(index, out);
         // It is not to serve any more, or does not know yet that it is to serve again: it asks once it does.
-        let takes_offers =
-            !self.is_leaving(&self.hosts[index].name) && !matches!(known.membership, Membership::Excluded(_));
+        let host = &self.hosts[index].name;
+        let is_told = !self.is_leaving(host) && self.record.missed_by(host).is_none();
+        let takes_offers = is_told && !matches!(known.membership, Membership::Excluded(_));
         if !takes_offers && !matches!(self.record.phase, Phase::Arming(_) | Phase::Decided(_)) {
             return;
         }
@@ -254,6 +262,7 @@ impl Fleet {
             // offered nothing since it was put into the roster that says nothing: it may have been away before.
             (Phase::Settled, HostMode::Closed(k)) => {
                 self.record.offers.include(&host.name)
+                    && self.must_be_told(&host.name, standing).is_none()
                     && self.record.completed.as_ref().is_none_or(|completed| k > completed.k)
             }
             (_, HostMode::Serve(epoch) | HostMode::Armed(_, epoch)) => epoch > self.record.epoch,
@@ -306,11 +315,13 @@ impl Fleet {
 
     /// The host has seen the roster that has it serve again, perhaps before it could say that it had closed for the one before. It has
     /// left behind what it was armed or closed for.
-    fn has_returned(&mut self, index: usize) {
+    fn has_returned(&mut self, index: usize, out: &mut Out) {
         let epoch = self.record.epoch;
         let host = &mut self.hosts[index];
         host.has_membership(Membership::Returned);
         host.set_mode(HostMode::Serve(epoch));
+        let name = host.name.clone();
+        self.has_caught_up(&name, out);
     }
 
     /// A host stopped serving by itself, or could not begin to.

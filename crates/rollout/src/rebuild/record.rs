@@ -131,6 +131,7 @@ impl Verdict {
             completed: opening.filter(|_| is_settled),
             coming: None,
             joining: BTreeSet::new(),
+            missed: Vec::new(),
         };
         let secrets = secrets.filter(|_| record.phase.opening().is_some()).unwrap_or_default();
         let roster = Arc::clone(roster);

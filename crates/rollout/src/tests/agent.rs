@@ -343,6 +343,10 @@ impl World {
     pub(super) fn show(&mut self, index: usize, envelope: Digest) {
         let signed = self.rosters.iter().find(|it| it.envelope == envelope).expect("a roster of this world");
         let roster = Box::new(Verified::clone(&signed.roster));
+        let (record, in_force) = (&self.machines[index].record, self.roster_in_force());
+        let is_back = roster.member(&record.host).is_none() && in_force.member(&record.host).is_some();
+        let is_told = is_back && record.membership.is_member() && roster.revision() < in_force.revision();
+        self.seen.told += u64::from(is_told);
         self.host_event(index, Event::RosterShown(roster));
     }
 

@@ -15,7 +15,7 @@ use super::disk::{Death, File};
 use super::link::{Link, Origin, Up};
 use super::papers::secrets_in;
 use super::store::{Version, version};
-use super::world::{Mistake, World};
+use super::world::{Heard, Mistake, World};
 use crate::Step;
 use crate::fleet::{
     Effect, Event, Fleet, FleetRecord, Inheritance, Limits, Phase, Record, Report, SessionRecord,
@@ -234,8 +234,9 @@ impl World {
             Up::Join(report) => {
                 let seat = self.coordinator.seat_of(leadership);
                 let fleet = seat.and_then(|seat| self.coordinator.at(seat));
-                if let Some(envelope) = fleet.map(|fleet| fleet.shown_to(&host)) {
+                if let Some(envelope) = fleet.map(|fleet| fleet.shown_to_joining(&host, &report.standing)) {
                     self.machines[index].shown.push(envelope);
+                    self.machines[index].last_shown = Some(envelope);
                 }
                 let next = Token::from_bytes(self.random.bytes());
                 Event::Joining { host, session, report: *report, next }
@@ -269,6 +270,9 @@ impl World {
     }
 
     pub(super) fn coordinate_as(&mut self, seat: Seat, event: Event) {
+        if let Event::Joining { host, .. } = &event {
+            self.stated.entry(host.clone()).and_modify(|heard| *heard = Heard::Perhaps);
+        }
         note!(self, "  {seat:?} <- {event:?}");
         let now = self.clock_of(seat).at(self.now);
         self.coordinator.is_joining = matches!(event, Event::Joining { .. });
@@ -325,17 +329,19 @@ impl World {
         }
     }
 
-    /// Whoever is connected is shown the roster that is in force from now on, or that has it leave.
+    /// Whoever is connected is shown the roster that is in force from now on, or that has it leave, or has left it out before.
     fn show_rosters(&mut self) {
         let record = &self.coordinator.record;
         let rosters = (record.roster_envelope, record.coming.as_ref().map(|coming| coming.envelope));
-        if rosters == self.shown_last {
-            return;
-        }
+        let is_changed = rosters != self.shown_last;
         self.shown_last = rosters;
         let Some(fleet) = &self.coordinator.fleet else { return };
         for machine in self.machines.iter_mut().filter(|machine| machine.session().is_some()) {
-            machine.shown.push(fleet.shown_to(&machine.name));
+            let shown = fleet.shown_to(&machine.name);
+            if is_changed || machine.last_shown != Some(shown) {
+                machine.shown.push(shown);
+                machine.last_shown = Some(shown);
+            }
         }
     }
 
@@ -399,10 +405,12 @@ impl World {
             return;
         }
         self.check_to_host(seat, host, &message);
-        if matches!(message, ToHost::Joined { .. })
-            && let Some(link) = self.open_link(host, session)
-        {
-            link.accepted = true;
+        if matches!(message, ToHost::Joined { .. }) {
+            let is_not_off = self.stated.remove(host).is_some() && self.coordinator.record.coming.is_some();
+            self.seen.not_off += u64::from(is_not_off);
+            if let Some(link) = self.open_link(host, session) {
+                link.accepted = true;
+            }
         }
         self.post(seat, host, session, message);
     }

@@ -46,6 +46,10 @@ pub(super) enum Fault {
     RemoveHost,
     Park,
     Unpark,
+    /// A machine is off, and somebody states so.
+    StateOff,
+    /// A new machine takes the place of one that is off.
+    Exchange,
     Partition,
     PartitionUp,
     PartitionDown,
@@ -53,7 +57,7 @@ pub(super) enum Fault {
     PassTime,
 }
 
-pub(super) const FAULTS: [Fault; 29] = [
+pub(super) const FAULTS: [Fault; 31] = [
     Fault::Cut,
     Fault::GiveUp,
     Fault::HangUp,
@@ -78,6 +82,8 @@ pub(super) const FAULTS: [Fault; 29] = [
     Fault::RemoveHost,
     Fault::Park,
     Fault::Unpark,
+    Fault::StateOff,
+    Fault::Exchange,
     Fault::Partition,
     Fault::PartitionUp,
     Fault::PartitionDown,
@@ -135,6 +141,8 @@ pub(super) fn inflict(world: &mut World, fault: Fault, host: usize) {
         Fault::RemoveHost => remove_host(world),
         Fault::Park => park(world, host + 1),
         Fault::Unpark => unpark(world),
+        Fault::StateOff => state_off(world, host),
+        Fault::Exchange => exchange(world, host),
         Fault::Partition => world.machines[host].hold = Hold::Network,
         Fault::PartitionUp => world.machines[host].hold = Hold::Up,
         Fault::PartitionDown => world.machines[host].hold = Hold::Down,
@@ -194,6 +202,54 @@ pub(super) fn park(world: &mut World, number: usize) {
     if world.coordinator.fleet.is_some() && are_left && is_listed {
         let _ = world.park(number);
     }
+}
+
+/// A machine is switched off, and is parked on the statement that it is; it may be on again at any time.
+fn state_off(world: &mut World, host: usize) {
+    if !switch_off(world, host) {
+        return;
+    }
+    let other = world.random.index(world.machines.len());
+    let does_another_wait = world.random.chance(400) && other != host && switch_off(world, other);
+    if does_another_wait && others_stay(world, other) {
+        let _ = world.park(other + 1);
+    }
+    if others_stay(world, host) {
+        world.fenced.insert(host_name(host + 1));
+        let _ = world.park(host + 1);
+        world.fenced.clear();
+    }
+    let is_parked = world.parked.contains(&(host + 1));
+    if is_parked && world.coordinator.fleet.is_some() && world.random.chance(300) {
+        let _ = world.unpark(host + 1);
+    }
+}
+
+/// A machine that serves loses its power, and the coordinator notices, if others would go on without it.
+pub(super) fn switch_off(world: &mut World, host: usize) -> bool {
+    let is_serving = world.roster_in_force().member(&host_name(host + 1)).is_some();
+    // Who has lost its disk may be refused for as long as it is parked, and its life before with it.
+    let is_whole = matches!(world.machines[host].image, Image::Newest);
+    if !others_stay(world, host) || !is_serving || !is_whole {
+        return false;
+    }
+    world.reboot(host);
+    for link in std::mem::take(&mut world.machines[host].old_links) {
+        world.stream_left(host, &link);
+    }
+    true
+}
+
+/// Whether somebody is there to hand a roster in without this host, and it leaves others.
+pub(super) fn others_stay(world: &World, host: usize) -> bool {
+    let mut listed = 1..=world.hosts_listed();
+    world.coordinator.fleet.is_some() && listed.any(|it| it != host + 1 && !world.parked.contains(&it))
+}
+
+/// A machine is replaced: the new one is listed, and whether or not it can join yet, the old one is off and leaves.
+fn exchange(world: &mut World, host: usize) {
+    add_host(world);
+    state_off(world, host);
 }
 
 /// One that was parked, or is still asked to leave, is taken back.

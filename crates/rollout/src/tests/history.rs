@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use muster_model::{BootTime, Digest, FlipMode};
 
+use super::dead::leave_and_come_back;
 use super::faults::{FAULTS, PAUSE_MS_MAX, inflict, is_duplicate, recover, some_clock};
 use super::link::{Delay, Hold, Route};
 use super::machine::{Driver, Image, Machine, Pace, Run};
@@ -173,6 +174,10 @@ impl Seen {
         self.taken_up += other.taken_up;
         self.parked += other.parked;
         self.unparked += other.unparked;
+        self.off += other.off;
+        self.not_off += other.not_off;
+        self.told += other.told;
+        self.exchanged += other.exchanged;
     }
 
     /// Whether each has happened.
@@ -180,7 +185,8 @@ impl Seen {
         let is_lapsed_and_fast = self.lapsed > 0 && self.fast > 0;
         let is_lost_and_found = self.torn > 0 && self.leases_lost > 0 && self.taken_up > 0;
         let is_moved = self.parked > 0 && self.unparked > 0;
-        is_lapsed_and_fast && self.refused_writes > 0 && is_lost_and_found && is_moved
+        let is_stated = self.off > 0 && self.not_off > 0 && self.told > 0 && self.exchanged > 0;
+        is_lapsed_and_fast && self.refused_writes > 0 && is_lost_and_found && is_moved && is_stated
     }
 }
 
@@ -259,6 +265,9 @@ pub(super) fn goes_on(world: &mut World) {
     heal(world);
     if world.violation.is_none() {
         flip_once_more(world);
+    }
+    if world.violation.is_none() {
+        leave_and_come_back(world);
     }
     if world.violation.is_none() && !world.parked.is_empty() {
         take_all_back(world);
@@ -450,7 +459,7 @@ fn mend(world: &mut World) {
 }
 
 /// A fleet that was halted, or a host, serves nothing until an order resumes it.
-fn resume(world: &mut World) {
+pub(super) fn resume(world: &mut World) {
     let roster = world.roster_in_force();
     let is_member = |machine: &&Machine| roster.position(&machine.name).is_some();
     let halted: Vec<&Machine> =
@@ -499,7 +508,7 @@ fn outlast_leases(world: &mut World) {
 }
 
 /// A fleet that is well can flip.
-fn flip_once_more(world: &mut World) {
+pub(super) fn flip_once_more(world: &mut World) {
     note!(world, "--- flip once more ---");
     let epoch = world.coordinator.record.epoch;
     let serving = world.coordinator.record.serving;
@@ -530,7 +539,7 @@ fn take_all_back(world: &mut World) {
     world.seen.unparked += 1;
 }
 
-fn expect_settled(world: &mut World, when: &str) {
+pub(super) fn expect_settled(world: &mut World, when: &str) {
     let record = &world.coordinator.record;
     if let Some(coming) = &record.coming {
         let stuck = format!("stuck {when}: revision {} does not come to hold", coming.roster.revision);

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use muster_model::{
-    Digest, Epoch, FlipMode, FromHost, HostName, Membership, Purpose, RolloutId, Roster, ToHost,
+    Digest, Epoch, FlipMode, FromHost, HostName, Member, Membership, Purpose, RolloutId, Roster, ToHost,
 };
 
 use super::coordinator::Seat;
 use super::machine::{GuardWork, Image, Machine};
-use super::world::{Fate, World};
+use super::world::{Fate, Heard, World};
 use crate::fleet::{Armament, FleetRecord, Identity, Limits, Phase};
 use crate::host::{HostRecord, Mode, Switch, SwitchStage};
 
@@ -45,6 +45,7 @@ impl World {
                 violations.push(format!("P9: {} has two sessions", machine.name));
             }
         }
+        violations.extend(self.forgotten_statement());
         let roster = self.roster_in_force();
         // P14: a host that is parked serves nothing.
         let is_open =
@@ -56,6 +57,21 @@ impl World {
         }
         self.check_completed_in_time();
         self.check_skew();
+    }
+
+    /// What was stated of a host that is off is enough for it to leave, whatever was handed in since.
+    fn forgotten_statement(&self) -> Option<String> {
+        let record = &self.coordinator.record;
+        let (coming, _) = (self.roster_coming()?, self.coordinator.fleet.as_ref()?);
+        let roster = self.roster_in_force();
+        let leaving = roster.hosts().iter().filter(|it| coming.member(&it.name) != Some(*it));
+        let mut leaving = leaving.map(|member| &member.name).peekable();
+        let is_free = matches!(record.phase, Phase::Settled | Phase::Opened(_)) && leaving.peek().is_some();
+        let is_proven =
+            |host: &HostName| self.stated.get(host) == Some(&Heard::No) || !record.offers.include(host);
+        let revision = coming.revision();
+        (is_free && leaving.all(is_proven))
+            .then(|| format!("all who leave have, and revision {revision} waits"))
     }
 
     /// P12: once DECIDED and with a live leader and no more hosts silent than the order lets lapse, OPENED within W + 2 s.
@@ -123,6 +139,11 @@ impl World {
             let signed = self.rosters.iter().find(|it| it.digest == next.roster.digest);
             let roster = signed.expect("a roster of this world").roster.clone();
             self.check_parked(&roster);
+            let in_force = self.roster_in_force();
+            let stays = |it: &&Member| in_force.member(&it.name) == Some(*it);
+            let staying = roster.hosts().iter().filter(stays).count();
+            let is_exchange = staying < in_force.hosts().len() && staying < roster.hosts().len();
+            self.seen.exchanged += u64::from(is_exchange && matches!(before.phase, Phase::Opened(_)));
         }
         if next.coming.is_some() && next.phase.rollout().is_some() {
             self.check_coming(next);
@@ -182,10 +203,11 @@ impl World {
             .filter(is_parked)
             .partition(|machine| matches!(newest(machine).membership, Membership::Excluded(_)));
         self.seen.parked += out.len() as u64;
-        let offered = open.iter().find(|machine| {
-            self.coordinator.record.offers.include(&machine.name) && !self.fenced.contains(&machine.name)
-        });
-        if let Some(name) = offered.map(|machine| machine.name.clone()) {
+        let offered: Vec<&Machine> =
+            open.into_iter().filter(|it| self.coordinator.record.offers.include(&it.name)).collect();
+        self.seen.off += offered.len() as u64;
+        let unproven = offered.iter().find(|machine| !self.stated.contains_key(&machine.name));
+        if let Some(name) = unproven.map(|machine| machine.name.clone()) {
             self.violate(format!("P14: the roster parks {name}, which has not closed"));
         }
     }

@@ -92,6 +92,8 @@ pub(super) struct Machine {
     pub(super) link: Option<Link>,
     /// Envelopes of rosters that it was shown, and has not pulled yet. In any order.
     pub(super) shown: Vec<Digest>,
+    /// The one that it was shown last.
+    pub(super) last_shown: Option<Digest>,
     /// Streams that the host has given up; what it sent over them may still arrive.
     pub(super) old_links: Vec<Link>,
     /// Whether ADMIT or OPEN was delivered since it booted.
@@ -270,6 +272,7 @@ impl Machine {
             guard_work: VecDeque::new(),
             link: None,
             shown: Vec::new(),
+            last_shown: None,
             old_links: Vec::new(),
             permitted: false,
             opens_to_fail: 0,

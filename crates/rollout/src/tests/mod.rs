@@ -23,6 +23,7 @@ macro_rules! note {
 mod agent;
 mod clock;
 mod coordinator;
+mod dead;
 mod disk;
 mod faults;
 mod guard;

@@ -1,12 +1,14 @@
 //! What operators do in the simulated world.
 
+use std::sync::Arc;
+
 use muster_model::{
     Blocker, Code, Digest, Flip, HostName, OnFailure, Order, Refusal, RolloutId, UnixTime, Verified,
 };
 
 use super::machine::Machine;
 use super::papers::{SignedRoster, fleet_name, host_name, signed_roster_of};
-use super::world::World;
+use super::world::{Heard, World};
 use crate::fleet::{Event, NextRoster, Papers, Proposal};
 
 /// By how much the time of day may differ between whoever signs and whoever verifies.
@@ -108,6 +110,10 @@ impl World {
             envelope: next.envelope,
             fenced: self.fenced.clone(),
         })?;
+        let next_roster = Arc::clone(&next.roster);
+        let stays = |host: &HostName| next_roster.member(host).is_some();
+        self.stated.extend(self.fenced.iter().map(|host| (host.clone(), Heard::No)));
+        self.stated.retain(|host, _| !stays(host));
         self.rosters.push(next);
         for number in self.machines.len() + 1..=hosts {
             self.machines.push(Machine::new(fleet_name(), host_name(number)));

@@ -99,6 +99,15 @@ fn member(number: usize) -> Member {
 }
 
 impl SignedRoster {
+    /// The same with another key for a host.
+    pub(super) fn with_key_of_host(&self, number: usize, key: u8) -> Self {
+        let text = String::from_utf8(self.roster.to_bytes()).expect("JSON");
+        let other = PublicKey::Ed25519([key; 32]).to_string();
+        let text = text.replace(&key_of(&host_name(number)).to_string(), &other);
+        let roster = Roster::parse(text.as_bytes()).expect("a roster");
+        Self::of(roster, Digest::of(text.as_bytes()))
+    }
+
     fn of(roster: Roster, digest: Digest) -> Self {
         let envelope = Digest::of_parts(&[b"envelope", digest.as_bytes()]);
         Self { roster: Arc::new(Verified::assert(roster)), digest, envelope }

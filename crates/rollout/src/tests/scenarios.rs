@@ -2,6 +2,7 @@
 
 mod additions;
 mod evidence;
+mod fences;
 mod flips;
 mod halts;
 mod leaders;

@@ -90,6 +90,8 @@ pub(super) struct World {
     pub(super) guard_disk_fails_per_mille: u64,
     /// Hosts of which an operator states that their machines are off.
     pub(super) fenced: BTreeSet<HostName>,
+    /// Hosts of which it was stated that they are off, in a roster that was handed in, and that were not let in since.
+    pub(super) stated: BTreeMap<HostName, Heard>,
     /// The hosts that the newest roster parks, by number.
     pub(super) parked: BTreeSet<usize>,
     /// The rosters that hosts were shown last: the one in force, and the coming one.
@@ -164,6 +166,14 @@ pub(super) struct Seen {
     pub(super) parked: u64,
     /// One that was parked serves again.
     pub(super) unparked: u64,
+    /// A roster held on the statement that a host is off.
+    pub(super) off: u64,
+    /// A host connected of which that was stated in a roster that did not hold yet.
+    pub(super) not_off: u64,
+    /// A host was told that it had been left out before, and had been a member.
+    pub(super) told: u64,
+    /// A roster that has hosts leave and others join came to hold in OPENED.
+    pub(super) exchanged: u64,
 }
 
 /// Something that could happen next.
@@ -173,6 +183,14 @@ enum Next {
     /// The deadline of a leader has come.
     Timer(Seat),
     Read(usize),
+}
+
+/// Whether a host has asked to be let in since it was stated to be off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    No,
+    /// Whoever heard it may have died over that.
+    Perhaps,
 }
 
 /// What became of a rollout.
@@ -193,6 +211,7 @@ impl World {
             mistake: None,
             crash_per_mille: 0,
             fenced: BTreeSet::new(),
+            stated: BTreeMap::new(),
             parked: BTreeSet::new(),
             shown_last: (record.roster_envelope, None),
             guard_fails_per_mille: 0,

@@ -210,7 +210,12 @@ fn a_host_that_was_away_does_not_bind_the_fleet_by_what_it_had_closed_for() {
     assert_eq!(join(&mut world, 2, report), None);
     let fleet = world.coordinator.fleet.as_ref().expect("it is up");
     assert_eq!(fleet.frozen(), None);
-    assert_eq!(fleet.hosts()[2].blockers[0].code, Code::StaleRollout);
+    assert_eq!(fleet.hosts()[2].blockers[0].code, Code::HostDark);
+    assert_eq!(
+        fleet.shown_to(&host_name(3)),
+        world.rosters[1].envelope,
+        "it is told first that it was left out"
+    );
     world.change_roster(2).expect("it was offered nothing, and can be left out again");
 }
 

@@ -248,13 +248,7 @@ fn a_parked_host_refuses_every_offer() {
 #[test]
 fn a_host_that_has_another_key_in_the_roster_is_another_machine_and_closes() {
     let mut world = World::settled();
-    let mut other = signed_roster(2, 3);
-    let text = String::from_utf8(muster_model::Document::to_bytes(&**other.roster)).expect("JSON");
-    let key = |byte: u8| muster_model::PublicKey::Ed25519([byte; 32]).to_string();
-    let text = text.replace(&key(3), &key(9));
-    let roster = muster_model::Document::parse(text.as_bytes()).expect("a roster");
-    other.roster = std::sync::Arc::new(muster_model::Verified::assert(roster));
-    other.envelope = muster_model::Digest::of(b"another key");
+    let other = signed_roster(2, 3).with_key_of_host(3, 9);
     let envelope = other.envelope;
     world.rosters.push(other);
     world.show(2, envelope);

@@ -1,0 +1,249 @@
+//! Hosts that are stated to be off: for how long that counts, and how they come back if they are on again.
+
+use muster_model::{Code, HostMode, Membership, RolloutId, RosterRevision};
+
+use super::super::link::Hold;
+use super::super::papers::{added_roster, host_name, signed_roster_of};
+use super::super::world::World;
+use super::{codes, is_opened};
+use crate::fleet::{Phase, State};
+
+impl World {
+    /// The machine is off, and the coordinator has noticed.
+    fn switch_off(&mut self, index: usize) {
+        self.reboot(index);
+        for link in std::mem::take(&mut self.machines[index].old_links) {
+            self.stream_left(index, &link);
+        }
+    }
+
+    /// Hands a roster in that parks a host which is stated to be off.
+    fn state_off(&mut self, number: usize) -> Result<(), muster_model::Refusal> {
+        self.fenced.insert(host_name(number));
+        let outcome = self.park(number);
+        self.fenced.clear();
+        outcome
+    }
+
+    /// Hosts 2 and 3 of three are off, and were asked to leave before anybody stated so.
+    fn two_off() -> Self {
+        let mut world = Self::settled();
+        for index in [1, 2] {
+            world.switch_off(index);
+            world.park(index + 1).expect("it may answer yet");
+        }
+        world.rest();
+        assert_eq!(world.awaited(), ["host-2", "host-3"]);
+        world
+    }
+
+    fn awaited(&self) -> Vec<String> {
+        let fleet = self.coordinator.fleet.as_ref().expect("it is up");
+        fleet.awaited().iter().map(ToString::to_string).collect()
+    }
+
+    fn state_of(&self, number: usize) -> State {
+        let fleet = self.coordinator.fleet.as_ref().expect("it is up");
+        let all = fleet.hosts().into_iter().chain(fleet.parked());
+        all.into_iter().find(|view| view.host == host_name(number)).expect("a host of the roster").state
+    }
+
+    fn hosts_in_force(&self) -> usize {
+        self.roster_in_force().hosts().len()
+    }
+}
+
+#[test]
+fn two_that_are_off_are_parked_on_two_statements_one_after_the_other() {
+    for is_restarted in [false, true] {
+        let mut world = World::two_off();
+        world.state_off(2).expect("its machine is off");
+        assert_eq!((world.awaited(), world.hosts_in_force()), (vec!["host-3".to_owned()], 3));
+        if is_restarted {
+            world.crash_coordinator();
+            world.start_coordinator();
+            world.rest();
+        }
+        world.state_off(3).expect("its machine is off");
+        assert_eq!(
+            (world.hosts_in_force(), &world.violation),
+            (1, &None),
+            "what was said of host 2 still holds"
+        );
+        world.flip(1);
+        world.expect_serves(&host_name(1), 1, 2);
+    }
+}
+
+#[test]
+fn what_is_stated_of_a_host_outlives_hosts_that_are_added_meanwhile() {
+    let mut world = World::two_off();
+    world.state_off(2).expect("its machine is off");
+    let base = world.rosters.last().expect("there are some").clone();
+    let revision = base.roster.revision().next().0;
+    world
+        .apply_roster(added_roster(&base, base.digest, revision, &[4]))
+        .expect("an addition is taken at any time");
+    assert_eq!(world.awaited(), ["host-3"]);
+    world.state_off(3).expect("its machine is off");
+    assert_eq!((world.hosts_in_force(), &world.violation), (2, &None));
+}
+
+#[test]
+fn a_host_that_connects_is_not_off_for_any_later_leader() {
+    let mut world = World::two_off();
+    world.state_off(2).expect("its machine is off");
+    world.machines[1].hold = Hold::Down;
+    world.start_agent(1);
+    world.rest();
+    assert_eq!(world.awaited(), ["host-2", "host-3"], "it is on");
+    assert!(world.coordinator.record.coming.as_ref().is_some_and(|coming| coming.fenced.is_empty()));
+    // Neither another leader goes by the statement, nor does the next roster.
+    world.cut(1);
+    world.switch_off(1);
+    world.crash_coordinator();
+    world.start_coordinator();
+    world.rest();
+    assert_eq!(world.awaited(), ["host-2", "host-3"]);
+    world.state_off(3).expect("its machine is off");
+    assert_eq!((world.awaited(), world.hosts_in_force()), (vec!["host-2".to_owned()], 3));
+    world.state_off(2).expect("it is off again");
+    assert_eq!((world.hosts_in_force(), &world.violation), (1, &None));
+}
+
+#[test]
+fn a_host_that_is_taken_back_is_not_off_any_more_and_a_key_is_not_the_other() {
+    let mut world = World::two_off();
+    world.state_off(2).expect("its machine is off");
+    world.unpark(2).expect("nobody leaves who must not");
+    world.park(2).expect("it is asked anew");
+    assert_eq!(world.awaited(), ["host-2", "host-3"], "the statement was made of a time before");
+
+    // Host 2 is to be another machine. A statement about that one is none about the machine that may serve.
+    let mut world = World::two_off();
+    world.state_off(2).expect("its machine is off");
+    let next = |world: &World| world.coordinator.fleet.as_ref().expect("it is up").next_revision().0;
+    let other = signed_roster_of(next(&world), 3, &[3].into()).with_key_of_host(2, 9);
+    world.apply_roster(other).expect("what was stated of the old one holds");
+    world.machines[1].hold = Hold::Down;
+    world.start_agent(1);
+    world.rest();
+    assert_eq!(world.awaited(), ["host-2", "host-3"], "the old one is on");
+    world.cut(1);
+    world.switch_off(1);
+    world.fenced.insert(host_name(2));
+    let third = signed_roster_of(next(&world), 3, &[3].into()).with_key_of_host(2, 8);
+    let refusal = world.apply_roster(third).expect_err("it speaks of the machine that was to come");
+    assert_eq!(codes(&refusal.blockers), [(Code::RemovalNeedsEvidence, Some("host-2"))]);
+}
+
+#[test]
+fn what_is_kept_until_the_fleet_settles_does_not_keep_the_dead_from_leaving() {
+    let mut world = World::settled();
+    world.flip_until(1, is_opened);
+    world.switch_off(2);
+    world.change_roster(4).expect("it is kept");
+    assert_eq!(world.hosts_in_force(), 3);
+    world.state_off(3).expect("it is off, and the fleet cannot settle with it");
+    assert_eq!((world.hosts_in_force(), &world.violation), (3, &None), "host 4 has come for host 3");
+    world.deploy_everywhere();
+    world.report_deployed();
+    world.rest();
+    assert_eq!(world.coordinator.record.phase, Phase::Settled);
+    world.expect_serves(&host_name(4), 1, 2);
+    world.flip(2);
+    world.expect_serves(&host_name(1), 2, 3);
+}
+
+#[test]
+fn a_host_that_was_parked_and_taken_back_while_it_was_off_comes_back_by_itself() {
+    for has_flipped in [false, true] {
+        let mut world = World::settled();
+        world.switch_off(2);
+        world.state_off(3).expect("its machine is off");
+        if has_flipped {
+            world.flip(1);
+        }
+        world.unpark(3).expect("the fleet is settled");
+        world.crash_coordinator();
+        world.start_coordinator();
+        world.rest();
+        let refusal = world.propose(2).expect_err("it is not there");
+        assert_eq!(codes(&refusal.blockers), [(Code::HostMissing, Some("host-3"))]);
+        // It is shown that it was left out before anything else, and loses its connection over that.
+        world.start_agent(2);
+        world.expect_until(|world| {
+            world.machines[2].record.membership == Membership::Excluded(RosterRevision(2))
+        });
+        world.cut(2);
+        world.rest();
+        let (release, epoch) = if has_flipped { (1, 2) } else { (0, 1) };
+        world.expect_all_serve(release, epoch);
+        assert_eq!(world.state_of(3), State::Serving);
+        assert!(world.coordinator.record.missed.is_empty());
+        world.flip(2);
+        world.expect_all_serve(2, epoch + 1);
+    }
+}
+
+#[test]
+fn nothing_is_asked_of_a_host_that_is_still_told_that_it_was_left_out() {
+    let mut world = World::settled();
+    world.switch_off(2);
+    world.state_off(3).expect("its machine is off");
+    world.flip(1);
+    world.unpark(3).expect("the fleet is settled");
+    world.start_agent(2);
+    // It has joined, and hears nothing yet.
+    world.expect_until(|world| world.machines[2].session().is_some());
+    world.machines[2].hold = Hold::Network;
+    world.rest();
+    let refusal = world.propose(2).expect_err("it goes by another time");
+    assert_eq!(codes(&refusal.blockers), [(Code::HostDark, Some("host-3"))]);
+    world.machines[2].hold = Hold::Nothing;
+    world.rest();
+    world.expect_all_serve(1, 2);
+}
+
+#[test]
+fn a_host_that_was_not_off_after_all_closes_before_it_serves_what_the_others_do() {
+    let mut world = World::settled();
+    // Cut off and serving: the statement is not true.
+    world.machines[2].hold = Hold::Network;
+    world.give_up(2);
+    world.state_off(3).expect("nobody knows better");
+    world.unpark(3).expect("the fleet is settled");
+    world.machines[2].hold = Hold::Nothing;
+    world.expect_until(|world| world.machines[2].guard.is_none());
+    world.rest();
+    world.expect_all_serve(0, 1);
+}
+
+#[test]
+fn a_host_that_closed_for_a_rollout_of_its_time_comes_back_and_freezes_nobody() {
+    let mut world = World::settled();
+    // It closes, the others open over it and settle without it, and one more rollout is given up.
+    world.flip_until(1, is_opened);
+    let k = world.coordinator.record.last_k;
+    assert_eq!(world.machines[2].record.standing().mode, HostMode::Closed(k));
+    world.switch_off(2);
+    world.state_off(3).expect("its machine is off");
+    world.rest();
+    assert_eq!(world.coordinator.record.phase, Phase::Settled);
+    world.flip(0);
+    world.unpark(3).expect("the fleet is settled");
+    // By its word it has closed for what this fleet never completed, and this fleet was to serve with it.
+    world.coordinator.record.completed = None;
+    world.coordinator.record.offers = crate::fleet::Offers::All;
+    let record = world.coordinator.record.clone();
+    world.crash_coordinator();
+    world.coordinator.install(record);
+    world.start_coordinator();
+    world.rest();
+    world.start_agent(2);
+    world.rest();
+    let fleet = world.coordinator.fleet.as_ref().expect("it is up");
+    assert_eq!(fleet.frozen(), None);
+    world.expect_all_serve(0, 3);
+    assert!(world.machines[2].record.last_k >= RolloutId(k.0));
+}
