@@ -149,7 +149,7 @@ impl Fleet {
             |detail: String| if self.keeps_all(next) { Ok(When::Later) } else { Err(unsettled(&detail)) };
         match &self.record.phase {
             Phase::Settled => Ok(When::Now),
-            Phase::Opened(_) if self.has_leave(next) => Ok(When::Now),
+            Phase::Opened(_) if self.must_not_wait(next) => Ok(When::Now),
             Phase::Preparing(rollout) => later(format!("rollout {} is under way", rollout.k)),
             Phase::Arming(it) | Phase::Decided(it) => later(format!("rollout {} is under way", it.rollout.k)),
             Phase::Opened(it) => later(format!(
@@ -159,10 +159,13 @@ impl Fleet {
         }
     }
 
-    /// Somebody leaves, and nothing changes for those who stay.
-    fn has_leave(&self, next: &Roster) -> bool {
-        let stays = |member: &Member| next.member(&member.name) == Some(member);
-        !self.roster.hosts().iter().all(stays) && next.policy() == self.roster.policy()
+    /// Whether the fleet may need a roster to settle: somebody leaves with it, or was asked to by the one that it takes the place of, and
+    /// may have closed. A roster by which nobody joins has nothing to wait for.
+    fn must_not_wait(&self, next: &Roster) -> bool {
+        let leaves = |next: &Roster| self.roster.hosts().iter().any(|it| next.member(&it.name) != Some(it));
+        let joins = next.hosts().iter().any(|it| self.roster.member(&it.name) != Some(it));
+        let may_have_closed = self.coming.as_ref().is_some_and(|coming| leaves(coming));
+        next.policy() == self.roster.policy() && (leaves(next) || may_have_closed || !joins)
     }
 
     /// "Joins are taken at any time and folded in at SETTLED": nobody leaves, and nothing else changes for those who serve.

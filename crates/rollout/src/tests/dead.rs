@@ -2,6 +2,7 @@
 
 use super::faults::{others_stay, switch_off};
 use super::history::{expect_settled, flip_once_more, resume};
+use super::link::Hold;
 use super::papers::host_name;
 use super::world::World;
 
@@ -33,9 +34,11 @@ pub(super) fn leave_and_come_back(world: &mut World) {
             world.rest();
             continue;
         }
-        world.fenced.insert(host_name(host + 1));
-        expect_taken(world, |world| world.park(host + 1));
-        world.fenced.clear();
+        state_off(world, host);
+        if world.roster_in_force().member(&host_name(host + 1)).is_some() && world.random.chance(500) {
+            is_on_for_a_moment(world, host);
+            state_off(world, host);
+        }
         left.push(host);
     }
     let roster = world.roster_in_force();
@@ -55,6 +58,22 @@ pub(super) fn leave_and_come_back(world: &mut World) {
     // A host that was halted before the others were resumed.
     resume(world);
     expect_settled(world, "after those came back who had been off");
+}
+
+fn state_off(world: &mut World, host: usize) {
+    world.fenced.insert(host_name(host + 1));
+    expect_taken(world, |world| world.park(host + 1));
+    world.fenced.clear();
+}
+
+/// It connects and hears nothing, and is off again: nobody may go by what was stated before.
+fn is_on_for_a_moment(world: &mut World, host: usize) {
+    world.machines[host].hold = Hold::Down;
+    world.start_agent(host);
+    world.rest();
+    world.machines[host].hold = Hold::Nothing;
+    switch_off(world, host);
+    restart_perhaps(world);
 }
 
 fn restart_perhaps(world: &mut World) {

@@ -1,6 +1,6 @@
 //! Hosts that are stated to be off: for how long that counts, and how they come back if they are on again.
 
-use muster_model::{Code, HostMode, Membership, RolloutId, RosterRevision};
+use muster_model::{Code, HostMode, Membership, RosterRevision};
 
 use super::super::link::Hold;
 use super::super::papers::{added_roster, host_name, signed_roster_of};
@@ -156,6 +156,29 @@ fn what_is_kept_until_the_fleet_settles_does_not_keep_the_dead_from_leaving() {
 }
 
 #[test]
+fn who_has_closed_for_a_roster_that_is_taken_back_while_others_open_serves_on_whoever_joins_by_that() {
+    for hosts in [3, 4] {
+        let mut world = World::settled();
+        world.flip_until(1, is_opened);
+        // Host 2 keeps the roster from holding, and host 3 has closed for it.
+        world.machines[1].hold = Hold::Network;
+        world.parked.insert(2);
+        world.park(3).expect("hosts may leave while others open");
+        world.rest();
+        assert_eq!(world.machines[2].record.membership, Membership::Excluded(RosterRevision(2)));
+        world.parked.clear();
+        world.change_roster(hosts).expect("it parks nobody any more");
+        world.machines[1].hold = Hold::Nothing;
+        world.deploy_everywhere();
+        world.rest();
+        world.report_deployed();
+        world.rest();
+        world.expect_all_serve(1, 2);
+        assert_eq!(world.hosts_in_force(), hosts);
+    }
+}
+
+#[test]
 fn a_host_that_was_parked_and_taken_back_while_it_was_off_comes_back_by_itself() {
     for has_flipped in [false, true] {
         let mut world = World::settled();
@@ -187,22 +210,41 @@ fn a_host_that_was_parked_and_taken_back_while_it_was_off_comes_back_by_itself()
 }
 
 #[test]
-fn nothing_is_asked_of_a_host_that_is_still_told_that_it_was_left_out() {
-    let mut world = World::settled();
-    world.switch_off(2);
-    world.state_off(3).expect("its machine is off");
-    world.flip(1);
-    world.unpark(3).expect("the fleet is settled");
-    world.start_agent(2);
-    // It has joined, and hears nothing yet.
-    world.expect_until(|world| world.machines[2].session().is_some());
-    world.machines[2].hold = Hold::Network;
-    world.rest();
-    let refusal = world.propose(2).expect_err("it goes by another time");
-    assert_eq!(codes(&refusal.blockers), [(Code::HostDark, Some("host-3"))]);
-    world.machines[2].hold = Hold::Nothing;
-    world.rest();
-    world.expect_all_serve(1, 2);
+fn nothing_is_asked_of_a_host_that_is_still_told_that_it_was_left_out_and_nothing_offered() {
+    for has_flipped in [false, true] {
+        let mut world = World::settled();
+        world.switch_off(2);
+        world.state_off(3).expect("its machine is off");
+        if has_flipped {
+            world.flip(1);
+        }
+        world.unpark(3).expect("the fleet is settled");
+        world.start_agent(2);
+        // It has joined, and hears nothing yet.
+        world.expect_until(|world| world.machines[2].session().is_some());
+        world.machines[2].hold = Hold::Network;
+        world.rest();
+        let refusal = world.propose(2).expect_err("it goes by another time");
+        assert_eq!(codes(&refusal.blockers), [(Code::HostDark, Some("host-3"))]);
+        world.report_deployed();
+        assert!(!world.coordinator.record.offers.include(&host_name(3)));
+        world.machines[2].hold = Hold::Nothing;
+        world.rest();
+        let (release, epoch) = if has_flipped { (1, 2) } else { (0, 1) };
+        world.expect_all_serve(release, epoch);
+    }
+}
+
+#[test]
+fn an_image_of_a_machine_that_is_stated_to_be_off_contradicts_that_and_a_new_machine_does_not() {
+    for (is_image, awaited) in [(true, vec!["host-2", "host-3"]), (false, vec!["host-3"])] {
+        let mut world = World::two_off();
+        world.state_off(2).expect("its machine is off");
+        let token = is_image.then(|| muster_model::Token::from_bytes([7; 32]));
+        let report = super::membership::report(&world, 1, token);
+        assert_eq!(super::membership::join(&mut world, 1, report), Some(Code::DuplicateHost));
+        assert_eq!(world.awaited(), awaited);
+    }
 }
 
 #[test]
@@ -222,7 +264,7 @@ fn a_host_that_was_not_off_after_all_closes_before_it_serves_what_the_others_do(
 #[test]
 fn a_host_that_closed_for_a_rollout_of_its_time_comes_back_and_freezes_nobody() {
     let mut world = World::settled();
-    // It closes, the others open over it and settle without it, and one more rollout is given up.
+    // It closes, and the others open and settle without it.
     world.flip_until(1, is_opened);
     let k = world.coordinator.record.last_k;
     assert_eq!(world.machines[2].record.standing().mode, HostMode::Closed(k));
@@ -244,6 +286,10 @@ fn a_host_that_closed_for_a_rollout_of_its_time_comes_back_and_freezes_nobody() 
     world.rest();
     let fleet = world.coordinator.fleet.as_ref().expect("it is up");
     assert_eq!(fleet.frozen(), None);
+    let is_freeze = |code| code == Some(Code::RolledBackCoordinator);
+    assert!(
+        !world.refused.iter().any(|(_, refusal)| is_freeze(refusal.code())),
+        "nobody was frozen meanwhile"
+    );
     world.expect_all_serve(0, 3);
-    assert!(world.machines[2].record.last_k >= RolloutId(k.0));
 }

@@ -8,7 +8,7 @@ use super::super::world::World;
 use super::{codes, is_decided, is_opened};
 use crate::fleet::Event;
 
-fn report(world: &World, index: usize, token: Option<Token>) -> JoinReport {
+pub(super) fn report(world: &World, index: usize, token: Option<Token>) -> JoinReport {
     let machine = &world.machines[index];
     JoinReport {
         token,
@@ -23,7 +23,7 @@ fn report(world: &World, index: usize, token: Option<Token>) -> JoinReport {
 }
 
 /// A machine that says it is host `index`.
-fn join(world: &mut World, index: usize, report: JoinReport) -> Option<Code> {
+pub(super) fn join(world: &mut World, index: usize, report: JoinReport) -> Option<Code> {
     let before = world.refused.len();
     let session = world.next_session();
     let next = Token::from_bytes(world.random.bytes());
