@@ -354,7 +354,7 @@ impl Shared {
     }
 
     fn lead(&self, record: FleetRecord, inheritance: Inheritance) {
-        let kept = fleet::KeptRoster::inherited(&record, &inheritance);
+        let roster_notes = fleet::RosterNotes::inherited(&record, &inheritance);
         let (fleet, step) = Fleet::take_over(record, inheritance, self.limits, self.machine.boot_time());
         tracing::info!(
             fleet = %fleet.record().fleet, term = %fleet.record().leadership.term, epoch = %fleet.record().epoch,
@@ -368,7 +368,7 @@ impl Shared {
             documents: self.documents.clone(),
             roots: Arc::clone(&self.roots),
         };
-        let (handle, driving) = fleet::spawn(fleet, step, kept, place);
+        let (handle, driving) = fleet::spawn(fleet, step, roster_notes, place);
         // Nobody runs drivers any more while the coordinator ends.
         let _ = self.drivers.send(Box::pin(driving));
         let mut fleets = self.fleets.write().unwrap_or_else(PoisonError::into_inner);

@@ -24,7 +24,7 @@ use super::connections::{Connections, Outbox};
 use super::contingency;
 use super::drift::DriftNotes;
 use super::handle::{FleetHandle, RosterInForce, View, stamp};
-use super::kept::KeptRoster;
+use super::rosters::RosterNotes;
 use crate::audit::{self, AuditHandle};
 use crate::ledger::{Documents, Entry, LedgerHandle};
 use crate::metrics::Counts;
@@ -94,7 +94,7 @@ struct Driver {
     /// The phase that the audit log speaks of, and the last rollout in it.
     audited: Option<(&'static str, RolloutId)>,
     drift_notes: DriftNotes,
-    kept: KeptRoster,
+    roster_notes: RosterNotes,
     /// What is handed to the audit log after this batch.
     notes: Vec<muster_audit::Entry>,
 }
@@ -119,7 +119,7 @@ impl OwedReceipt {
 pub(crate) fn spawn(
     fleet: Fleet,
     first: Step,
-    kept: KeptRoster,
+    roster_notes: RosterNotes,
     place: Place,
 ) -> (Arc<FleetHandle>, impl Future<Output = Result<(), StoreError>> + Send) {
     let (inbox_in, inbox) = mpsc::channel(INBOX_INPUTS);
@@ -149,7 +149,7 @@ pub(crate) fn spawn(
         receipt_owed,
         audited: None,
         drift_notes: DriftNotes::default(),
-        kept,
+        roster_notes,
         notes: Vec::new(),
     };
     (handle, driver.run(first))
@@ -157,7 +157,7 @@ pub(crate) fn spawn(
 
 impl Driver {
     async fn run(mut self, first: Step) -> Result<(), StoreError> {
-        self.notes.extend(self.kept.look(&self.fleet, &self.place.audit));
+        self.notes.extend(self.roster_notes.look(&self.fleet, &self.place.audit));
         self.carry_out(vec![first], Vec::new()).await?;
         loop {
             let Some(inputs) = self.next_inputs().await else { return Ok(()) };
@@ -260,7 +260,7 @@ impl Driver {
                 let _ = reply.send(self.view(now));
             }
         }
-        self.notes.extend(self.kept.look(&self.fleet, &self.place.audit));
+        self.notes.extend(self.roster_notes.look(&self.fleet, &self.place.audit));
         self.note_rollout(now);
     }
 

@@ -6,12 +6,12 @@ mod contingency;
 mod drift;
 mod driver;
 mod handle;
-mod kept;
+mod rosters;
 mod takeover;
 
 pub(crate) use answers::{Answers, HostAnswer, Said};
 pub(crate) use connections::{Connected, OUTBOX_FRAMES, Outbox};
 pub(crate) use driver::{Input, Place, blocking, spawn};
 pub(crate) use handle::{Attested, FleetHandle, Held, RosterInForce, View, stamp};
-pub(crate) use kept::KeptRoster;
+pub(crate) use rosters::RosterNotes;
 pub(crate) use takeover::{beginnings, first, inherit_all};

@@ -37,8 +37,10 @@ impl RosterNotes {
         off.extend(present.fenced().iter().map(|fence| fence.host.clone()));
         let hosts = changed(&before, present);
         let (revision, count) = (present.revision(), present.hosts().len());
-        let said = format!("revision {revision} holds, {count} hosts: {}", said(&before, present, &hosts, &off));
-        let entry = audit.own_entry(Kind::Roster).of_fleet(&record.fleet).with("roster", record.roster_envelope);
+        let said =
+            format!("revision {revision} holds, {count} hosts: {}", said(&before, present, &hosts, &off));
+        let entry =
+            audit.own_entry(Kind::Roster).of_fleet(&record.fleet).with("roster", record.roster_envelope);
         Some(entry.of_hosts(hosts).saying(said))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use muster_audit::{Entry, Kind};
-use muster_model::{Code, HostName, Refusal, Roster, RosterRevision, SigningRole};
+use muster_model::{Code, Digest, HostName, Refusal, Roster, RosterRevision, SigningRole};
 use muster_proto::v1;
 use muster_rollout::fleet::NextRoster;
 use muster_trust::Authentic;
@@ -84,7 +84,11 @@ async fn take(
     shared.audit(vec![applied.saying(said)]).await?;
     match shared.fleet(roster.fleet()) {
         Some(fleet) => {
-            fleet.apply_roster(NextRoster { roster, digest, envelope: name, fenced }).await?;
+            let next = NextRoster { roster, digest, envelope: name, fenced };
+            let revision = next.roster.revision();
+            if let Err(refusal) = fleet.apply_roster(next).await {
+                return Err(collision(shared, &fleet, (revision, name), refusal).await);
+            }
             let coming = fleet.view().await?.coming;
             let coming = coming.filter(|(coming, _)| coming.revision().0 == answer.revision);
             answer.coming = coming.is_some();
@@ -103,6 +107,51 @@ async fn take(
         }
     }
     Ok(answer)
+}
+
+/// Says who came first, if a roster was refused because another has taken its revision.
+async fn collision(
+    shared: &Shared,
+    fleet: &FleetHandle,
+    (revision, envelope): (RosterRevision, Digest),
+    refusal: Refusal,
+) -> Refusal {
+    let present = fleet.roster();
+    let (last, last_envelope) = present.coming.unwrap_or((present.roster, present.envelope));
+    if refusal.code() != Some(Code::RosterChanged) || revision > last.revision() {
+        return refusal;
+    }
+    let first = last_roster(shared, last_envelope).await;
+    let by = first.map(|entry| format!(" by {} ({})", entry.who, entry.detail)).unwrap_or_default();
+    let detail = if last_envelope == envelope {
+        format!("this very roster was handed in before{by}")
+    } else {
+        format!(
+            "this roster has revision {revision}, and revision {} was handed in before{by}: look at `muster roster show`, \
+             and draft yours again from that, or give the same command once more",
+            last.revision()
+        )
+    };
+    Refusal::of(Code::RosterChanged, detail)
+}
+
+/// How many of the newest entries of the audit log are looked through for who handed a roster in.
+const ENTRIES_LOOKED_THROUGH: u64 = 2_000;
+
+/// The entry of the roster with this envelope, by whoever handed it in.
+async fn last_roster(shared: &Shared, envelope: Digest) -> Option<Entry> {
+    let size = shared.audit.checkpoint().checkpoint().size;
+    let mut from = size.saturating_sub(ENTRIES_LOOKED_THROUGH);
+    while from < size {
+        let read = shared.audit.read(from).await.ok().filter(|read| !read.is_empty())?;
+        let entries = read.iter().zip(from..).filter_map(|(bytes, place)| Entry::parse(bytes, place).ok());
+        let is_it = |it: &Entry| it.kind == Kind::Roster && it.documents.get("roster") == Some(&envelope);
+        if let Some(entry) = entries.into_iter().find(is_it) {
+            return Some(entry);
+        }
+        from += read.len() as u64;
+    }
+    None
 }
 
 /// How many more hosts joiners may add, by the root in force.
