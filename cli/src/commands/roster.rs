@@ -9,10 +9,12 @@ mod policy;
 mod propose;
 mod show;
 mod sign;
+mod wait;
 
 use clap::Subcommand;
 
-pub(super) use hand_in::{HandedIn, Next, holds, until};
+pub(super) use hand_in::{HandedIn, Next};
+pub(super) use wait::{Wait, holds, is_listed, is_parked, until};
 
 use super::Env;
 use crate::error::CliError;

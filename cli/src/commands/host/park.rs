@@ -7,7 +7,7 @@ use muster_model::{HostName, HostPlace};
 use super::place::{Moved, Outcome, TIMEOUT, in_no_roster};
 use crate::args::{FleetArg, duration};
 use crate::commands::Env;
-use crate::commands::roster::{HandedIn, Next, holds, until};
+use crate::commands::roster::{HandedIn, Next, is_parked, until};
 use crate::error::CliError;
 use crate::exit::Exit;
 
@@ -44,13 +44,13 @@ impl Park {
         let session = env.session().await?;
         let fleet = session.fleet(self.fleet.fleet).await?;
         let mut next = Next::of(&session, &fleet).await?;
-        let is_parked = match next.before().place(&self.name) {
+        let was_asked = match next.before().place(&self.name) {
             Some(HostPlace::Serving) => false,
             Some(HostPlace::Parked) => true,
             Some(HostPlace::Retired) | None => return Err(in_no_roster(&self.name, &fleet)),
         };
         let file = self.out.unwrap_or_else(|| format!("park-{}.json", self.name).into());
-        let revision = if is_parked && !self.fenced {
+        let revision = if was_asked && !self.fenced {
             // It was asked before: what is left is to wait for it.
             next.before().revision()
         } else {
@@ -66,7 +66,8 @@ impl Park {
                 }
             }
         };
-        let status = until(env, &session, &fleet, self.timeout, |status| holds(status, revision)).await?;
+        let is_done = |status: &muster_proto::v1::FleetStatus| is_parked(status, revision, &self.name);
+        let status = until(env, &session, &fleet, self.timeout, is_done).await?;
         env.ui.report(&Moved::of(fleet, self.name, "park", Outcome::Parked, &status))?;
         Ok(Exit::Proven)
     }

@@ -8,7 +8,7 @@ use muster_proto::{convert, v1};
 use super::place::{Moved, Outcome, TIMEOUT, in_no_roster};
 use crate::args::{FleetArg, duration};
 use crate::commands::Env;
-use crate::commands::roster::{HandedIn, Next, holds, until};
+use crate::commands::roster::{HandedIn, Next, Wait, is_listed, until};
 use crate::error::CliError;
 use crate::exit::Exit;
 
@@ -54,8 +54,10 @@ impl Unpark {
                 }
             }
         };
-        let serves =
-            |status: &v1::FleetStatus| holds(status, revision).and_then(|()| serves(status, &self.name));
+        let serves = |status: &v1::FleetStatus| {
+            is_listed(status, revision, &self.name)
+                .and_then(|()| serves(status, &self.name).map_err(Wait::For))
+        };
         let status = until(env, &session, &fleet, self.timeout, serves).await?;
         env.ui.report(&Moved::of(fleet, self.name, "unpark", Outcome::Serving, &status))?;
         Ok(Exit::Proven)

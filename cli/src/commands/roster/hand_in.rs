@@ -1,22 +1,16 @@
 //! Rosters that a verb makes by itself: signed and handed in where one operator is enough, and left as a file elsewhere.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use muster_model::{Blocker, Code, Fence, FleetName, HostName, Refusal, Roster, RosterRevision, Withdrawn};
+use muster_model::{Code, Fence, FleetName, HostName, Refusal, Roster, RosterRevision, Withdrawn};
 use muster_proto::v1;
 use muster_trust::{Signer, sign};
-use tokio::time::Instant;
 
 use crate::clock::unix_time;
-use crate::commands::Env;
 use crate::commands::order::Approvals;
 use crate::connect::{Session, answer};
 use crate::error::CliError;
 use crate::files::{Existing, write};
-
-/// How soon the coordinator is asked again.
-const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// The roster that a verb makes of the last one.
 pub(crate) struct Next {
@@ -122,59 +116,4 @@ impl Next {
 fn aside(member: muster_model::Member, reason: &str) -> Withdrawn {
     let muster_model::Member { name, attestation_key } = member;
     Withdrawn { name, attestation_key, reason: reason.to_owned(), since_unix_ms: unix_time() }
-}
-
-/// Waits until `is_done`, and says what it waits for.
-pub(crate) async fn until(
-    env: &Env,
-    session: &Session,
-    fleet: &FleetName,
-    timeout: Duration,
-    mut is_done: impl FnMut(&v1::FleetStatus) -> Result<(), Vec<Blocker>>,
-) -> Result<v1::FleetStatus, CliError> {
-    let deadline = Instant::now() + timeout;
-    let mut said = None;
-    loop {
-        let status = session.status(fleet).await?;
-        let Err(blockers) = is_done(&status) else { return Ok(status) };
-        if Instant::now() >= deadline {
-            return Err(CliError::refused(format!("finish within {timeout:?}"), Refusal { blockers }));
-        }
-        let waits = blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        if said.as_ref() != Some(&waits) {
-            env.ui.say(format_args!("waiting: {waits}"));
-            said = Some(waits);
-        }
-        tokio::time::sleep(ASK_AGAIN).await;
-    }
-}
-
-/// Whether the roster holds, or which hosts it waits for.
-pub(crate) fn holds(status: &v1::FleetStatus, revision: RosterRevision) -> Result<(), Vec<Blocker>> {
-    if status.roster_revision >= revision.0 {
-        return Ok(());
-    }
-    let Some(coming) = &status.coming else {
-        let detail = "another roster was handed in instead; look at `muster roster show`";
-        return Err(vec![Blocker::fleet(Code::RosterChanged, detail)]);
-    };
-    let awaited = coming.awaited.iter().filter_map(|host| HostName::new(host).ok());
-    let mut blockers: Vec<Blocker> = awaited
-        .map(|host| {
-            let is_connected = status.hosts.iter().any(|it| it.host == host.as_str() && it.connected);
-            let detail = if is_connected {
-                "it is asked to close, and has not said yet that it has".to_owned()
-            } else {
-                format!(
-                    "it is not connected, and may serve; if its machine is off, state it: \
-                     `muster host park {host} --fenced --reason TEXT`, or take it back: `muster host unpark {host}`"
-                )
-            };
-            Blocker::host(Code::RemovalNeedsEvidence, &host, detail)
-        })
-        .collect();
-    if blockers.is_empty() {
-        blockers.push(Blocker::fleet(Code::Busy, "it holds once the rollout under way is over"));
-    }
-    Err(blockers)
 }
