@@ -13,6 +13,7 @@ mod drift;
 mod durability;
 mod enrolment;
 mod exit_codes;
+mod fences;
 mod guard;
 mod halts;
 mod harness;
