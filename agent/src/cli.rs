@@ -158,8 +158,16 @@ enum AuditVerb {
 
 #[derive(Debug, Subcommand)]
 enum ConfigVerb {
-    /// Read the configuration and everything that it names, and say what is wrong.
+    /// Read the configuration with its drop-ins and everything that it names, and say all that is wrong.
+    #[command(after_help = "Example:
+  muster-agent config check && systemctl restart muster-agent")]
     Check {
+        /// The agent's configuration, as for `run`.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Print what all its files say together, and which line of which file says it.
+    Show {
         /// The agent's configuration, as for `run`.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
@@ -189,9 +197,8 @@ pub fn main() -> ExitCode {
             AgentConfig::load_without_keys(config.as_deref())
                 .and_then(|config| local::accept_audit(&config, &fleet, &reason))
         }
-        Verb::Config(ConfigVerb::Check { config }) => {
-            AgentConfig::load(config.as_deref()).and_then(|config| check(&config))
-        }
+        Verb::Config(ConfigVerb::Check { config }) => check(config.as_deref()),
+        Verb::Config(ConfigVerb::Show { config }) => show(config.as_deref()),
         Verb::Enrol(verb) => enrol(verb),
     };
     match outcome {
@@ -218,17 +225,38 @@ fn run(config: &AgentConfig) -> Result<(), AgentError> {
 }
 
 /// Everything that `run` reads, without opening the state: an agent may be running on it.
-fn check(config: &AgentConfig) -> Result<(), AgentError> {
-    let parts = Parts::load(config)?;
-    let identity = parts.coordinator.tls.credentials().identity().clone();
-    let fleets: Vec<&str> = config.fleets.iter().map(|fleet| fleet.name.as_str()).collect();
+fn check(file: Option<&Path>) -> Result<(), AgentError> {
+    let told = match AgentConfig::load(file) {
+        Ok(config) => {
+            let parts = Parts::load(&config)?;
+            let identity = parts.coordinator.tls.credentials().identity().clone();
+            format!("{identity}: coordinator {}, {}", parts.coordinator.address, fleets_of(&config))
+        }
+        // Only the agent's unit is passed them.
+        Err(AgentError::Daemon { source: muster_daemon::Error::NoCredentials { name } }) => {
+            let config = AgentConfig::load_without_keys(file)?;
+            let fleets = fleets_of(&config);
+            format!(
+                "coordinator {}, {fleets}; keys were not looked at: `credential:{name}` is passed to the unit",
+                config.coordinator
+            )
+        }
+        Err(error) => return Err(error),
+    };
     // A closed standard output is not an error of the configuration.
-    let _ = writeln!(
-        io::stdout(),
-        "{identity}: coordinator {}, fleets {}",
-        parts.coordinator.address,
-        fleets.join(", ")
-    );
+    let _ = writeln!(io::stdout(), "{told}");
+    Ok(())
+}
+
+fn fleets_of(config: &AgentConfig) -> String {
+    let fleets: Vec<&str> = config.fleets.iter().map(|fleet| fleet.name.as_str()).collect();
+    format!("fleets {}", fleets.join(", "))
+}
+
+fn show(file: Option<&Path>) -> Result<(), AgentError> {
+    let text = AgentConfig::fragments(file)?.show().map_err(|source| AgentError::Config { source })?;
+    // A closed standard output is not an error of the configuration.
+    let _ = io::stdout().write_all(text.as_bytes());
     Ok(())
 }
 

@@ -1,14 +1,17 @@
 //! What root's local file says: which coordinator, which keys, which fleets.
 
+use std::collections::BTreeSet;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use muster_daemon::{Fragments, LogFormat, resolve_path};
+use muster_config::{Fault, Fragments};
+use muster_daemon::{LogFormat, resolve_path};
 use muster_model::{BootGate, Digest, FleetName, PublicKey};
 use muster_mtls::{Address, CredentialPaths};
 use serde::{Deserialize, Serialize};
 
+use crate::refusal::chain;
 use crate::{AgentError, ClockError, DriftSettings, OnDrift};
 
 const FILE_NAME: &str = "agent.toml";
@@ -133,15 +136,17 @@ impl AgentConfig {
     }
 
     fn load_with(file: Option<&Path>, credentials: Credentials) -> Result<Self, AgentError> {
-        let daemon = |source| AgentError::Daemon { source };
-        let (fragments, folder) = match file {
-            Some(file) => {
-                (Fragments::from_file(file).map_err(daemon)?, file.parent().unwrap_or(Path::new("")))
-            }
-            None => (Fragments::from_system(FILE_NAME).map_err(daemon)?, Path::new(SYSTEM_FOLDER)),
+        let folder = file.map_or(Path::new(SYSTEM_FOLDER), |file| file.parent().unwrap_or(Path::new("")));
+        Self::checked(&Self::fragments(file)?)?.relative_to(folder, credentials)
+    }
+
+    /// The files that [`Self::load`] reads.
+    pub(crate) fn fragments(file: Option<&Path>) -> Result<Fragments, AgentError> {
+        let fragments = match file {
+            Some(file) => Fragments::from_file(file),
+            None => Fragments::from_system(FILE_NAME),
         };
-        let config: Self = fragments.merge().map_err(daemon)?;
-        config.relative_to(folder, credentials)?.checked()
+        fragments.map_err(|source| AgentError::Config { source })
     }
 
     /// Where the bound on the error of this host's time of day comes from.
@@ -225,38 +230,48 @@ impl AgentConfig {
         Ok(self)
     }
 
-    fn checked(self) -> Result<Self, AgentError> {
-        let wrong = |reason: String| Err(AgentError::Config { reason });
-        self.address()?;
-        self.enrolment_address()?;
+    fn checked(fragments: &Fragments) -> Result<Self, AgentError> {
+        let wrong = |source| AgentError::Config { source };
+        let config: Self = fragments.merge().map_err(wrong)?;
+        match config.faults().as_slice() {
+            [] => Ok(config),
+            faults => Err(wrong(fragments.refuse(faults))),
+        }
+    }
+
+    /// Everything that the types do not say.
+    fn faults(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        let addresses =
+            [("coordinator", self.address().err()), ("enrolment", self.enrolment_address().err())];
+        for (key, error) in addresses.into_iter().filter_map(|(key, error)| Some((key, error?))) {
+            faults.push(Fault::new(key, chain(&error)));
+        }
         if self.fleets.is_empty() {
-            return wrong("it names no fleet; write a `[[fleet]]` with a `name`".to_owned());
+            faults.push(Fault::new("fleet", "there is no fleet; write a `[[fleet]]` with a `name`"));
         }
         if self.fleets.len() > FLEETS_MAX {
-            return wrong(format!("it names {} fleets; at most {FLEETS_MAX}", self.fleets.len()));
+            faults.push(Fault::new("fleet", format!("{} fleets; at most {FLEETS_MAX}", self.fleets.len())));
         }
         if let Some(jobs) = self.jobs.filter(|jobs| jobs.get() > JOBS_MAX) {
-            return wrong(format!("`jobs` is {jobs}; at most {JOBS_MAX}"));
+            faults.push(Fault::new("jobs", format!("`jobs` is {jobs}; at most {JOBS_MAX}")));
         }
         if self.clock_error_ms.is_some() && !self.chronyc.is_empty() {
-            return wrong(
-                "`clock_error_ms` states what `chronyc` is to be asked for; leave one of them out".to_owned(),
-            );
+            let reason = "`clock_error_ms` states what `chronyc` is to be asked for; leave one of them out";
+            faults.push(Fault::new("clock_error_ms", reason));
         }
-        if let Some(fleet) = self.fleets.iter().find(|fleet| !fleet.on_drift.is_alarm())
-            && self.measure_every_s == 0
-        {
-            let name = &fleet.name;
-            return wrong(format!(
-                "`on_drift` of fleet {name} needs somebody who looks, and `measure_every_s` is 0"
-            ));
+        let mut names = BTreeSet::new();
+        for (index, fleet) in self.fleets.iter().enumerate() {
+            if !fleet.on_drift.is_alarm() && self.measure_every_s == 0 {
+                let reason = "it needs somebody who looks, and `measure_every_s` is 0";
+                faults.push(Fault::new(format!("fleet[{index}].on_drift"), reason));
+            }
+            if !names.insert(&fleet.name) {
+                let reason = format!("fleet {} is there twice", fleet.name);
+                faults.push(Fault::new(format!("fleet[{index}].name"), reason));
+            }
         }
-        let mut names: Vec<_> = self.fleets.iter().map(|fleet| &fleet.name).collect();
-        names.sort();
-        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return wrong(format!("it names fleet {} twice", pair[0]));
-        }
-        Ok(self)
+        faults
     }
 }
 
@@ -274,7 +289,7 @@ const fn no_boot_gate() -> BootGate {
 
 #[cfg(test)]
 mod tests {
-    use muster_daemon::Fragment;
+    use muster_config::Fragment;
 
     use super::*;
 
@@ -292,8 +307,7 @@ mod tests {
     fn parse(text: &str) -> Result<AgentConfig, AgentError> {
         let fragment = Fragment { path: "agent.toml".into(), text: text.to_owned() };
         let fragments = Fragments::new(vec![fragment]).unwrap();
-        let config: AgentConfig = fragments.merge().map_err(|source| AgentError::Daemon { source })?;
-        config.relative_to(Path::new("/etc/muster"), Credentials::Present)?.checked()
+        AgentConfig::checked(&fragments)?.relative_to(Path::new("/etc/muster"), Credentials::Present)
     }
 
     #[test]
@@ -332,20 +346,24 @@ mod tests {
 
     #[test]
     fn what_is_unknown_missing_or_double_is_refused() {
-        let with = |more: &str| parse(&format!("{BUNDLE}\n{more}")).unwrap_err().to_string();
         let fleet = "[[fleet]]\nname = 'smars'\n";
-        assert!(with("fleet = []").contains("names no fleet"));
-        assert!(with(&format!("{fleet}{fleet}")).contains("smars twice"));
-        let both = "clock_error_ms = 3\nchronyc = ['chronyc']\n";
-        assert!(with(&format!("{both}{fleet}")).contains("leave one of them out"));
-        assert!(with(&format!("jobs = 5000\n{fleet}")).contains("at most 1024"));
-        let blind = "measure_every_s = 0\n";
-        assert!(with(&format!("{blind}{fleet}on_drift = 'fence'\n")).contains("needs somebody who looks"));
-        assert!(parse(&format!("{BUNDLE}{blind}{fleet}on_drift = 'alarm'\n")).is_ok());
         let source = |more: &str| {
             let error = parse(&format!("{BUNDLE}\n{more}")).unwrap_err();
             crate::refusal::chain(&error)
         };
+        assert!(
+            source("fleet = []").contains("agent.toml:11:9: there is no fleet"),
+            "{}",
+            source("fleet = []")
+        );
+        assert!(source(&format!("{fleet}{fleet}")).contains("agent.toml:14:8: fleet smars is there twice"));
+        let both = "clock_error_ms = 3\nchronyc = ['chronyc']\njobs = 5000\n";
+        let all = source(&format!("{both}{fleet}"));
+        assert!(all.contains("agent.toml:11:18: `clock_error_ms` states"), "{all}");
+        assert!(all.contains("agent.toml:13:8: `jobs` is 5000; at most 1024"), "{all}");
+        let blind = "measure_every_s = 0\n";
+        assert!(source(&format!("{blind}{fleet}on_drift = 'fence'\n")).contains("needs somebody who looks"));
+        assert!(parse(&format!("{BUNDLE}{blind}{fleet}on_drift = 'alarm'\n")).is_ok());
         assert!(source(&format!("colour = 'red'\n{fleet}")).contains("unknown field `colour`"));
         assert!(source("").contains("missing field `fleet`"));
         assert!(source("[[fleet]]\nname = 'A B'").contains("fleet name"));

@@ -12,11 +12,12 @@ use muster_trust::TrustError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgentError {
-    /// The settings do not hold together.
-    #[error("the configuration cannot be used: {reason}")]
+    /// The configuration cannot be read, or does not hold together.
+    #[error("the configuration cannot be used")]
     Config {
         /// What is wrong with it.
-        reason: String,
+        #[source]
+        source: muster_config::Error,
     },
     /// No such fleet on this host.
     #[error("the fleet {fleet} is not on this host; its configuration names {}", known.join(", "))]
@@ -46,7 +47,7 @@ pub enum AgentError {
         #[source]
         source: muster_guard::GuardError,
     },
-    /// Configuration, logging or signals could not be set up.
+    /// Credentials, logging or signals could not be set up.
     #[error("the daemon cannot be set up")]
     Daemon {
         /// What failed.

@@ -1,7 +1,7 @@
 //! The coordinator's command line.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +33,9 @@ enum Command {
         #[arg(long, value_enum, default_value = "text")]
         log: Log,
     },
+    /// Look into the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Build a state folder from a backup. Run it while no coordinator uses that folder.
     Restore {
         /// The backup, as `muster backup` wrote it.
@@ -41,6 +44,24 @@ enum Command {
         /// The state folder to build.
         #[arg(long)]
         state: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Read the configuration with its drop-ins, and say all that is wrong with it.
+    #[command(after_help = "Example:
+  muster-coordinator config check --config /etc/muster/coordinator/coordinator.toml")]
+    Check {
+        /// The configuration, as for `run`.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Print what all its files say together, and which line of which file says it.
+    Show {
+        /// The configuration, as for `run`.
+        #[arg(long)]
+        config: Option<PathBuf>,
     },
 }
 
@@ -55,6 +76,13 @@ enum Log {
 pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { config, address_file, log } => serve(config, address_file, log),
+        Command::Config(ConfigCommand::Check { config }) => {
+            CoordinatorConfig::load(config.as_deref()).map(|config| {
+                let (listen, state) = (config.listen, config.state.display());
+                let _ = writeln!(std::io::stdout(), "listens on {listen}, state in {state}");
+            })
+        }
+        Command::Config(ConfigCommand::Show { config }) => show(config.as_deref()),
         Command::Restore { from, state } => restore(&from, &state).map(|summary| {
             // A closed standard output takes nothing away from what was done.
             let _ = writeln!(
@@ -73,12 +101,19 @@ pub fn main() -> ExitCode {
     }
 }
 
+fn show(file: Option<&Path>) -> Result<(), Error> {
+    let text = CoordinatorConfig::fragments(file)?.show()?;
+    // A closed standard output is not an error of the configuration.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(())
+}
+
 /// Whether a restart could adopt what never reached the disk.
 fn is_storage(error: &Error) -> bool {
     match error {
         Error::StoreFailed(source) | Error::Store { source, .. } => source.is_fatal(),
-        Error::Daemon(_)
-        | Error::Config { .. }
+        Error::Config(_)
+        | Error::Daemon(_)
         | Error::Tls(_)
         | Error::Issuer { .. }
         | Error::AuditKey { .. }

@@ -5,7 +5,8 @@ use std::num::{NonZeroU16, NonZeroU64};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use muster_daemon::{Fragments, resolve_path};
+use muster_config::Fragments;
+use muster_daemon::resolve_path;
 use muster_mtls::{CertificateFiles, CredentialPaths};
 use serde::Deserialize;
 
@@ -130,16 +131,21 @@ pub(crate) const fn default_records_between_snapshots() -> NonZeroU64 {
 impl CoordinatorConfig {
     /// Reads the configuration from `file`, or from the system's folders.
     pub fn load(file: Option<&Path>) -> Result<Self, Error> {
-        let fragments = match file {
-            Some(file) => Fragments::from_file(file)?,
-            None => Fragments::from_system("coordinator.toml")?,
-        };
+        let fragments = Self::fragments(file)?;
         let base = match file {
             Some(file) => file.parent().unwrap_or(Path::new(".")).to_owned(),
             None => PathBuf::from("/etc/muster"),
         };
         let config: Self = fragments.merge()?;
         config.relative_to(&base)?.checked()
+    }
+
+    /// The files that [`Self::load`] reads.
+    pub fn fragments(file: Option<&Path>) -> Result<Fragments, Error> {
+        Ok(match file {
+            Some(file) => Fragments::from_file(file)?,
+            None => Fragments::from_system("coordinator.toml")?,
+        })
     }
 
     /// The TLS files.

@@ -7,8 +7,11 @@ use muster_model::{Digest, FleetName};
 /// Why the coordinator cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration, logging or signals.
-    #[error("the configuration is not usable")]
+    /// The configuration.
+    #[error("the configuration cannot be used")]
+    Config(#[from] muster_config::Error),
+    /// Credentials that systemd passes, logging or signals.
+    #[error("the daemon cannot be set up")]
     Daemon(#[from] muster_daemon::Error),
     /// A setting that says what it cannot say.
     #[error("the configuration is wrong: {reason}")]

@@ -7,6 +7,7 @@ mod audit;
 mod certificates;
 mod chrony;
 mod concurrency;
+mod configuration;
 mod demo;
 mod deploy;
 mod drift;

@@ -115,17 +115,21 @@ fn dependencies_point_down() {
         ("crates/audit", &["model", "trust"]),
         ("crates/store", &["model"]),
         ("crates/mtls", &["model"]),
+        ("crates/config", &[]),
         ("crates/daemon", &["model"]),
         ("crates/systemd", &[]),
-        ("crates/guard", &["artifact", "model", "systemd"]),
+        ("crates/guard", &["artifact", "config", "model", "systemd"]),
         ("proto", &["model"]),
         (
             "agent",
-            &["artifact", "audit", "daemon", "guard", "model", "mtls", "proto", "rollout", "store", "trust"],
+            &[
+                "artifact", "audit", "config", "daemon", "guard", "model", "mtls", "proto", "rollout",
+                "store", "trust",
+            ],
         ),
         (
             "coordinator",
-            &["artifact", "audit", "daemon", "model", "mtls", "proto", "rollout", "store", "trust"],
+            &["artifact", "audit", "config", "daemon", "model", "mtls", "proto", "rollout", "store", "trust"],
         ),
         ("cli", &["artifact", "audit", "guard", "model", "mtls", "proto", "trust"]),
     ];

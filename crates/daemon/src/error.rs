@@ -3,13 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::config::Place;
-
 /// Everything that this crate's functions fail with.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file or folder could not be read.
+    /// A file could not be read.
     #[error("cannot read {}", path.display())]
     Read {
         /// Which one.
@@ -17,24 +15,6 @@ pub enum Error {
         /// What the system said.
         #[source]
         source: io::Error,
-    },
-    /// More configuration than any daemon has.
-    #[error("the configuration has more than {max} {unit} with {}", path.display())]
-    TooMuch {
-        /// The file with which the limit was passed.
-        path: PathBuf,
-        /// The limit.
-        max: usize,
-        /// Of what.
-        unit: &'static str,
-    },
-    /// The configuration is not TOML, has a field that is not known, or a value that is not allowed.
-    #[error("{place}: {reason}")]
-    Invalid {
-        /// Where.
-        place: Place,
-        /// What is wrong there.
-        reason: String,
     },
     /// A credential's name that is none.
     #[error("`credential:{name}` names no credential: a name is not empty and has no `/` in it")]

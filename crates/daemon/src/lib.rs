@@ -1,11 +1,10 @@
-//! What every Muster daemon shares: configuration, logging, shutdown, clocks, and points where tests let it fail.
+//! What every Muster daemon shares: logging, shutdown, clocks, and points where tests let it fail.
 //!
 //! For the binaries and their drivers only. The pure crates (`crates/model`, `crates/rollout`) take time as an
 //! argument and never call this one; what a daemon does with its settings is in `coordinator/` and `agent/`.
 //! Nothing here starts by itself: signals are handled and logging begins when a `main` says so.
 
 mod clock;
-mod config;
 mod credential;
 mod error;
 mod fault;
@@ -17,7 +16,6 @@ mod service_manager;
 mod shutdown;
 
 pub use clock::{boot_id, boot_time, clock_state, unix_time};
-pub use config::{Fragment, Fragments, Place, SYSTEM_FOLDERS};
 pub use credential::resolve_path;
 pub use error::Error;
 pub use fault::{crash_point, fault_point};

@@ -9,7 +9,8 @@
 //! keep it from running its own code.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -62,6 +63,11 @@ enum Verb {
         #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
         config: PathBuf,
     },
+    /// Look into the configuration.
+    Config {
+        #[command(subcommand)]
+        verb: ConfigVerb,
+    },
     /// See to the start gates of units.
     Gate {
         #[command(subcommand)]
@@ -94,6 +100,24 @@ enum Verb {
 }
 
 #[derive(Debug, Subcommand)]
+enum ConfigVerb {
+    /// Read the configuration with its drop-ins, and say all that is wrong with it.
+    #[command(after_help = "Example:
+  muster-guard config check && systemctl restart muster-guard")]
+    Check {
+        /// The guard's configuration, as for `run`.
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+    },
+    /// Print what all its files say together, and which line of which file says it.
+    Show {
+        /// The guard's configuration, as for `run`.
+        #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum GateVerb {
     /// Take all start gates of this host away, and have systemd read its units again. A guard that is started makes them
     /// anew, so end it first. What runs goes on running.
@@ -111,6 +135,15 @@ pub fn main() -> Result<ExitCode, GuardError> {
             Ok(ExitCode::SUCCESS)
         }
         Verb::Permit { fleet, config } => Ok(permit::answer(&fleet, &config)),
+        Verb::Config { verb: ConfigVerb::Check { config } } => {
+            let settings = GuardConfig::load(&config)?;
+            let fleets: Vec<&str> = settings.fleets.iter().map(|fleet| fleet.name.as_str()).collect();
+            print(&format!("{}: fleets {}\n", settings.host, fleets.join(", ")))
+        }
+        Verb::Config { verb: ConfigVerb::Show { config } } => {
+            let text = GuardConfig::fragments(&config)?.show();
+            print(&text.map_err(|source| GuardError::Configuration { source })?)
+        }
         Verb::Gate { verb: GateVerb::Remove } => {
             for file in gate::remove_all()? {
                 log!("removed {}", file.display());
@@ -127,6 +160,13 @@ pub fn main() -> Result<ExitCode, GuardError> {
             Ok(ExitCode::from(CANNOT_EXECUTE))
         }
     }
+}
+
+fn print(text: &str) -> Result<ExitCode, GuardError> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(GuardError::io("write", Path::new("standard output")))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn ended(what: &str, result: std::io::Result<()>) -> ExitCode {

@@ -6,6 +6,7 @@ mod units;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use muster_config::{Fault, Fragments};
 use muster_model::{FleetName, HostName};
 use muster_systemd::UnitName;
 use serde::{Deserialize, Serialize};
@@ -146,7 +147,6 @@ pub struct Settings {
 /// A guard is for one host; more than this is a mistake.
 const FLEETS_MAX: usize = 64;
 const ALLOWED_UIDS_MAX: usize = 16;
-const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 /// The longest drain, configured or asked for.
 pub(crate) const DRAIN_MS_MAX: u64 = 10 * 60 * 1000;
 const START_GRACE_MS_MAX: u64 = 60 * 1000;
@@ -157,57 +157,75 @@ const RESTART_DELAY_MS_MAX: u64 = 30 * 1000;
 const OWN_EXECUTABLE: &str = "/proc/self/exe";
 
 impl GuardConfig {
-    /// Reads and checks the file at `path`.
+    /// Reads and checks the file at `path` with its drop-ins.
     pub fn load(path: &Path) -> Result<Settings, GuardError> {
-        let size = std::fs::metadata(path).map_err(GuardError::io("read", path))?.len();
-        if size > CONFIG_BYTES_MAX {
-            return Err(wrong(format!("{} is larger than {CONFIG_BYTES_MAX} bytes", path.display())));
+        let fragments = Self::fragments(path)?;
+        let config: Self = fragments.merge().map_err(unusable)?;
+        match config.faults().as_slice() {
+            [] => {}
+            faults => return Err(unusable(fragments.refuse(faults))),
         }
-        let text = std::fs::read_to_string(path).map_err(GuardError::io("read", path))?;
-        let config: Self = toml::from_str(&text).map_err(|e| wrong(format!("{}: {e}", path.display())))?;
         let file = std::path::absolute(path).map_err(GuardError::io("find", path))?;
-        Ok(Settings { file: Some(file), ..config.validate()? })
+        Ok(Settings { file: Some(file), ..config.settings() })
+    }
+
+    /// The files that [`Self::load`] reads.
+    pub(crate) fn fragments(path: &Path) -> Result<Fragments, GuardError> {
+        Fragments::from_file(path).map_err(unusable)
     }
 
     /// Checks everything that the types do not say.
     pub fn validate(self) -> Result<Settings, GuardError> {
-        let exec_shim = self.exec_shim.unwrap_or_else(|| PathBuf::from(OWN_EXECUTABLE));
-        for (key, path) in
-            [("state_dir", &self.state_dir), ("socket", &self.socket), ("exec_shim", &exec_shim)]
-        {
-            require_plain(key, path)?;
+        let reasons: Vec<_> = self.faults().into_iter().map(|fault| fault.reason).collect();
+        if reasons.is_empty() { Ok(self.settings()) } else { Err(wrong(reasons.join("\n"))) }
+    }
+
+    fn faults(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        let paths = [
+            ("state_dir", Some(&self.state_dir)),
+            ("socket", Some(&self.socket)),
+            ("exec_shim", self.exec_shim.as_ref()),
+        ];
+        for (key, path) in paths {
+            faults.extend(path.and_then(|path| not_plain(key, path)));
         }
         if self.allowed_uids.len() > ALLOWED_UIDS_MAX {
-            return Err(wrong(format!(
-                "{} allowed_uids, at most {ALLOWED_UIDS_MAX}",
-                self.allowed_uids.len()
-            )));
+            let reason = format!("{} allowed_uids, at most {ALLOWED_UIDS_MAX}", self.allowed_uids.len());
+            faults.push(Fault::new("allowed_uids", reason));
         }
         if self.fleets.len() > FLEETS_MAX {
-            return Err(wrong(format!("{} fleets, at most {FLEETS_MAX}", self.fleets.len())));
+            faults.push(Fault::new("fleets", format!("{} fleets, at most {FLEETS_MAX}", self.fleets.len())));
         }
         let (mut names, mut links, mut units) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        for fleet in &self.fleets {
-            fleet.check()?;
+        for (index, fleet) in self.fleets.iter().enumerate() {
+            let mut wrong = |Fault { key, reason }| {
+                faults.push(Fault::new(format!("fleets[{index}].{key}"), reason));
+            };
+            fleet.faults().into_iter().for_each(&mut wrong);
             if !names.insert(&fleet.name) {
-                return Err(wrong(format!("fleet {} is there twice", fleet.name)));
+                wrong(Fault::new("name", format!("fleet {} is there twice", fleet.name)));
             }
             if !links.insert(&fleet.link) {
-                return Err(wrong(format!("two fleets share the link {}", fleet.link.display())));
+                wrong(Fault::new("link", format!("two fleets share the link {}", fleet.link.display())));
             }
-            if let Some(unit) = fleet.driver.units().iter().find(|unit| !units.insert(*unit)) {
-                return Err(wrong(format!("{unit} is there twice")));
+            for unit in fleet.driver.units().iter().filter(|unit| !units.insert(*unit)) {
+                wrong(Fault::new("driver.systemd.units", format!("{unit} is there twice")));
             }
         }
-        Ok(Settings {
+        faults
+    }
+
+    fn settings(self) -> Settings {
+        Settings {
             host: self.host,
             state_dir: self.state_dir,
             socket: self.socket,
-            exec_shim,
+            exec_shim: self.exec_shim.unwrap_or_else(|| PathBuf::from(OWN_EXECUTABLE)),
             allowed_uids: self.allowed_uids,
             fleets: self.fleets,
             file: None,
-        })
+        }
     }
 }
 
@@ -240,33 +258,47 @@ impl Driver {
 }
 
 impl FleetConfig {
-    fn check(&self) -> Result<(), GuardError> {
-        require_plain("link", &self.link)?;
-        require_plain("releases", &self.releases)?;
+    fn faults(&self) -> Vec<Fault> {
+        let mut faults: Vec<Fault> = [("link", &self.link), ("releases", &self.releases)]
+            .into_iter()
+            .filter_map(|(key, path)| not_plain(key, path))
+            .collect();
         if self.link.starts_with(&self.releases) || self.releases.starts_with(&self.link) {
-            return Err(wrong(format!(
-                "fleet {}: the link and the releases must not contain each other",
-                self.name
-            )));
+            faults.push(Fault::new("link", "the link and the releases must not contain each other"));
         }
-        let service = match &self.driver {
-            Driver::Link => Ok(()),
-            Driver::Supervise(service) => service.check(),
-            Driver::Systemd(units) => units.check(),
+        let (driver, of_driver) = match &self.driver {
+            Driver::Link => ("driver", Vec::new()),
+            Driver::Supervise(service) => ("driver.supervise", service.faults()),
+            Driver::Systemd(units) => ("driver.systemd", units.faults()),
         };
-        service.and_then(|()| self.hooks.check()).map_err(|e| wrong(format!("fleet {}: {e}", self.name)))
+        for (table, below) in [(driver, of_driver), ("hooks", self.hooks.faults())] {
+            faults.extend(
+                below.into_iter().map(|fault| Fault { key: format!("{table}.{}", fault.key), ..fault }),
+            );
+        }
+        for fault in &mut faults {
+            fault.reason = format!("fleet {}: {}", self.name, fault.reason);
+        }
+        faults
     }
 }
 
 impl ServiceConfig {
-    fn check(&self) -> Result<(), String> {
-        check_command(&self.command)?;
+    fn faults(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if let Err(reason) = check_command(&self.command) {
+            faults.push(Fault::new("command", reason));
+        }
         for (name, value) in &self.env {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-                return Err(format!("`{}` is not an environment variable", name.escape_debug()));
+                faults.push(Fault::new(
+                    "env",
+                    format!("`{}` is not an environment variable", name.escape_debug()),
+                ));
             }
             if name.starts_with("MUSTER_") {
-                return Err(format!("`{name}`: names that begin with MUSTER_ are the guard's"));
+                let reason = format!("`{name}`: names that begin with MUSTER_ are the guard's");
+                faults.push(Fault::new(format!("env.{name}"), reason));
             }
         }
         for (key, value, max) in [
@@ -275,10 +307,10 @@ impl ServiceConfig {
             ("restart_delay_ms", self.restart_delay_ms, RESTART_DELAY_MS_MAX),
         ] {
             if value > max {
-                return Err(format!("{key} is {value}, at most {max}"));
+                faults.push(Fault::new(key, format!("{key} is {value}, at most {max}")));
             }
         }
-        Ok(())
+        faults
     }
 }
 
@@ -292,14 +324,17 @@ fn check_command(command: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-fn require_plain(key: &str, path: &Path) -> Result<(), GuardError> {
+fn not_plain(key: &str, path: &Path) -> Option<Fault> {
     if !path.is_absolute() {
-        return Err(wrong(format!("{key} is not an absolute path: {}", path.display())));
+        return Some(Fault::new(key, format!("{key} is not an absolute path: {}", path.display())));
     }
-    if path.file_name().is_none() || path.components().any(|c| c == std::path::Component::ParentDir) {
-        return Err(wrong(format!("{key} is not a plain path: {}", path.display())));
-    }
-    Ok(())
+    let is_plain =
+        path.file_name().is_some() && path.components().all(|c| c != std::path::Component::ParentDir);
+    (!is_plain).then(|| Fault::new(key, format!("{key} is not a plain path: {}", path.display())))
+}
+
+fn unusable(source: muster_config::Error) -> GuardError {
+    GuardError::Configuration { source }
 }
 
 fn wrong(detail: String) -> GuardError {

@@ -187,6 +187,13 @@ pub enum GuardError {
         /// What is wrong with it.
         detail: String,
     },
+    /// The configuration cannot be read, or does not hold together.
+    #[error("the guard's configuration cannot be used")]
+    Configuration {
+        /// What is wrong with it.
+        #[source]
+        source: muster_config::Error,
+    },
     /// The configuration is wrong.
     #[error("the guard's configuration is wrong: {detail}")]
     Config {
@@ -343,6 +350,7 @@ impl GuardError {
             Self::AlreadyRunning { .. }
             | Self::SocketInUse { .. }
             | Self::UnsafeFolder { .. }
+            | Self::Configuration { .. }
             | Self::Config { .. } => RefusalCode::Setup,
         })
     }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use muster_config::Fault;
 use serde::{Deserialize, Serialize};
 
 /// The commands that the guard runs around what it does to a fleet; all are optional.
@@ -115,7 +116,8 @@ impl HooksConfig {
         *self == Self::default()
     }
 
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn faults(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
         for (name, hook, max) in [
             ("quiesce", &self.quiesce, TIMEOUT_MS_MAX),
             ("unquiesce", &self.unquiesce, TIMEOUT_MS_MAX),
@@ -125,36 +127,48 @@ impl HooksConfig {
             ("after_open", &self.after_open, TIMEOUT_MS_MAX),
         ] {
             let Some(hook) = hook else { continue };
-            super::check_command(&hook.command).map_err(|e| format!("hook {name}: {e}"))?;
+            if let Err(reason) = super::check_command(&hook.command) {
+                faults.push(Fault::new(format!("{name}.command"), format!("hook {name}: {reason}")));
+            }
             if hook.timeout_ms == 0 || hook.timeout_ms > max {
-                return Err(format!("hook {name}: timeout_ms is {}, from 1 to {max}", hook.timeout_ms));
+                let reason = format!("hook {name}: timeout_ms is {}, from 1 to {max}", hook.timeout_ms);
+                faults.push(Fault::new(format!("{name}.timeout_ms"), reason));
             }
         }
-        self.health.as_ref().map_or(Ok(()), |health| health.check().map_err(|e| format!("health: {e}")))
+        faults.extend(self.health.iter().flat_map(HealthConfig::faults));
+        faults
     }
 }
 
 impl HealthConfig {
-    fn check(&self) -> Result<(), String> {
+    fn faults(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        let mut wrong = |key: &str, reason: String| {
+            faults.push(Fault::new(format!("health.{key}"), format!("health: {reason}")));
+        };
         match &self.check {
-            HealthCheck::Command(command) => super::check_command(command)?,
+            HealthCheck::Command(command) => {
+                if let Err(reason) = super::check_command(command) {
+                    wrong("check.command", reason);
+                }
+            }
             HealthCheck::Tcp(_) => {}
             HealthCheck::Http(HttpCheck { path, .. }) => {
                 let plain = path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic());
                 if !plain || path.len() > PATH_BYTES_MAX {
-                    return Err(format!("`{}` is not the path of a URL", path.escape_debug()));
+                    wrong("check.http.path", format!("`{}` is not the path of a URL", path.escape_debug()));
                 }
             }
         }
         for (key, value) in [("timeout_ms", self.timeout_ms), ("interval_ms", self.interval_ms)] {
             if value == 0 || value > HEALTH_TIMEOUT_MS_MAX {
-                return Err(format!("{key} is {value}, from 1 to {HEALTH_TIMEOUT_MS_MAX}"));
+                wrong(key, format!("{key} is {value}, from 1 to {HEALTH_TIMEOUT_MS_MAX}"));
             }
         }
         if self.retries > RETRIES_MAX {
-            return Err(format!("retries is {}, at most {RETRIES_MAX}", self.retries));
+            wrong("retries", format!("retries is {}, at most {RETRIES_MAX}", self.retries));
         }
-        Ok(())
+        faults
     }
 }
 

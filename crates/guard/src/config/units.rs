@@ -1,5 +1,6 @@
 //! What is configured of a fleet's units.
 
+use muster_config::Fault;
 use muster_systemd::UnitName;
 use serde::{Deserialize, Serialize};
 
@@ -31,12 +32,13 @@ const UNITS_MAX: usize = 16;
 const START_TIMEOUT_MS_MAX: u64 = 60 * 1000;
 
 impl UnitsConfig {
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn faults(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
         if self.units.is_empty() {
-            return Err("there are no units".to_owned());
+            faults.push(Fault::new("units", "there are no units"));
         }
         if self.units.len() > UNITS_MAX {
-            return Err(format!("{} units, at most {UNITS_MAX}", self.units.len()));
+            faults.push(Fault::new("units", format!("{} units, at most {UNITS_MAX}", self.units.len())));
         }
         for (key, value, max) in [
             ("start_timeout_ms", self.start_timeout_ms, START_TIMEOUT_MS_MAX),
@@ -44,10 +46,10 @@ impl UnitsConfig {
             ("stop_timeout_ms", self.stop_timeout_ms.unwrap_or(0), DRAIN_MS_MAX),
         ] {
             if value > max {
-                return Err(format!("{key} is {value}, at most {max}"));
+                faults.push(Fault::new(key, format!("{key} is {value}, at most {max}")));
             }
         }
-        Ok(())
+        faults
     }
 }
 
