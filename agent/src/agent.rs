@@ -306,8 +306,8 @@ impl Base {
         let (root, lanes, key) = (&self.roots, &self.lanes, &self.key);
         let shared = (Arc::clone(&self.slots), self.certificate.clone());
         let deployer = Deployer::new(fleet.clone(), Arc::clone(root), Arc::clone(&trees), shared);
-        let checker =
-            Checker::new(fleet.clone(), Arc::clone(&trees), Arc::clone(lanes), Arc::clone(key), post.clone());
+        let tools_of_checks = (Arc::clone(lanes), Arc::clone(key), Arc::clone(&self.guard));
+        let checker = Checker::new(fleet.clone(), Arc::clone(&trees), tools_of_checks, post.clone());
         let tools = Tools {
             fleet: fleet.clone(),
             host: self.host.clone(),

@@ -1,16 +1,19 @@
-//! Checks: measure a release on disk now, and attest it. Outside of any rollout, and nothing changes.
+//! Checks: measure a release on disk now, and attest it; and rehearsals, which run its self-test as well. Outside of any
+//! rollout, and nothing that is served changes.
 
 use std::sync::Arc;
 
+use muster_guard::Guard;
 use muster_model::{Code, Digest, FleetName, HostName, Refusal};
 use muster_proto::v1::agent_frame::Body;
 use muster_proto::{convert, v1};
+use muster_rollout::host::Measured;
 use muster_trust::SigningKey;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::driver::Input;
 use crate::manifests;
-use crate::measure::{Lanes, Trees, in_lane};
+use crate::measure::{Lanes, Trees, in_lane, on_thread};
 use crate::refusal;
 use crate::uplink::Uplink;
 
@@ -29,6 +32,8 @@ struct Shared {
     trees: Arc<Trees>,
     lanes: Arc<Lanes>,
     key: Arc<SigningKey>,
+    /// Runs self-tests, by root's own configuration.
+    guard: Arc<dyn Guard>,
     /// The fleet's driver, which knows what the host serves.
     driver: mpsc::Sender<Input>,
     room: Arc<Semaphore>,
@@ -38,13 +43,12 @@ impl Checker {
     pub(crate) fn new(
         fleet: FleetName,
         trees: Arc<Trees>,
-        lanes: Arc<Lanes>,
-        key: Arc<SigningKey>,
+        (lanes, key, guard): (Arc<Lanes>, Arc<SigningKey>, Arc<dyn Guard>),
         driver: mpsc::Sender<Input>,
     ) -> Self {
         let host = trees.host.clone();
         let room = Arc::new(Semaphore::new(CHECKS_MAX));
-        Self { shared: Arc::new(Shared { fleet, host, trees, lanes, key, driver, room }) }
+        Self { shared: Arc::new(Shared { fleet, host, trees, lanes, key, guard, driver, room }) }
     }
 
     /// Begins a check; its end is told over `uplink`.
@@ -67,18 +71,40 @@ impl Shared {
     async fn attest(&self, check: &v1::Check, uplink: &Uplink) -> Result<Vec<u8>, Refusal> {
         let (release, challenge) = self.parse(check)?;
         manifests::obtain_for_tree(&self.trees, uplink.channel(), release).await;
-        let trees = Arc::clone(&self.trees);
-        let measured = in_lane(&self.lanes.checks, &self.trees.machine, &self.host, move || {
-            trees.measure_to_attest(release)
-        })
-        .await?;
+        let mut measured = self.measure(release).await?;
+        let mut rehearsal_ms = None;
+        if check.rehearse {
+            rehearsal_ms = Some(self.rehearse(release).await?);
+            // A self-test may change what it runs in: what is attested is what it has left.
+            measured = self.measure(release).await?;
+        }
         let (reply, attestation) = oneshot::channel();
         let ending = || refusal::at(&self.host, Code::SessionLost, "the agent is ending");
-        self.driver.send(Input::AttestCheck { challenge, measured, reply }).await.map_err(|_| ending())?;
+        self.driver
+            .send(Input::AttestCheck { rehearsal_ms, challenge, measured, reply })
+            .await
+            .map_err(|_| ending())?;
         let attestation = attestation.await.map_err(|_| ending())?;
         let envelope = muster_trust::sign(&attestation, &[&*self.key])
             .map_err(|error| refusal::of_trust(&self.host, Code::BadAttestation, &error))?;
         Ok(envelope.raw().to_vec())
+    }
+
+    async fn measure(&self, release: Digest) -> Result<Measured, Refusal> {
+        let trees = Arc::clone(&self.trees);
+        let measuring = move || trees.measure_to_attest(release);
+        in_lane(&self.lanes.checks, &self.trees.machine, &self.host, measuring).await
+    }
+
+    /// Has the guard run the self-test of a release that was just measured, and tells how long that took, in milliseconds.
+    async fn rehearse(&self, release: Digest) -> Result<u64, Refusal> {
+        let (guard, fleet, host) = (Arc::clone(&self.guard), self.fleet.clone(), self.host.clone());
+        let begun = self.trees.machine.boot_time();
+        on_thread(&self.trees.machine, &self.host, move || {
+            guard.rehearse(&fleet, release).map_err(|error| refusal::of_guard(&host, &error))
+        })
+        .await?;
+        Ok(self.trees.machine.boot_time().0.saturating_sub(begun.0))
     }
 
     fn parse(&self, check: &v1::Check) -> Result<(Digest, Digest), Refusal> {

@@ -84,6 +84,7 @@ pub(crate) enum Command {
     Deploy(commands::deploy::Deploy),
     Status(commands::status::Status),
     Check(commands::check::Check),
+    Rehearse(commands::rehearse::Rehearse),
     #[command(subcommand)]
     Order(commands::order::OrderCommand),
     Approve(commands::approve::Approve),

@@ -20,6 +20,7 @@ pub(crate) mod man;
 pub(crate) mod operator;
 pub(crate) mod order;
 pub(crate) mod receipt;
+pub(crate) mod rehearse;
 pub(crate) mod release;
 pub(crate) mod restore;
 pub(crate) mod resume;
@@ -90,6 +91,7 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Result<Exit, CliError> {
         Command::Deploy(deploy) => Box::pin(deploy.run(&env)).await,
         Command::Status(status) => Box::pin(status.run(&env)).await,
         Command::Check(check) => Box::pin(check.run(&env)).await,
+        Command::Rehearse(rehearse) => Box::pin(rehearse.run(&env)).await,
         Command::Order(order) => Box::pin(order.run(&env)).await,
         Command::Approve(approve) => Box::pin(approve.run(&env)).await,
         Command::Flip(flip) => Box::pin(flip.run(&env)).await,

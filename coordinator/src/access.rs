@@ -35,6 +35,7 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/fleet.v1.Operations/ListReleases", &[Operator, Pipeline, Viewer]),
     ("/fleet.v1.Operations/Deploy", &[Operator, Pipeline]),
     ("/fleet.v1.Operations/Check", &[Operator, Pipeline]),
+    ("/fleet.v1.Operations/Rehearse", &[Operator, Pipeline]),
     ("/fleet.v1.Operations/Flip", &[Operator]),
     ("/fleet.v1.Operations/ProposeOrder", &[Operator]),
     ("/fleet.v1.Operations/ApproveOrder", &[Operator]),

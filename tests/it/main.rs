@@ -31,6 +31,7 @@ mod phases;
 mod rebuild;
 mod receipts;
 mod recovery;
+mod rehearsals;
 mod roles;
 mod rollouts;
 mod roots;

@@ -44,7 +44,13 @@ pub(crate) enum Input {
     /// Work that an effect asked for is done.
     Done(Ticket, Event),
     /// A check has measured a release, and needs the attestation of it.
-    AttestCheck { challenge: Digest, measured: Measured, reply: oneshot::Sender<Attestation> },
+    AttestCheck {
+        /// How long the self-test took, if there was one.
+        rehearsal_ms: Option<u64>,
+        challenge: Digest,
+        measured: Measured,
+        reply: oneshot::Sender<Attestation>,
+    },
     /// The time has come for what was put off.
     Due,
     /// The time has come to try anew how long a fence takes.

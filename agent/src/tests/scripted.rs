@@ -328,7 +328,7 @@ impl Session {
 
     pub(crate) async fn check(&mut self, release: Digest, challenge: Digest) -> v1::CheckEnded {
         let (manifest, challenge) = (release.as_bytes().to_vec(), challenge.as_bytes().to_vec());
-        self.say(ToAgent::Check(v1::Check { request: 1, manifest, challenge })).await;
+        self.say(ToAgent::Check(v1::Check { request: 1, manifest, challenge, rehearse: false })).await;
         let FromAgent::CheckEnded(ended) = self.hear().await else { panic!("no end") };
         ended
     }

@@ -10,7 +10,8 @@ use muster_proto::v1;
 use muster_proto::v1::check_event::Event;
 use serde::Serialize;
 
-use self::judge::{HostVerdict, Judge, Question, Verdict};
+pub(super) use self::judge::{HostVerdict, Verdict, Wanted};
+use self::judge::{Judge, Question};
 use crate::args::duration;
 use crate::clock::{millis, span_text, unix_time};
 use crate::commands::Env;
@@ -51,7 +52,13 @@ impl Check {
         let known = session.release(&fleet, &self.release).await?;
         let roster = session.roster(&fleet).await?;
         let release = ReleaseView::from(&known);
-        let asked = Asked { fleet: &fleet, release: &release, max_age: self.max_age, timeout: self.timeout };
+        let asked = Asked {
+            fleet: &fleet,
+            release: &release,
+            wanted: Wanted::Measurement,
+            max_age: self.max_age,
+            timeout: self.timeout,
+        };
         let verdict = Box::pin(asked.of_all_hosts(env, &session, roster.document())).await?;
         let revision = roster.document().revision().0;
         let mut report = Checked::new(fleet, release, revision, verdict, session.root().root().is_solo());
@@ -65,6 +72,8 @@ impl Check {
 pub(super) struct Asked<'a> {
     pub(super) fleet: &'a FleetName,
     pub(super) release: &'a ReleaseView,
+    /// What for.
+    pub(super) wanted: Wanted,
     /// Up to which age a measurement counts; none asks every host for a fresh one.
     pub(super) max_age: Option<Duration>,
     pub(super) timeout: Duration,
@@ -80,18 +89,27 @@ impl Asked<'_> {
     ) -> Result<Verdict, CliError> {
         let max_age_ms = self.max_age.map_or(0, millis);
         let manifest = self.release.digest;
-        let mut judge = Judge::new(Question { roster, manifest, asked: unix_time(), max_age_ms });
-        let request = v1::CheckRequest {
-            fleet: self.fleet.to_string(),
-            manifest: manifest.as_bytes().to_vec(),
-            timeout_ms: millis(self.timeout),
-            max_age_ms,
-        };
-        let doing = format!("check {}", self.release);
+        let mut judge =
+            Judge::new(Question { roster, manifest, asked: unix_time(), max_age_ms, wanted: self.wanted });
+        let (fleet, manifest) = (self.fleet.to_string(), manifest.as_bytes().to_vec());
+        let timeout_ms = millis(self.timeout);
         let names: Vec<_> = roster.hosts().iter().map(|host| host.name.clone()).collect();
         let mut bars = HostBars::new(&env.ui, &names, 1);
         let mut client = session.operations();
-        let mut events = Box::pin(Events::open(&doing, self.timeout, client.check(request))).await?;
+        let (doing, mut events) = match self.wanted {
+            Wanted::Measurement => {
+                let doing = format!("check {}", self.release);
+                let request = v1::CheckRequest { fleet, manifest, timeout_ms, max_age_ms };
+                let events = Box::pin(Events::open(&doing, self.timeout, client.check(request))).await?;
+                (doing, events)
+            }
+            Wanted::Rehearsal => {
+                let doing = format!("rehearse {}", self.release);
+                let request = v1::RehearseRequest { fleet, manifest, timeout_ms };
+                let events = Box::pin(Events::open(&doing, self.timeout, client.rehearse(request))).await?;
+                (doing, events)
+            }
+        };
         loop {
             match events.next().await?.event {
                 Some(Event::Host(answer)) => {
@@ -214,6 +232,7 @@ mod tests {
             files: if blockers.is_empty() { 12 } else { 0 },
             bytes: if blockers.is_empty() { 4096 } else { 0 },
             age_ms: 20,
+            rehearsal_ms: None,
             blockers,
         };
         let silent = Blocker::host(Code::HostMissing, &host("host-2"), "it is not connected");

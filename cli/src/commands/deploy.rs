@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::args::{FleetArg, duration};
 use crate::clock::{date_text, millis, unix_time};
 use crate::commands::Env;
-use crate::commands::check::Asked;
+use crate::commands::check::{Asked, Wanted};
 use crate::connect::{Events, Session};
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -61,7 +61,8 @@ impl Deploy {
         };
         // The coordinator's word is not enough for N of N: each host signs what it has measured.
         if counts.deployed == expected && blockers.is_empty() {
-            let asked = Asked { fleet: &fleet, release: &release, max_age: None, timeout: self.timeout };
+            let (wanted, timeout) = (Wanted::Measurement, self.timeout);
+            let asked = Asked { fleet: &fleet, release: &release, wanted, max_age: None, timeout };
             let verdict = Box::pin(asked.of_all_hosts(env, &session, roster.document())).await?;
             counts.attested = verdict.identical();
             blockers.extend(

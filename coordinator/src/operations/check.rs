@@ -1,10 +1,11 @@
-//! The pre-release check: what the gate would say, from measurements made now. Changes nothing.
+//! The pre-release check: what the gate would say, from measurements made now; and the rehearsal, which has every host run the
+//! release's self-test as well. Neither changes what is served.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_model::{Blocker, Code, Digest, FlipMode, HostName, Refusal, SessionId};
+use muster_model::{Blocker, Code, Digest, FlipMode, HostName, Purpose, Refusal, SessionId};
 use muster_proto::convert;
 use muster_proto::v1;
 use muster_proto::v1::check_event::Event;
@@ -26,13 +27,22 @@ pub(super) struct Check {
     release: ReleaseEntry,
     request: u64,
     challenge: Digest,
-    max_age: Duration,
+    asking: Asking,
     answers: Answers,
     deadline: Instant,
     connected: watch::Receiver<Connected>,
     hosts: BTreeMap<HostName, Known>,
     /// How many of them were asked and have not answered.
     asked: usize,
+}
+
+/// What hosts are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asking {
+    /// A measurement of at most this age.
+    Measurement(Duration),
+    /// A measurement after the self-test has passed; there is none that is old enough.
+    Rehearsal,
 }
 
 /// What a host has answered.
@@ -44,13 +54,22 @@ enum Known {
     Refused(Vec<Blocker>),
 }
 
+impl Asking {
+    const fn max_age(self) -> Duration {
+        match self {
+            Self::Measurement(max_age) => max_age,
+            Self::Rehearsal => Duration::ZERO,
+        }
+    }
+}
+
 impl Check {
     pub(super) fn begin(
         shared: &Arc<Shared>,
         fleet: Arc<FleetHandle>,
         manifest: Digest,
         timeout: Duration,
-        max_age: Duration,
+        asking: Asking,
     ) -> Result<Self, Refusal> {
         let Some(release) = shared.ledger.history(&fleet.name).release(manifest).cloned() else {
             let detail = format!("{} has no release {manifest}; push it first", fleet.name);
@@ -72,7 +91,7 @@ impl Check {
             fleet,
             release,
             request,
-            max_age,
+            asking,
             hosts,
             asked: 0,
         })
@@ -117,7 +136,8 @@ impl Check {
         for (host, known) in &mut self.hosts {
             let Some(outbox) = connected.get(host) else { continue };
             let remembered = self.fleet.remembered(host, self.release.manifest);
-            *known = match remembered.filter(|attested| attested.arrived.elapsed() < self.max_age) {
+            let is_young = |attested: &Attested| attested.arrived.elapsed() < self.asking.max_age();
+            *known = match remembered.filter(is_young) {
                 Some(attested) => Known::Attested(Box::new(attested)),
                 None if outbox.frames.try_send(question.clone()).is_ok() => {
                     self.asked += 1;
@@ -150,6 +170,7 @@ impl Check {
             request: self.request,
             manifest: self.release.manifest.as_bytes().to_vec(),
             challenge: self.challenge.as_bytes().to_vec(),
+            rehearse: self.asking == Asking::Rehearsal,
         }))
     }
 
@@ -166,8 +187,16 @@ impl Check {
             },
             (Some(envelope), None) => match check_attestation(&self.fleet, host, &envelope) {
                 Ok(attested) if attested.attestation.challenge == self.challenge => {
-                    self.fleet.remember(attested.clone());
-                    Known::Attested(Box::new(attested))
+                    match (self.asking, attested.attestation.purpose) {
+                        (Asking::Rehearsal, Purpose::Rehearsal { .. }) => Known::Attested(Box::new(attested)),
+                        (Asking::Rehearsal, Purpose::Check | Purpose::Rollout { .. }) => {
+                            refused(Refusal::of(Code::AgentTooOld, "its agent does not know rehearsals"))
+                        }
+                        (Asking::Measurement(_), _) => {
+                            self.fleet.remember(attested.clone());
+                            Known::Attested(Box::new(attested))
+                        }
+                    }
                 }
                 Ok(_) => refused(Refusal::of(Code::StaleAttestation, "it answered another question")),
                 Err(refusal) => refused(refusal),
@@ -199,7 +228,7 @@ impl Check {
     fn finished(&self) -> v1::CheckFinished {
         let roster = self.fleet.roster().roster;
         // Attestations that are recent enough may answer older challenges; each was verified when it arrived.
-        let challenge = self.max_age.is_zero().then_some(self.challenge);
+        let challenge = self.asking.max_age().is_zero().then_some(self.challenge);
         let question =
             Question { manifest: self.release.manifest, challenge, rollout: None, mode: FlipMode::Strict };
         let blockers = gate::evaluate(&roster, &question, |_, host| match self.hosts.get(host) {

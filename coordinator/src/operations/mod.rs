@@ -72,6 +72,7 @@ impl Operations {
 impl Service for Operations {
     type DeployStream = Events<v1::DeployEvent>;
     type CheckStream = Events<v1::CheckEvent>;
+    type RehearseStream = Events<v1::CheckEvent>;
     type FlipStream = Events<v1::FlipEvent>;
     type ReadAuditStream = Events<v1::ReadAuditResponse>;
     type BackupStream = Events<v1::BackupResponse>;
@@ -220,9 +221,25 @@ impl Service for Operations {
         let fleet = self.fleet(&request.fleet)?;
         let manifest = convert::digest("manifest", &request.manifest).map_err(malformed)?;
         let max_age = Duration::from_millis(request.max_age_ms);
-        let check = check::Check::begin(&self.shared, fleet, manifest, timeout(request.timeout_ms), max_age);
+        let asking = check::Asking::Measurement(max_age);
+        let check = check::Check::begin(&self.shared, fleet, manifest, timeout(request.timeout_ms), asking);
         let check = check.map_err(refused)?;
         Ok(stream(|events| check.run(events)))
+    }
+
+    async fn rehearse(
+        &self,
+        request: Request<v1::RehearseRequest>,
+    ) -> Result<Response<Self::RehearseStream>, Status> {
+        let operator = caller(&request);
+        let request = request.into_inner();
+        let fleet = self.fleet(&request.fleet)?;
+        let manifest = convert::digest("manifest", &request.manifest).map_err(malformed)?;
+        tracing::info!(fleet = %fleet.name, %manifest, %operator, "rehearsal");
+        let (timeout, asking) = (timeout(request.timeout_ms), check::Asking::Rehearsal);
+        let rehearsal = check::Check::begin(&self.shared, fleet, manifest, timeout, asking);
+        let rehearsal = rehearsal.map_err(refused)?;
+        Ok(stream(|events| rehearsal.run(events)))
     }
 
     async fn flip(&self, request: Request<v1::FlipRequest>) -> Result<Response<Self::FlipStream>, Status> {

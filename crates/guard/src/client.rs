@@ -25,6 +25,9 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 /// that is configured to take longer needs [`GuardClient::with_change_patience`].
 const CHANGE_PATIENCE: Duration = Duration::from_secs(90);
 
+/// Longer than the longest self-test that a configuration may name.
+const REHEARSAL_PATIENCE: Duration = Duration::from_secs(11 * 60);
+
 const FRAME_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A client of one guard. Each call makes its own connection, so that a guard that was restarted is simply asked again,
@@ -169,6 +172,10 @@ impl Guard for GuardClient {
 
     fn unquiesce(&self, fleet: &FleetName) -> Result<FleetState, GuardError> {
         self.state(&Request::Unquiesce { fleet: fleet.clone() }, self.change_patience)
+    }
+
+    fn rehearse(&self, fleet: &FleetName, digest: Digest) -> Result<FleetState, GuardError> {
+        self.state(&Request::Rehearse { fleet: fleet.clone(), digest }, REHEARSAL_PATIENCE)
     }
 
     fn doubt(&self, fleet: &FleetName, epoch: Epoch, reason: &str) -> Result<FleetState, GuardError> {

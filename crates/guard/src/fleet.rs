@@ -60,6 +60,8 @@ pub(crate) struct Fleet {
     pub(crate) drilling: Mutex<()>,
     /// Held through a look at what runs.
     pub(crate) known: Mutex<Known>,
+    /// Held while a release is rehearsed; nothing else waits for it.
+    pub(crate) rehearsing: Mutex<()>,
     /// What was opened, for the hooks; the permit is what counts.
     pub(crate) opened: Mutex<Option<Opened>>,
     /// When the last opening of this guard began.
@@ -391,7 +393,7 @@ impl Fleet {
     fn context(&self) -> Context {
         let opened = *self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = opened.and_then(|opened| self.link.release(opened.digest).ok());
-        Context { opened, folder, k: self.lease().rollout(), pid: None }
+        Context { opened, folder, k: self.lease().rollout(), ..Context::default() }
     }
 
     fn remember(&self, opened: Option<Opened>) {

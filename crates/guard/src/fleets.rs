@@ -226,6 +226,10 @@ impl Guard for Fleets {
         self.find(fleet)?.run_asked(Hook::Unquiesce)
     }
 
+    fn rehearse(&self, fleet: &FleetName, digest: Digest) -> Result<FleetState, GuardError> {
+        self.find(fleet)?.rehearse(digest, &self.going_down)
+    }
+
     fn drill(&self, fleet: &FleetName, runs: u32) -> Result<Drill, GuardError> {
         self.find(fleet)?.drill(runs)
     }

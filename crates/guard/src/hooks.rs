@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use muster_model::{BootId, FleetName, HostName, RolloutId};
+use muster_model::{BootId, Digest, FleetName, HostName, RolloutId};
 
 use crate::config::{HookConfig, HooksConfig, StopSignal};
 use crate::error::GuardError;
@@ -32,6 +32,7 @@ pub(crate) enum Hook {
     Stop,
     OnFence,
     AfterOpen,
+    Rehearse,
     Health,
 }
 
@@ -51,6 +52,8 @@ pub(crate) struct Hooks {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Context {
     pub(crate) opened: Option<Opened>,
+    /// The release that is rehearsed, whatever is open.
+    pub(crate) rehearsed: Option<Digest>,
     /// The release's folder, where it is run.
     pub(crate) folder: Option<PathBuf>,
     pub(crate) k: Option<RolloutId>,
@@ -124,6 +127,7 @@ impl Hooks {
             Hook::Stop => self.config.stop.as_ref(),
             Hook::OnFence => self.config.on_fence.as_ref(),
             Hook::AfterOpen => self.config.after_open.as_ref(),
+            Hook::Rehearse => self.config.rehearse.as_ref(),
             // Its check need not be a command.
             Hook::Health => None,
         }
@@ -139,6 +143,9 @@ impl Hooks {
         if let Some(Opened { epoch, digest }) = context.opened {
             env = env.with("MUSTER_EPOCH", epoch.to_string()).with("MUSTER_DIGEST", digest.to_string());
         }
+        if let Some(digest) = context.rehearsed {
+            env = env.with("MUSTER_DIGEST", digest.to_string());
+        }
         if let Some(folder) = &context.folder {
             env = env.with("MUSTER_RELEASE", folder.as_os_str());
         }
@@ -151,7 +158,7 @@ impl Hooks {
         env
     }
 
-    fn failed(&self, hook: Hook, detail: String) -> GuardError {
+    pub(crate) fn failed(&self, hook: Hook, detail: String) -> GuardError {
         GuardError::HookFailed { fleet: self.fleet.clone(), hook: hook.to_string(), detail }
     }
 }
@@ -198,6 +205,7 @@ impl fmt::Display for Hook {
             Self::Stop => "stop",
             Self::OnFence => "on_fence",
             Self::AfterOpen => "after_open",
+            Self::Rehearse => "rehearse",
             Self::Health => "health",
         })
     }

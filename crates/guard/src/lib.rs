@@ -152,6 +152,13 @@ pub trait Guard: Send + Sync {
     /// Runs the hook `unquiesce`, if there is one.
     fn unquiesce(&self, fleet: &FleetName) -> Result<FleetState, GuardError>;
 
+    /// Runs the hook `rehearse` in the folder of a release that is on disk, beside whatever is served; a failure says what it
+    /// wrote last. A guard that runs no commands refuses it.
+    fn rehearse(&self, fleet: &FleetName, _digest: Digest) -> Result<FleetState, GuardError> {
+        let (fleet, hook) = (fleet.clone(), "rehearse".to_owned());
+        Err(GuardError::HookFailed { fleet, hook, detail: "this guard runs no commands".to_owned() })
+    }
+
     /// Measures how long a fence takes, at most [`DRILL_RUNS_MAX`] times, beside whatever is served.
     fn drill(&self, fleet: &FleetName, runs: u32) -> Result<Drill, GuardError>;
 

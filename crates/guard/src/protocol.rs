@@ -145,6 +145,13 @@ pub enum Request {
         /// The fleet.
         fleet: FleetName,
     },
+    /// Run the hook `rehearse` in the folder of a release that is on disk, whatever is open.
+    Rehearse {
+        /// The fleet.
+        fleet: FleetName,
+        /// The release's manifest digest, the name of its folder.
+        digest: Digest,
+    },
     /// Measure how long a fence takes here, on a scratch service or link.
     Drill {
         /// The fleet.

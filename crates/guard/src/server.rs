@@ -263,6 +263,9 @@ impl Desk {
             }
             Request::Quiesce { fleet } => (format!("quiesce {fleet}"), fleets.quiesce(fleet)),
             Request::Unquiesce { fleet } => (format!("unquiesce {fleet}"), fleets.unquiesce(fleet)),
+            Request::Rehearse { fleet, digest } => {
+                (format!("rehearse {fleet}, {digest}"), fleets.rehearse(fleet, *digest))
+            }
             Request::Halt { fleet, reason } => {
                 (format!("halt {fleet} ({reason})"), fleets.halt(fleet, reason))
             }

@@ -23,6 +23,11 @@ pub enum Purpose {
     },
     /// For a check outside of any rollout.
     Check,
+    /// After the release's self-test has passed on this host, outside of any rollout.
+    Rehearsal {
+        /// How long the self-test took, in milliseconds.
+        took_ms: u64,
+    },
 }
 
 /// The part of an attestation that must be the same on all hosts.

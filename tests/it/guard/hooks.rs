@@ -47,6 +47,7 @@ fn hooks_run_in_their_order_in_the_release_and_are_told_what_is_known() {
             stop: Some(shell(&format!("{}; kill -INT $MUSTER_PID", note().unwrap().command[2]), 10_000)),
             on_fence: note(),
             after_open: note(),
+            rehearse: note(),
             health: Some(health(HealthCheck::Command(note().unwrap().command))),
         };
     });
@@ -109,6 +110,26 @@ fn a_hook_that_hangs_is_killed_with_its_family_and_stops_nothing() {
     assert!(matches!(watch.next().unwrap().unwrap(), Event::Fenced { .. }), "the fence waits for no hook");
     assert_eq!(failed_hook(watch.next().unwrap().unwrap()).0, "on_fence");
     assert!(host.tagged().is_empty());
+}
+
+#[test]
+fn a_rehearsal_holds_nothing_up() {
+    let mut host = Host::with_config(PLAIN, |config, _| {
+        let hang = r#"touch "$OUT/hung"; while :; do sleep 0.05; done"#;
+        config.fleets[0].hooks.rehearse = Some(shell(hang, FAR_MS));
+    });
+    host.open_until_up();
+    let (client, fleet) = (GuardClient::new(&host.path("run/guard.sock")), host.fleet.clone());
+    let rehearsing = std::thread::spawn(move || client.rehearse(&fleet, digest()));
+    until("the self-test runs", || host.path("hung").exists());
+    let busy = host.client.rehearse(&host.fleet, digest()).unwrap_err();
+    assert_eq!(busy.code(), Some(muster_guard::RefusalCode::Busy));
+    assert!(host.state().serves(EPOCH, digest()), "what is served goes on");
+    host.client.halt(&host.fleet, "fire").unwrap();
+    assert!(!host.state().serves(EPOCH, digest()), "a halt does not wait");
+    assert!(!rehearsing.is_finished());
+    assert_eq!(host.kill_guard(Signal::TERM).code(), Some(0));
+    assert!(rehearsing.join().unwrap().is_err(), "and an end of the guard cuts it short");
 }
 
 #[test]

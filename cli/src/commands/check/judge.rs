@@ -32,6 +32,17 @@ pub(super) struct Question<'a> {
     pub(super) asked: UnixTime,
     /// How old a measurement may be, in milliseconds.
     pub(super) max_age_ms: u64,
+    /// For what.
+    pub(super) wanted: Wanted,
+}
+
+/// What a host is to attest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::commands) enum Wanted {
+    /// That it has the release.
+    Measurement,
+    /// That, and that the release's self-test has passed on it.
+    Rehearsal,
 }
 
 /// What is known of one host.
@@ -49,6 +60,9 @@ pub(in crate::commands) struct HostVerdict {
     pub(in crate::commands) bytes: u64,
     /// How old its measurement is, as the coordinator says, in milliseconds.
     pub(in crate::commands) age_ms: u64,
+    /// How long its self-test took, if it attests one that has passed, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::commands) rehearsal_ms: Option<u64>,
     /// Why it does not count.
     pub(in crate::commands) blockers: Vec<Blocker>,
 }
@@ -138,7 +152,7 @@ impl<'a> Judge<'a> {
     /// Verifies an attestation, and that it answers this question.
     fn believe(&self, host: &HostName, raw: &[u8]) -> Result<Verified<Attestation>, Box<Blocker>> {
         let no = |code, detail: String| Err(Box::new(Blocker::host(code, host, detail)));
-        let Question { roster, manifest, asked, max_age_ms } = self.question;
+        let Question { roster, manifest, asked, max_age_ms, wanted } = self.question;
         let attestation = match verify_attestation(raw, roster) {
             Ok(authentic) => authentic.into_document(),
             Err(error) => return no(Code::BadAttestation, chain_text(&error)),
@@ -146,11 +160,16 @@ impl<'a> Judge<'a> {
         if attestation.host != *host {
             return no(Code::BadAttestation, format!("its attestation is that of {}", attestation.host));
         }
-        if attestation.purpose != Purpose::Check {
-            return no(
-                Code::StaleAttestation,
-                "its attestation was made for a rollout, not for a check".to_owned(),
-            );
+        match (wanted, attestation.purpose) {
+            (Wanted::Measurement, Purpose::Check) | (Wanted::Rehearsal, Purpose::Rehearsal { .. }) => {}
+            (Wanted::Measurement, Purpose::Rollout { .. } | Purpose::Rehearsal { .. }) => {
+                let detail = "its attestation was made for something else than a check";
+                return no(Code::StaleAttestation, detail.to_owned());
+            }
+            (Wanted::Rehearsal, Purpose::Rollout { .. } | Purpose::Check) => {
+                let detail = "its attestation does not say that the self-test has passed";
+                return no(Code::StaleAttestation, detail.to_owned());
+            }
         }
         if attestation.compared.manifest != manifest {
             let about = attestation.compared.manifest;
@@ -193,7 +212,7 @@ impl Verdict {
     }
 
     /// Every reason, sorted.
-    pub(super) fn blockers(&self) -> Vec<Blocker> {
+    pub(in crate::commands) fn blockers(&self) -> Vec<Blocker> {
         let of_hosts = self.hosts.iter().flat_map(|host| host.blockers.iter());
         let mut all: Vec<Blocker> = of_hosts.chain(&self.fleet).cloned().collect();
         all.sort();
@@ -202,7 +221,7 @@ impl Verdict {
     }
 
     /// Zero only if all N hosts proved the same and nothing speaks against it. Nothing compared is never zero.
-    pub(super) fn exit(&self) -> Exit {
+    pub(in crate::commands) fn exit(&self) -> Exit {
         let blockers = self.blockers();
         let is_proven = !self.hosts.is_empty() && self.identical() == self.hosts.len();
         if is_proven && blockers.is_empty() { Exit::Proven } else { Exit::of_blockers(&blockers) }
@@ -239,6 +258,10 @@ fn judge(host: &HostName, answer: Answer, reference: Option<&Comparable>) -> Hos
         files: compared.map_or(0, |compared| compared.files),
         bytes: compared.map_or(0, |compared| compared.bytes),
         age_ms,
+        rehearsal_ms: attestation.as_ref().and_then(|attestation| match attestation.purpose {
+            Purpose::Rehearsal { took_ms } => Some(took_ms),
+            Purpose::Rollout { .. } | Purpose::Check => None,
+        }),
         blockers,
     }
 }

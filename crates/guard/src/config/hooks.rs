@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 /// stop = { command = ["./bin/stop", "--gently"] }
 /// on_fence = { command = ["/usr/local/bin/cancel-orders"], timeout_ms = 1000 }
 /// after_open = { command = ["/usr/local/bin/drain-lb", "in"] }
+/// rehearse = { command = ["./bin/server", "--self-test"], timeout_ms = 60000 }
 /// health = { check = { http = { address = "127.0.0.1:7001", path = "/healthz" } }, retries = 50 }
 /// ```
 ///
@@ -46,6 +47,9 @@ pub struct HooksConfig {
     /// After an opening that has succeeded. Its failure stops nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_open: Option<HookConfig>,
+    /// The self-test of a release that is deployed, served or not: on request, in that release's folder. Nothing waits for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearse: Option<HookConfig>,
     /// What a service must pass before an opening has succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthConfig>,
@@ -125,6 +129,7 @@ impl HooksConfig {
             ("stop", &self.stop, TIMEOUT_MS_MAX),
             ("on_fence", &self.on_fence, ON_FENCE_TIMEOUT_MS_MAX),
             ("after_open", &self.after_open, TIMEOUT_MS_MAX),
+            ("rehearse", &self.rehearse, TIMEOUT_MS_MAX),
         ] {
             let Some(hook) = hook else { continue };
             if let Err(reason) = super::check_command(&hook.command) {

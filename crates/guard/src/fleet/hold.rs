@@ -1,13 +1,14 @@
 //! What is asked of the lease: deadlines set, moved and lifted, and what must be durable before it is answered.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use muster_model::{BootTime, RolloutId};
+use muster_model::{BootTime, Digest, RolloutId};
 
 use super::Fleet;
 use crate::error::GuardError;
-use crate::hooks::Hook;
+use crate::hooks::{Context, Hook};
 use crate::lease::{Change, Lease, LeaseRefusal};
 use crate::ledger::Survives;
 use crate::log::log;
@@ -99,6 +100,23 @@ impl Fleet {
     pub(crate) fn run_asked(&self, hook: Hook) -> Result<FleetState, GuardError> {
         let context = self.context();
         self.hooks.run(hook, &context, self.hooks.bound(hook), &|| self.may_serve().is_ok())?;
+        self.state()
+    }
+
+    /// Runs the self-test of a release that is on disk, beside whatever is served.
+    pub(crate) fn rehearse(&self, digest: Digest, going_down: &AtomicBool) -> Result<FleetState, GuardError> {
+        let hook = Hook::Rehearse;
+        let Ok(_rehearsing) = self.rehearsing.try_lock() else {
+            return Err(GuardError::Busy { fleet: self.name.clone(), with: "another rehearsal" });
+        };
+        if !self.hooks.has(hook) {
+            let detail = "there is none: name the self-test as `hooks.rehearse` in guard.toml".to_owned();
+            return Err(self.hooks.failed(hook, detail));
+        }
+        let folder = Some(self.link.release(digest)?);
+        let context = Context { folder, rehearsed: Some(digest), ..Context::default() };
+        let wanted = || !going_down.load(Ordering::SeqCst);
+        self.hooks.run(hook, &context, self.hooks.bound(hook), &wanted)?;
         self.state()
     }
 

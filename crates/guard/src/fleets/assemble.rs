@@ -82,6 +82,7 @@ impl Host<'_> {
             fencing: Mutex::new(()),
             drilling: Mutex::new(()),
             known: Mutex::default(),
+            rehearsing: Mutex::new(()),
             opened: Mutex::new(None),
             since: Mutex::new(None),
             warden: Mutex::new(None),

@@ -380,11 +380,19 @@ impl Host {
         }
     }
 
-    /// The attestation of a check, which is outside of any rollout and changes nothing.
+    /// The attestation of a check or a rehearsal, which are outside of any rollout and change nothing.
     #[must_use]
-    pub fn attest_check(&self, challenge: Digest, measured: Measured) -> muster_model::Attestation {
+    pub fn attest_check(
+        &self,
+        rehearsal_ms: Option<u64>,
+        challenge: Digest,
+        measured: Measured,
+    ) -> muster_model::Attestation {
         let facts = self.facts(&measured);
-        let purpose = muster_model::Purpose::Check;
+        let purpose = match rehearsal_ms {
+            None => muster_model::Purpose::Check,
+            Some(took_ms) => muster_model::Purpose::Rehearsal { took_ms },
+        };
         let (fleet, host) = (self.record.fleet.clone(), self.record.host.clone());
         muster_model::Attestation::new(fleet, host, purpose, challenge, measured.compared, facts)
     }

@@ -48,7 +48,13 @@ impl Fleet {
     }
 
     fn judge(&self) -> Judge<'_> {
-        Judge::new(Question { roster: &self.roster, manifest: digest(1), asked: ASKED, max_age_ms: 0 })
+        Judge::new(Question {
+            roster: &self.roster,
+            manifest: digest(1),
+            asked: ASKED,
+            max_age_ms: 0,
+            wanted: Wanted::Measurement,
+        })
     }
 
     fn says(&self, index: usize) -> Says {
