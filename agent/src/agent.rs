@@ -22,6 +22,7 @@ use muster_trust::{RootChain, SigningKey, TrustRoot};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::adopted::Adopted;
 use crate::check::Checker;
 use crate::deploy::{Deployer, Slots};
 use crate::documents::Library;
@@ -62,6 +63,8 @@ pub struct FleetParts {
     pub boot_gate: BootGate,
     /// What follows when what is served changes on the disk.
     pub on_drift: OnDrift,
+    /// What runs before any release does, if it is to be adopted.
+    pub adopted: Option<Adopted>,
     /// The store of its journal and what was found in it; a folder of the state if none is given.
     pub store: Option<(Box<dyn Store>, Recovery)>,
 }
@@ -130,6 +133,7 @@ impl Parts {
             name: fleet.name.clone(),
             boot_gate: fleet.boot_gate,
             on_drift: fleet.on_drift,
+            adopted: fleet.adopted(),
             store: None,
         });
         Ok(Self {
@@ -289,7 +293,7 @@ impl Base {
     fn fleet(&self, parts: FleetParts) -> Result<(Route, FleetDriver), AgentError> {
         let fleet = parts.name;
         let folder = self.state.join("fleets").join(fleet.as_str());
-        let trees = self.trees(&folder)?;
+        let trees = self.trees(&folder, parts.adopted)?;
         let opened = match parts.store {
             Some((store, recovery)) => Journal::adopt(store, &recovery, &fleet, &self.host),
             None => Journal::open(&folder.join("journal"), &fleet, &self.host),
@@ -338,7 +342,7 @@ impl Base {
 
     /// Makes the folders of a fleet. Services of other users follow the link into the trees; seals and journal are
     /// the agent's.
-    fn trees(&self, folder: &Path) -> Result<Arc<Trees>, AgentError> {
+    fn trees(&self, folder: &Path, adopted: Option<Adopted>) -> Result<Arc<Trees>, AgentError> {
         let (releases, seals) = (folder.join("releases"), folder.join("seals"));
         create_folder(folder, OPEN_TO_SERVICES)?;
         create_folder(&releases, OPEN_TO_SERVICES)?;
@@ -354,6 +358,7 @@ impl Base {
             seals,
             jobs: self.jobs,
             clock_error: self.clock_error.clone(),
+            adopted,
         }))
     }
 

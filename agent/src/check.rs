@@ -1,10 +1,11 @@
-//! Checks: measure a release on disk now, and attest it; and rehearsals, which run its self-test as well. Outside of any
+//! Checks: measure a release on disk now, and attest it; and rehearsals, which run its self-test as well;
+//! and what runs before any release does. Outside of any
 //! rollout, and nothing that is served changes.
 
 use std::sync::Arc;
 
 use muster_guard::Guard;
-use muster_model::{Code, Digest, FleetName, HostName, Refusal};
+use muster_model::{Code, Digest, FleetName, HostName, Purpose, Refusal};
 use muster_proto::v1::agent_frame::Body;
 use muster_proto::{convert, v1};
 use muster_rollout::host::Measured;
@@ -69,19 +70,27 @@ impl Checker {
 impl Shared {
     /// The envelope of the attestation, or why there is none. A tree that differs is not attested.
     async fn attest(&self, check: &v1::Check, uplink: &Uplink) -> Result<Vec<u8>, Refusal> {
-        let (release, challenge) = self.parse(check)?;
-        manifests::obtain_for_tree(&self.trees, uplink.channel(), release).await;
-        let mut measured = self.measure(release).await?;
-        let mut rehearsal_ms = None;
-        if check.rehearse {
-            rehearsal_ms = Some(self.rehearse(release).await?);
-            // A self-test may change what it runs in: what is attested is what it has left.
-            measured = self.measure(release).await?;
-        }
+        let unsupported =
+            |error: convert::ConvertError| refusal::at(&self.host, Code::Unsupported, error.to_string());
+        let challenge = convert::digest("challenge", &check.challenge).map_err(unsupported)?;
+        let (purpose, measured) = if check.adopt {
+            (Purpose::Adoption, self.measure_adopted().await?)
+        } else {
+            let release = convert::digest("manifest", &check.manifest).map_err(unsupported)?;
+            manifests::obtain_for_tree(&self.trees, uplink.channel(), release).await;
+            let measured = self.measure(release).await?;
+            if check.rehearse {
+                let took_ms = self.rehearse(release).await?;
+                // A self-test may change what it runs in: what is attested is what it has left.
+                (Purpose::Rehearsal { took_ms }, self.measure(release).await?)
+            } else {
+                (Purpose::Check, measured)
+            }
+        };
         let (reply, attestation) = oneshot::channel();
         let ending = || refusal::at(&self.host, Code::SessionLost, "the agent is ending");
         self.driver
-            .send(Input::AttestCheck { rehearsal_ms, challenge, measured, reply })
+            .send(Input::AttestCheck { purpose, challenge, measured, reply })
             .await
             .map_err(|_| ending())?;
         let attestation = attestation.await.map_err(|_| ending())?;
@@ -96,6 +105,13 @@ impl Shared {
         in_lane(&self.lanes.checks, &self.trees.machine, &self.host, measuring).await
     }
 
+    /// Measures what runs here before any release does.
+    async fn measure_adopted(&self) -> Result<Measured, Refusal> {
+        let trees = Arc::clone(&self.trees);
+        let measuring = move || trees.measure_adopted();
+        in_lane(&self.lanes.checks, &self.trees.machine, &self.host, measuring).await
+    }
+
     /// Has the guard run the self-test of a release that was just measured, and tells how long that took, in milliseconds.
     async fn rehearse(&self, release: Digest) -> Result<u64, Refusal> {
         let (guard, fleet, host) = (Arc::clone(&self.guard), self.fleet.clone(), self.host.clone());
@@ -105,14 +121,6 @@ impl Shared {
         })
         .await?;
         Ok(self.trees.machine.boot_time().0.saturating_sub(begun.0))
-    }
-
-    fn parse(&self, check: &v1::Check) -> Result<(Digest, Digest), Refusal> {
-        let unsupported =
-            |error: convert::ConvertError| refusal::at(&self.host, Code::Unsupported, error.to_string());
-        let release = convert::digest("manifest", &check.manifest).map_err(unsupported)?;
-        let challenge = convert::digest("challenge", &check.challenge).map_err(unsupported)?;
-        Ok((release, challenge))
     }
 
     fn end(&self, request: u64, outcome: Result<Vec<u8>, Refusal>, uplink: &Uplink) {

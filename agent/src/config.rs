@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use muster_config::{Fault, Fragments};
 use muster_daemon::{LogFormat, resolve_path};
-use muster_model::{BootGate, Digest, FleetName, PublicKey};
+use muster_model::{BootGate, Digest, EntryPath, FleetName, PublicKey};
 use muster_mtls::{Address, CredentialPaths};
 use serde::{Deserialize, Serialize};
 
 use crate::refusal::chain;
-use crate::{AgentError, ClockError, DriftSettings, OnDrift};
+use crate::{Adopted, AgentError, ClockError, DriftSettings, OnDrift};
 
 const FILE_NAME: &str = "agent.toml";
 
@@ -112,6 +112,20 @@ pub struct FleetSettings {
     /// What follows when what is served changes on the disk: `alarm`, or `fence`, which stops it as well.
     #[serde(default, skip_serializing_if = "OnDrift::is_alarm")]
     pub on_drift: OnDrift,
+    /// The folder that the fleet's service runs from before any release of the fleet does, for `muster adopt`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopt_from: Option<PathBuf>,
+    /// Paths in it that the service writes to, as `mutable` in a release's `muster.toml`: they are not measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adopt_mutable: Vec<EntryPath>,
+}
+
+impl FleetSettings {
+    /// What runs before any release does, if it is to be adopted.
+    #[must_use]
+    pub fn adopted(&self) -> Option<Adopted> {
+        self.adopt_from.clone().map(|from| Adopted::new(from, self.adopt_mutable.clone()))
+    }
 }
 
 const fn default_measure_every_s() -> u64 {
@@ -212,7 +226,8 @@ impl AgentConfig {
             &mut self.attestation_key,
             &mut self.guard_socket,
         ];
-        for path in paths.into_iter().chain(&mut self.crl) {
+        let adopted = self.fleets.iter_mut().filter_map(|fleet| fleet.adopt_from.as_mut());
+        for path in paths.into_iter().chain(&mut self.crl).chain(adopted) {
             // `.` names the folder itself and not a folder in it.
             *path = if path.as_path() == Path::new(".") {
                 folder.to_owned()

@@ -131,7 +131,7 @@ impl Library {
     ) -> Result<(), Refusal> {
         let commitment = |it: &Verified<Attestation>| match it.purpose {
             Purpose::Rollout { commitment, .. } => Some(commitment),
-            Purpose::Check | Purpose::Rehearsal { .. } => None,
+            Purpose::Check | Purpose::Adoption | Purpose::Rehearsal { .. } => None,
         };
         let commitments: Vec<Commitment> = evidence.attestations.iter().filter_map(commitment).collect();
         let verified = papers::Verified {

@@ -211,9 +211,9 @@ impl FleetDriver {
                     self.step(event).await?;
                 }
             }
-            Input::AttestCheck { rehearsal_ms, challenge, measured, reply } => {
+            Input::AttestCheck { purpose, challenge, measured, reply } => {
                 // Whoever asked may have gone.
-                let _ = reply.send(self.host.attest_check(rehearsal_ms, challenge, measured));
+                let _ = reply.send(self.host.attest_check(purpose, challenge, measured));
             }
             Input::DrillDue => self.drill_again()?,
             Input::DriftHinted => self.drift_hinted(),

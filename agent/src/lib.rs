@@ -25,6 +25,7 @@
 //! globals, handles no signals and starts no runtime, so that a thousand agents run in one process; [`cli`] is the
 //! program around one.
 
+mod adopted;
 mod agent;
 mod backoff;
 mod blobs;
@@ -57,6 +58,7 @@ mod tests;
 mod uplink;
 mod witness;
 
+pub use adopted::Adopted;
 pub use agent::{Agent, Coordinator, FleetParts, Parts};
 pub use clock_error::ClockError;
 pub use config::{AgentConfig, FleetSettings};

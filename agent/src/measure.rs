@@ -14,6 +14,7 @@ use muster_model::{BootTime, Code, Comparable, Digest, HostName, MAX_MANIFEST_BY
 use muster_rollout::host::Measured;
 use tokio::sync::Semaphore;
 
+use crate::adopted::Adopted;
 use crate::idle::idly;
 use crate::{ClockError, refusal};
 
@@ -54,6 +55,8 @@ pub(crate) struct Trees {
     pub(crate) jobs: NonZeroUsize,
     /// How far the time of day may be off.
     pub(crate) clock_error: ClockError,
+    /// What runs here before any release does, if root says so.
+    pub(crate) adopted: Option<Adopted>,
 }
 
 /// What follows where a tree has no seal, or one that does not hold.
@@ -187,18 +190,25 @@ impl Trees {
         if let Some(refusal) = refusal::of_measurement(&self.host, measurement) {
             return Err(refusal);
         }
-        Ok(Measured {
-            compared: Comparable {
-                manifest: release,
-                measured: measurement.digest,
-                files: measurement.files,
-                bytes: measurement.bytes,
-                uniform: measurement.uniform,
-            },
+        let compared = Comparable {
+            manifest: release,
+            measured: measurement.digest,
+            files: measurement.files,
+            bytes: measurement.bytes,
+            uniform: measurement.uniform,
+        };
+        Ok(self.measured(compared, begun))
+    }
+
+    /// What was measured from `begun` until now.
+    pub(crate) fn measured(&self, compared: Comparable, begun: BootTime) -> Measured {
+        let elapsed = self.machine.boot_time().since(begun);
+        Measured {
+            compared,
             clock_error_ms: None,
             at: self.machine.unix_time(),
-            elapsed_ms: u64::try_from(self.machine.boot_time().since(begun).as_millis()).unwrap_or(u64::MAX),
-        })
+            elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+        }
     }
 
     fn list(&self) -> Result<Vec<Digest>, ArtifactError> {
@@ -295,6 +305,7 @@ mod tests {
             releases: folder.join("releases"),
             seals: folder.join("seals"),
             clock_error: ClockError::Unknown,
+            adopted: None,
             jobs: one,
         };
         fs::create_dir(&trees.seals).unwrap();

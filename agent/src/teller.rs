@@ -93,12 +93,13 @@ impl Teller {
     }
 }
 
-/// A part of a kept document, or of the manifest of a release that a kept rollout led to.
+/// A part of a kept document, or of the manifest of a release that a kept rollout led to, or of what is to be adopted.
 fn part_of(papers: &Papers, trees: &Trees, digest: Digest, offset: u64) -> Option<(u64, Vec<u8>)> {
     if let Ok(found) = papers.read(digest, offset) {
         return Some(found);
     }
-    let bytes = papers.led_to(digest).then(|| trees.manifest_bytes(digest).ok()).flatten()?;
+    let may_read = papers.led_to(digest) || trees.is_adopted(digest);
+    let bytes = may_read.then(|| trees.manifest_bytes(digest).ok()).flatten()?;
     let start = usize::try_from(offset).ok()?.min(bytes.len());
     let end = bytes.len().min(start + PART_BYTES_MAX);
     Some((bytes.len() as u64, bytes[start..end].to_vec()))

@@ -83,6 +83,7 @@ pub(crate) enum Command {
     Release(commands::release::ReleaseCommand),
     Deploy(commands::deploy::Deploy),
     Status(commands::status::Status),
+    Adopt(commands::adopt::Adopt),
     Check(commands::check::Check),
     Rehearse(commands::rehearse::Rehearse),
     #[command(subcommand)]

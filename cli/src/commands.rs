@@ -1,6 +1,7 @@
 //! The commands, one file for each verb.
 
 pub(crate) mod abort;
+pub(crate) mod adopt;
 pub(crate) mod approve;
 pub(crate) mod audit;
 pub(crate) mod backup;
@@ -90,6 +91,7 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Result<Exit, CliError> {
         Command::Release(release) => Box::pin(release.run(&env)).await,
         Command::Deploy(deploy) => Box::pin(deploy.run(&env)).await,
         Command::Status(status) => Box::pin(status.run(&env)).await,
+        Command::Adopt(adopt) => Box::pin(adopt.run(&env)).await,
         Command::Check(check) => Box::pin(check.run(&env)).await,
         Command::Rehearse(rehearse) => Box::pin(rehearse.run(&env)).await,
         Command::Order(order) => Box::pin(order.run(&env)).await,

@@ -36,6 +36,7 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/fleet.v1.Operations/Deploy", &[Operator, Pipeline]),
     ("/fleet.v1.Operations/Check", &[Operator, Pipeline]),
     ("/fleet.v1.Operations/Rehearse", &[Operator, Pipeline]),
+    ("/fleet.v1.Operations/Adopt", &[Operator, Pipeline]),
     ("/fleet.v1.Operations/Flip", &[Operator]),
     ("/fleet.v1.Operations/ProposeOrder", &[Operator]),
     ("/fleet.v1.Operations/ApproveOrder", &[Operator]),

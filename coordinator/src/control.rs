@@ -150,8 +150,12 @@ impl Attachment {
             Body::Inventory(_) | Body::DeployProgress(_) | Body::DeployEnded(_) | Body::CheckEnded(_) => {
                 self.outside_of_rollouts(&handle, session, body).await.map_err(unreadable)
             }
+            Body::DocumentPart(part) => {
+                self.shared.parts.arrived(&self.host, part);
+                Ok(())
+            }
             // Asked for by a task that has ended.
-            Body::Testimony(_) | Body::DocumentPart(_) => Ok(()),
+            Body::Testimony(_) => Ok(()),
             Body::Join(_)
             | Body::Confirmed(_)
             | Body::Fresh(_)

@@ -23,7 +23,7 @@ use crate::fleet::{self, FleetHandle};
 use crate::ledger::{Documents, Entry, Ledger, LedgerHandle};
 use crate::metrics::Counts;
 use crate::notify::Notifier;
-use crate::rebuild::{self, Beginning, REBUILDS_MAX, RebuildHandle, Standing};
+use crate::rebuild::{self, Beginning, Parts, REBUILDS_MAX, RebuildHandle, Standing};
 use crate::status::{chain, not_stored};
 use crate::{CoordinatorConfig, Error};
 
@@ -55,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) refused_releases: Throttle,
     pub(crate) uploads: UploadLimits,
     pub(crate) counts: Counts,
+    /// Who reads documents of hosts whose fleets are led.
+    pub(crate) parts: Parts,
     incarnation: Incarnation,
     fleets: RwLock<BTreeMap<FleetName, Arc<FleetHandle>>>,
     /// Fleets that are not led yet.
@@ -122,6 +124,7 @@ impl Shared {
             machine,
             uploads: config.upload_limits(),
             counts: Counts::default(),
+            parts: Parts::default(),
             incarnation,
             fleets: RwLock::default(),
             rebuilds: RwLock::default(),

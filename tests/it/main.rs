@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "whatever fails here fails its test, and says where")]
 
+mod adoption;
 mod approvals;
 mod audit;
 mod certificates;

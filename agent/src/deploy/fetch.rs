@@ -73,7 +73,10 @@ pub(super) async fn fetch(
     manifest: &Arc<Manifest>,
     counts: &Counts,
 ) -> Result<(), Refusal> {
-    let missing = missing(trees, manifest).await?;
+    let mut missing = missing(trees, manifest).await?;
+    if trees.adopted.is_some() && !missing.missing.is_empty() {
+        missing = take_from_adopted(trees, manifest, missing).await?;
+    }
     counts.begin(manifest, &missing);
     let one = |blob: (Digest, u64)| async move {
         let _download = downloads.acquire().await.expect("slots are never closed");
@@ -108,6 +111,21 @@ pub(super) async fn fetch(
         trees.blobs.sync().map_err(|error| refusal::of_artifact(&trees.host, &error))
     })
     .await
+}
+
+/// What is still missing once all that runs here already was taken.
+async fn take_from_adopted(
+    trees: &Arc<Trees>,
+    manifest: &Arc<Manifest>,
+    found: Plan,
+) -> Result<Plan, Refusal> {
+    let (at, of) = (Arc::clone(trees), Arc::clone(manifest));
+    on_thread(&trees.machine, &trees.host, move || {
+        at.take_from_adopted(&of, &found.missing);
+        Ok(())
+    })
+    .await?;
+    missing(trees, manifest).await
 }
 
 async fn missing(trees: &Arc<Trees>, manifest: &Arc<Manifest>) -> Result<Plan, Refusal> {

@@ -1,7 +1,7 @@
 //! What a driver is told, by the stream, by the guard and by what runs beside it.
 
 use muster_audit::Offer;
-use muster_model::{Attestation, Digest, Leadership, Mandate, Roster, ToHost, Verified};
+use muster_model::{Attestation, Digest, Leadership, Mandate, Purpose, Roster, ToHost, Verified};
 use muster_rollout::host::{Event, Measured};
 use tokio::sync::oneshot;
 
@@ -45,8 +45,7 @@ pub(crate) enum Input {
     Done(Ticket, Event),
     /// A check has measured a release, and needs the attestation of it.
     AttestCheck {
-        /// How long the self-test took, if there was one.
-        rehearsal_ms: Option<u64>,
+        purpose: Purpose,
         challenge: Digest,
         measured: Measured,
         reply: oneshot::Sender<Attestation>,

@@ -168,6 +168,7 @@ impl World {
                 name: fleet(),
                 boot_gate: BootGate::None,
                 on_drift: OnDrift::Alarm,
+                adopted: None,
                 store: None,
             }],
         }
@@ -328,7 +329,14 @@ impl Session {
 
     pub(crate) async fn check(&mut self, release: Digest, challenge: Digest) -> v1::CheckEnded {
         let (manifest, challenge) = (release.as_bytes().to_vec(), challenge.as_bytes().to_vec());
-        self.say(ToAgent::Check(v1::Check { request: 1, manifest, challenge, rehearse: false })).await;
+        self.say(ToAgent::Check(v1::Check {
+            request: 1,
+            manifest,
+            challenge,
+            rehearse: false,
+            adopt: false,
+        }))
+        .await;
         let FromAgent::CheckEnded(ended) = self.hear().await else { panic!("no end") };
         ended
     }

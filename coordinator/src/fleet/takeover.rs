@@ -121,7 +121,7 @@ impl Reader<'_> {
             verify_evidence(&bytes, roster).map_err(|error| self.failed("the evidence", evidence, error))?;
         let commitment_of = |purpose| match purpose {
             Purpose::Rollout { commitment, .. } => Some(commitment),
-            Purpose::Check | Purpose::Rehearsal { .. } => None,
+            Purpose::Check | Purpose::Adoption | Purpose::Rehearsal { .. } => None,
         };
         Ok(attestations.iter().filter_map(|it| commitment_of(it.document().purpose)).collect())
     }

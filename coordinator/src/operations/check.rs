@@ -171,6 +171,7 @@ impl Check {
             manifest: self.release.manifest.as_bytes().to_vec(),
             challenge: self.challenge.as_bytes().to_vec(),
             rehearse: self.asking == Asking::Rehearsal,
+            adopt: false,
         }))
     }
 
@@ -189,13 +190,17 @@ impl Check {
                 Ok(attested) if attested.attestation.challenge == self.challenge => {
                     match (self.asking, attested.attestation.purpose) {
                         (Asking::Rehearsal, Purpose::Rehearsal { .. }) => Known::Attested(Box::new(attested)),
-                        (Asking::Rehearsal, Purpose::Check | Purpose::Rollout { .. }) => {
+                        (Asking::Rehearsal, Purpose::Check | Purpose::Adoption | Purpose::Rollout { .. }) => {
                             refused(Refusal::of(Code::AgentTooOld, "its agent does not know rehearsals"))
                         }
-                        (Asking::Measurement(_), _) => {
+                        (Asking::Measurement(_), Purpose::Check) => {
                             self.fleet.remember(attested.clone());
                             Known::Attested(Box::new(attested))
                         }
+                        (
+                            Asking::Measurement(_),
+                            Purpose::Adoption | Purpose::Rehearsal { .. } | Purpose::Rollout { .. },
+                        ) => refused(Refusal::of(Code::StaleAttestation, "it answered another question")),
                     }
                 }
                 Ok(_) => refused(Refusal::of(Code::StaleAttestation, "it answered another question")),

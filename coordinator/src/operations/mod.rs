@@ -1,5 +1,6 @@
 //! What operators and pipelines ask.
 
+mod adopt;
 mod audit;
 mod certificates;
 mod check;
@@ -73,6 +74,7 @@ impl Service for Operations {
     type DeployStream = Events<v1::DeployEvent>;
     type CheckStream = Events<v1::CheckEvent>;
     type RehearseStream = Events<v1::CheckEvent>;
+    type AdoptStream = Events<v1::AdoptEvent>;
     type FlipStream = Events<v1::FlipEvent>;
     type ReadAuditStream = Events<v1::ReadAuditResponse>;
     type BackupStream = Events<v1::BackupResponse>;
@@ -240,6 +242,14 @@ impl Service for Operations {
         let rehearsal = check::Check::begin(&self.shared, fleet, manifest, timeout, asking);
         let rehearsal = rehearsal.map_err(refused)?;
         Ok(stream(|events| rehearsal.run(events)))
+    }
+
+    async fn adopt(&self, request: Request<v1::AdoptRequest>) -> Result<Response<Self::AdoptStream>, Status> {
+        let request = request.into_inner();
+        let fleet = self.fleet(&request.fleet)?;
+        let survey =
+            adopt::Survey::begin(&self.shared, fleet, timeout(request.timeout_ms)).map_err(refused)?;
+        Ok(stream(|events| survey.run(events)))
     }
 
     async fn flip(&self, request: Request<v1::FlipRequest>) -> Result<Response<Self::FlipStream>, Status> {

@@ -204,6 +204,6 @@ fn is_for(kept: &Kept, promise: &Promise) -> bool {
 fn commitment(attestation: &Verified<Attestation>) -> Option<Commitment> {
     match attestation.purpose {
         Purpose::Rollout { commitment, .. } => Some(commitment),
-        Purpose::Check | Purpose::Rehearsal { .. } => None,
+        Purpose::Check | Purpose::Adoption | Purpose::Rehearsal { .. } => None,
     }
 }

@@ -23,6 +23,9 @@ pub enum Purpose {
     },
     /// For a check outside of any rollout.
     Check,
+    /// Of what runs on the host before any release of the fleet does: the manifest is that of a folder that the host's own
+    /// configuration names.
+    Adoption,
     /// After the release's self-test has passed on this host, outside of any rollout.
     Rehearsal {
         /// How long the self-test took, in milliseconds.

@@ -94,7 +94,7 @@ fn judge(
 ) {
     let rollout = match it.purpose {
         Purpose::Rollout { k, .. } => Some(k),
-        Purpose::Check | Purpose::Rehearsal { .. } => None,
+        Purpose::Check | Purpose::Adoption | Purpose::Rehearsal { .. } => None,
     };
     let stale =
         rollout != question.rollout || question.challenge.is_some_and(|challenge| challenge != it.challenge);

@@ -351,7 +351,7 @@ fn check_attestations(attestations: &[Authentic<Attestation>], order: &Order) ->
         let host = || attestation.host.clone();
         match attestation.purpose {
             Purpose::Rollout { k, .. } if k == order.counter => {}
-            Purpose::Rollout { .. } | Purpose::Check | Purpose::Rehearsal { .. } => {
+            Purpose::Rollout { .. } | Purpose::Check | Purpose::Adoption | Purpose::Rehearsal { .. } => {
                 return Err(ReceiptError::Purpose { host: host(), ordered: order.counter });
             }
         }
@@ -391,7 +391,10 @@ fn check_secrets(
         match (secret, attestation.purpose) {
             (None, _) => lapsed.push(attestation.host.clone()),
             (Some(secret), Purpose::Rollout { commitment, .. }) if secret.commitment() == commitment => {}
-            (Some(_), Purpose::Rollout { .. } | Purpose::Check | Purpose::Rehearsal { .. }) => {
+            (
+                Some(_),
+                Purpose::Rollout { .. } | Purpose::Check | Purpose::Adoption | Purpose::Rehearsal { .. },
+            ) => {
                 return Err(ReceiptError::Secret { host: attestation.host.clone() });
             }
         }

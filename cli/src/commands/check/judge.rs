@@ -162,11 +162,14 @@ impl<'a> Judge<'a> {
         }
         match (wanted, attestation.purpose) {
             (Wanted::Measurement, Purpose::Check) | (Wanted::Rehearsal, Purpose::Rehearsal { .. }) => {}
-            (Wanted::Measurement, Purpose::Rollout { .. } | Purpose::Rehearsal { .. }) => {
+            (
+                Wanted::Measurement,
+                Purpose::Rollout { .. } | Purpose::Adoption | Purpose::Rehearsal { .. },
+            ) => {
                 let detail = "its attestation was made for something else than a check";
                 return no(Code::StaleAttestation, detail.to_owned());
             }
-            (Wanted::Rehearsal, Purpose::Rollout { .. } | Purpose::Check) => {
+            (Wanted::Rehearsal, Purpose::Rollout { .. } | Purpose::Check | Purpose::Adoption) => {
                 let detail = "its attestation does not say that the self-test has passed";
                 return no(Code::StaleAttestation, detail.to_owned());
             }
@@ -260,7 +263,7 @@ fn judge(host: &HostName, answer: Answer, reference: Option<&Comparable>) -> Hos
         age_ms,
         rehearsal_ms: attestation.as_ref().and_then(|attestation| match attestation.purpose {
             Purpose::Rehearsal { took_ms } => Some(took_ms),
-            Purpose::Rollout { .. } | Purpose::Check => None,
+            Purpose::Rollout { .. } | Purpose::Check | Purpose::Adoption => None,
         }),
         blockers,
     }

@@ -380,19 +380,15 @@ impl Host {
         }
     }
 
-    /// The attestation of a check or a rehearsal, which are outside of any rollout and change nothing.
+    /// The attestation of a check, a rehearsal or an adoption, which are outside of any rollout and change nothing.
     #[must_use]
     pub fn attest_check(
         &self,
-        rehearsal_ms: Option<u64>,
+        purpose: muster_model::Purpose,
         challenge: Digest,
         measured: Measured,
     ) -> muster_model::Attestation {
         let facts = self.facts(&measured);
-        let purpose = match rehearsal_ms {
-            None => muster_model::Purpose::Check,
-            Some(took_ms) => muster_model::Purpose::Rehearsal { took_ms },
-        };
         let (fleet, host) = (self.record.fleet.clone(), self.record.host.clone());
         muster_model::Attestation::new(fleet, host, purpose, challenge, measured.compared, facts)
     }

@@ -146,7 +146,7 @@ impl World {
         let attestations = evidence.map(|evidence| self.attestations_in(evidence)).unwrap_or_default();
         let commitment = |purpose: &Purpose| match purpose {
             Purpose::Rollout { commitment, .. } => Some(*commitment),
-            Purpose::Check | Purpose::Rehearsal { .. } => None,
+            Purpose::Check | Purpose::Adoption | Purpose::Rehearsal { .. } => None,
         };
         let secrets = coordinator.record.phase.opening().map(|opening| {
             coordinator.documents.get(&opening.secrets).map(|bytes| secrets_in(bytes)).unwrap_or_default()

@@ -132,7 +132,7 @@ fn settled_on(world: &World, verdict: &Verdict) -> Option<Dossier> {
     let evidence = world.attestations_in(world.coordinator.documents.get(&last.evidence)?);
     let commitment = |purpose: &Purpose| match purpose {
         Purpose::Rollout { commitment, .. } => Some(*commitment),
-        Purpose::Check | Purpose::Rehearsal { .. } => None,
+        Purpose::Check | Purpose::Adoption | Purpose::Rehearsal { .. } => None,
     };
     let secrets = Secrets::from_bytes(world.coordinator.documents.get(&last.secrets)?)?;
     Some(Dossier {
@@ -157,7 +157,7 @@ fn dossier(world: &World, promise: &Promise, kept: Kept) -> Option<Dossier> {
         known
             .map(|it| match it?.purpose {
                 Purpose::Rollout { commitment, .. } => Some(commitment),
-                Purpose::Check | Purpose::Rehearsal { .. } => None,
+                Purpose::Check | Purpose::Adoption | Purpose::Rehearsal { .. } => None,
             })
             .collect()
     };

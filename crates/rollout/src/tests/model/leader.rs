@@ -165,7 +165,7 @@ impl Turn<'_> {
         let attestations = self.attestations_in(evidence).unwrap_or_default();
         let commitment = |attestation: &Verified<Attestation>| match attestation.purpose {
             Purpose::Rollout { commitment, .. } => Some(commitment),
-            Purpose::Check | Purpose::Rehearsal { .. } => None,
+            Purpose::Check | Purpose::Adoption | Purpose::Rehearsal { .. } => None,
         };
         attestations.into_iter().filter_map(commitment).collect()
     }
