@@ -36,7 +36,7 @@ use crate::renewal::{CertificateState, Renewal};
 use crate::stream::{Line, Route};
 use crate::teller::Teller;
 use crate::witness::Witness;
-use crate::{AgentConfig, AgentError, ClockError, DriftSettings, OnDrift};
+use crate::{AgentConfig, AgentError, ClockError, DriftSettings, Enforce, OnDrift};
 
 /// A machine that was busy when its agent started may be at rest by then.
 const DRILL_AGAIN: Duration = Duration::from_secs(30);
@@ -63,6 +63,8 @@ pub struct FleetParts {
     pub boot_gate: BootGate,
     /// What follows when what is served changes on the disk.
     pub on_drift: OnDrift,
+    /// How much may be done to the service.
+    pub enforce: Enforce,
     /// What runs before any release does, if it is to be adopted.
     pub adopted: Option<Adopted>,
     /// The store of its journal and what was found in it; a folder of the state if none is given.
@@ -133,6 +135,7 @@ impl Parts {
             name: fleet.name.clone(),
             boot_gate: fleet.boot_gate,
             on_drift: fleet.on_drift,
+            enforce: fleet.enforce,
             adopted: fleet.adopted(),
             store: None,
         });
@@ -308,7 +311,7 @@ impl Base {
         let papers = Arc::new(Papers::open(&papers_folder));
         let (post, inbox) = mpsc::channel::<Input>(INBOX_MAX);
         let (root, lanes, key) = (&self.roots, &self.lanes, &self.key);
-        let shared = (Arc::clone(&self.slots), self.certificate.clone());
+        let shared = (Arc::clone(&self.slots), self.certificate.clone(), parts.enforce);
         let deployer = Deployer::new(fleet.clone(), Arc::clone(root), Arc::clone(&trees), shared);
         let tools_of_checks = (Arc::clone(lanes), Arc::clone(key), Arc::clone(&self.guard));
         let checker = Checker::new(fleet.clone(), Arc::clone(&trees), tools_of_checks, post.clone());
@@ -335,7 +338,7 @@ impl Base {
         let profile = self.profile(parts.boot_gate);
         let library = Arc::clone(&tools.library);
         let teller = Teller::new(fleet.clone(), papers, Arc::clone(&tools.trees), library, post.clone());
-        let route = Route { fleet, inbox: post.clone(), deployer, checker, teller };
+        let route = Route { fleet, enforce: parts.enforce, inbox: post.clone(), deployer, checker, teller };
         let driver = FleetDriver::new(tools, opened, profile, Arc::clone(&self.guard), (post, inbox));
         Ok((route, driver))
     }

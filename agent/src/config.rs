@@ -12,7 +12,7 @@ use muster_mtls::{Address, CredentialPaths};
 use serde::{Deserialize, Serialize};
 
 use crate::refusal::chain;
-use crate::{Adopted, AgentError, ClockError, DriftSettings, OnDrift};
+use crate::{Adopted, AgentError, ClockError, DriftSettings, Enforce, OnDrift};
 
 const FILE_NAME: &str = "agent.toml";
 
@@ -112,6 +112,9 @@ pub struct FleetSettings {
     /// What follows when what is served changes on the disk: `alarm`, or `fence`, which stops it as well.
     #[serde(default, skip_serializing_if = "OnDrift::is_alarm")]
     pub on_drift: OnDrift,
+    /// How much Muster may do to the fleet's service on this host.
+    #[serde(default, skip_serializing_if = "Enforce::is_full")]
+    pub enforce: Enforce,
     /// The folder that the fleet's service runs from before any release of the fleet does, for `muster adopt`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopt_from: Option<PathBuf>,

@@ -15,6 +15,7 @@ use muster_proto::v1::agent_frame::Body;
 use muster_trust::RootChain;
 use tokio::sync::Semaphore;
 
+use crate::Enforce;
 use crate::manifests;
 use crate::measure::{Trees, on_thread};
 use crate::refusal;
@@ -65,6 +66,7 @@ struct Shared {
     trees: Arc<Trees>,
     slots: Arc<Slots>,
     certificate: CertificateState,
+    enforce: Enforce,
     running: Running,
     room: Arc<Semaphore>,
 }
@@ -82,12 +84,14 @@ impl Deployer {
         fleet: FleetName,
         root: Arc<RootChain>,
         trees: Arc<Trees>,
-        (slots, certificate): (Arc<Slots>, CertificateState),
+        (slots, certificate, enforce): (Arc<Slots>, CertificateState, Enforce),
     ) -> Self {
         let host = trees.host.clone();
         let room = Arc::new(Semaphore::new(REQUESTS_MAX));
         let running = Running::default();
-        Self { shared: Arc::new(Shared { fleet, host, root, trees, slots, certificate, running, room }) }
+        Self {
+            shared: Arc::new(Shared { fleet, host, root, trees, slots, certificate, enforce, running, room }),
+        }
     }
 
     /// Begins a deployment, or joins the one of the same release that runs. Its end is told over `uplink`.
@@ -260,7 +264,8 @@ impl Shared {
         let manifests = releases.iter().map(|release| release.as_bytes().to_vec()).collect();
         let root_version = Some(self.root.in_force().root().version);
         let certificate = self.certificate.report();
-        let inventory = v1::Inventory { manifests, root_version, certificate };
+        let enforce = (!self.enforce.is_full()).then(|| self.enforce.as_str().to_owned());
+        let inventory = v1::Inventory { manifests, root_version, certificate, enforce };
         uplink.send(&self.fleet, Body::Inventory(inventory));
     }
 

@@ -24,7 +24,7 @@ use crate::deploy::Deployer;
 use crate::driver::Input;
 use crate::teller::Teller;
 use crate::uplink::{FRAMES_MAX, Uplink};
-use crate::{AgentError, refusal, witness};
+use crate::{AgentError, Enforce, refusal, witness};
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
@@ -41,6 +41,7 @@ const ROOTS_MAX: usize = 64;
 /// Where the frames of one fleet go.
 pub(crate) struct Route {
     pub(crate) fleet: FleetName,
+    pub(crate) enforce: Enforce,
     pub(crate) inbox: mpsc::Sender<Input>,
     pub(crate) deployer: Deployer,
     pub(crate) checker: Checker,
@@ -226,6 +227,12 @@ impl Line {
             Some(Body::Check(check)) => route.checker.begin(check, uplink.clone()),
             Some(body) => {
                 if let Some(message) = convert::from_coordinator(body)? {
+                    if let Some((k, refusal)) = route.enforce.refuses(&self.host, &message) {
+                        tracing::info!(%fleet, %k, %refusal, "takes no part");
+                        let refused = v1::Refused { k: Some(k.0), refusal: Some(refusal.into()) };
+                        uplink.send(&fleet, Reply::Refused(refused));
+                        return Ok(());
+                    }
                     // A driver that has ended has ended the agent as well.
                     let _ = route.inbox.send(Input::Said(leadership, message)).await;
                 }

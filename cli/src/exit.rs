@@ -91,6 +91,7 @@ impl Exit {
             | Code::ClockMayPause
             | Code::ClockUncertain
             | Code::HookFailed
+            | Code::NotEnforced
             | Code::AuditRewritten
             | Code::Unmandated
             | Code::RolledBackCoordinator => Self::NotAllowed,

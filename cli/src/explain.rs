@@ -157,6 +157,10 @@ explanations! {
         "The fleet, or a host of it, was halted.",
         "Somebody stopped it at once. It serves nothing and starts nothing, whatever is restarted or rebooted, until a signed order with a higher number resumes it.",
         "find out why it was halted; then `muster resume`, or `muster flip` to another release";
+    NotEnforced =>
+        "A host takes part in no flip, by its own configuration.",
+        "Its agent.toml has `enforce = \"observe\"` or `\"gate\"` for the fleet: it measures and attests, and nothing that Muster does stops or starts its service. All N hosts flip or none, so the fleet does not flip while that is so.",
+        "take `enforce` out of the host's agent.toml and restart its agent, once Muster is to manage the service there; or flip with the tool that manages it, and ask `muster check` before";
     HookFailed =>
         "A hook of a host failed or took too long.",
         "The host's own configuration names a command for this step, and it did not end with 0 in its time.",

@@ -28,6 +28,8 @@ use crate::status::{chain, root_cause};
 
 /// Releases that are read of one inventory.
 const INVENTORY_MAX: usize = 1024;
+/// What a host says of `enforce` is a word.
+const ENFORCE_BYTES_MAX: usize = 16;
 
 /// The largest frame of an agent: an attestation, or a refusal with many blockers.
 const FRAME_BYTES_MAX: usize = 256 << 10;
@@ -196,7 +198,9 @@ impl Attachment {
             let manifests: Result<BTreeSet<_>, _> =
                 manifests.map(|it| convert::digest("manifests", it)).collect();
             let (root_version, certificate) = (inventory.root_version, inventory.certificate.clone());
-            handle.set_inventory(host, Held { manifests: manifests?, root_version, certificate });
+            let mut enforce = inventory.enforce.clone();
+            enforce.iter_mut().for_each(|it| it.truncate(it.floor_char_boundary(ENFORCE_BYTES_MAX)));
+            handle.set_inventory(host, Held { manifests: manifests?, root_version, certificate, enforce });
             return Ok(());
         }
         let mut deployed = None;

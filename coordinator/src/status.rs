@@ -148,6 +148,7 @@ fn grpc_code(code: Code) -> tonic::Code {
         | Code::ClockUncertain
         | Code::Halted
         | Code::HookFailed
+        | Code::NotEnforced
         | Code::Unhealthy
         | Code::StartFailed
         | Code::WrongProcess

@@ -13,6 +13,7 @@ mod demo;
 mod deploy;
 mod drift;
 mod durability;
+mod enforcement;
 mod enrolment;
 mod exit_codes;
 mod fences;

@@ -168,6 +168,7 @@ impl World {
                 name: fleet(),
                 boot_gate: BootGate::None,
                 on_drift: OnDrift::Alarm,
+                enforce: crate::Enforce::Full,
                 adopted: None,
                 store: None,
             }],

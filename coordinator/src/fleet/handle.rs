@@ -30,6 +30,8 @@ pub(crate) struct Held {
     pub(crate) root_version: Option<u64>,
     /// What becomes of its certificate, if it says.
     pub(crate) certificate: Option<v1::CertificateReport>,
+    /// How much Muster may do to its service, if that is not all.
+    pub(crate) enforce: Option<String>,
 }
 
 /// A fleet, as it is reached from the gRPC edge.

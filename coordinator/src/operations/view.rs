@@ -69,7 +69,7 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
         root_version: shared.root().root().version,
         open_overrides: super::audit::open_overrides(shared, &fleet.name),
         coordinator_certificate: super::certificates::own(shared),
-        warnings: certificate_warnings(shared, fleet).into_iter().map(v1::Blocker::from).collect(),
+        warnings: warnings(shared, fleet).into_iter().map(v1::Blocker::from).collect(),
         waiting_orders: super::orders::waiting(shared, &history, record, &names),
         additions: super::roster::additions(shared, &fleet.roster().roster),
     })
@@ -97,9 +97,23 @@ fn host_status(
         root_version: held.and_then(|held| held.root_version),
         certificate_expires_unix_ms: shared.certificate_of(&host.host).map(|it| it.not_after.0),
         certificate: held.and_then(|held| held.certificate.clone()),
+        enforce: held.and_then(|held| held.enforce.clone()),
         state: state(host.state).into(),
         parked: None,
     }
+}
+
+/// What stands in the way of the next flip, or will, though nothing is wrong now.
+fn warnings(shared: &Shared, fleet: &FleetHandle) -> Vec<Blocker> {
+    let mut warnings = certificate_warnings(shared, fleet);
+    let (inventory, roster) = (fleet.inventory(), fleet.roster().roster);
+    for host in roster.hosts().iter().map(|member| &member.name) {
+        if let Some(enforce) = inventory.get(host).and_then(|held| held.enforce.as_ref()) {
+            let detail = format!("it takes part in no flip (`enforce = \"{enforce}\"` in its agent.toml)");
+            warnings.push(Blocker::host(Code::NotEnforced, host, detail));
+        }
+    }
+    warnings
 }
 
 fn set_aside(host: &Withdrawn) -> v1::SetAside {

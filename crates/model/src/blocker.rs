@@ -92,6 +92,8 @@ codes! {
     ClockUncertain = "clock-uncertain",
     /// The fleet or the host was halted, and serves nothing until an order resumes it.
     Halted = "halted",
+    /// The host's own configuration has it observe, or be a gate for other tools, and take part in no flip.
+    NotEnforced = "not-enforced",
     /// A hook of the host's failed or took too long.
     HookFailed = "hook-failed",
     /// The service did not start, or ended at once.

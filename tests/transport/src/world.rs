@@ -197,6 +197,7 @@ impl World<'_> {
                 name: fleet(),
                 boot_gate: BootGate::None,
                 on_drift: OnDrift::Alarm,
+                enforce: muster_agent::Enforce::Full,
                 adopted: None,
                 store: None,
             }],

@@ -34,6 +34,9 @@ pub(super) struct HostView {
     pub(super) halted_since_rollout: Option<u64>,
     deployed: Vec<ReleaseView>,
     pub(super) agent_version: Option<String>,
+    /// How much Muster may do to its service, by its own configuration, if that is not all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    enforce: Option<String>,
     /// The root document that it goes by, as it said last.
     root_version: Option<u64>,
     /// That, where the coordinator goes by another.
@@ -80,6 +83,7 @@ impl HostView {
             halted_since_rollout: wire.halted_k,
             deployed: wire.deployed.iter().map(ReleaseView::try_from).collect::<Result<_, _>>()?,
             agent_version: wire.agent_version,
+            enforce: wire.enforce,
             root_version: wire.root_version,
             other_root: wire.root_version.filter(|it| served.root_version.is_some_and(|root| root != *it)),
             certificate_expires: wire

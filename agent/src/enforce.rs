@@ -1,0 +1,56 @@
+//! How much Muster may do to a fleet's service on this host: root's word, in root's file, which nothing that comes over the
+//! network changes.
+//!
+//! It can only ever keep a fleet from flipping: a host that is not fully in refuses, and a flip needs all N.
+
+use muster_model::{Code, HostName, Refusal, RolloutId, ToHost};
+use serde::{Deserialize, Serialize};
+
+use crate::refusal;
+
+/// How much Muster may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Enforce {
+    /// It measures, and reports; a flip is refused as soon as it is proposed.
+    Observe,
+    /// It also attests to flips, so that other tools can ask for that before they change anything; a flip is refused once all
+    /// have attested, before any host arms.
+    Gate,
+    /// All of it.
+    #[default]
+    Full,
+}
+
+impl Enforce {
+    /// Whether nothing is kept back.
+    #[must_use]
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    pub const fn is_full(&self) -> bool {
+        matches!(self, Self::Full)
+    }
+
+    /// The text form.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Observe => "observe",
+            Self::Gate => "gate",
+            Self::Full => "full",
+        }
+    }
+
+    /// The rollout that is refused, and why, if it must not go on with this message. What was decided before this was
+    /// configured goes on, and halts are obeyed.
+    pub(crate) fn refuses(self, host: &HostName, message: &ToHost) -> Option<(RolloutId, Refusal)> {
+        let (k, detail) = match (self, message) {
+            (Self::Observe, ToHost::Propose { k, .. }) => (*k, "it only observes"),
+            (Self::Gate, ToHost::Prepare { k, .. }) => (*k, "it has attested, and takes part in no flip"),
+            // Arming is what a flip cannot do without: no way around the above leads there.
+            (Self::Observe | Self::Gate, ToHost::Arm { k, .. }) => (*k, "it takes part in no flip"),
+            (Self::Observe | Self::Gate | Self::Full, _) => return None,
+        };
+        let detail = format!("{detail} (`enforce = \"{}\"` in its agent.toml)", self.as_str());
+        Some((k, refusal::at(host, Code::NotEnforced, detail)))
+    }
+}
