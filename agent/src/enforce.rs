@@ -25,7 +25,6 @@ pub enum Enforce {
 impl Enforce {
     /// Whether nothing is kept back.
     #[must_use]
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     pub const fn is_full(&self) -> bool {
         matches!(self, Self::Full)
     }
@@ -52,5 +51,41 @@ impl Enforce {
         };
         let detail = format!("{detail} (`enforce = \"{}\"` in its agent.toml)", self.as_str());
         Some((k, refusal::at(host, Code::NotEnforced, detail)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_model::{Digest, Documents, Epoch};
+
+    use super::*;
+
+    #[test]
+    fn a_flip_is_refused_where_it_says_and_nothing_else_is() {
+        let host = HostName::new("host-1").unwrap();
+        let (k, digest) = (RolloutId(4), Digest::of(b"release"));
+        let documents = Documents { order: digest, release: digest, roster: digest, evidence: digest };
+        let steps = [
+            ToHost::Propose { k, to: digest },
+            ToHost::Prepare { k, epoch: Epoch(2), documents },
+            ToHost::Arm { k, instant: None },
+            ToHost::Probe { k },
+            ToHost::Halt { k },
+            ToHost::Close { k },
+            ToHost::Disarm { k },
+        ];
+        for (enforce, refused) in [
+            (Enforce::Observe, [true, false, true, false, false, false, false]),
+            (Enforce::Gate, [false, true, true, false, false, false, false]),
+            (Enforce::Full, [false; 7]),
+        ] {
+            for (step, is_refused) in steps.iter().zip(refused) {
+                let said = enforce.refuses(&host, step);
+                assert_eq!(said.is_some(), is_refused, "{enforce:?} {step:?}");
+                if let Some((of, refusal)) = said {
+                    assert_eq!((of, refusal.code()), (k, Some(Code::NotEnforced)));
+                }
+            }
+        }
     }
 }

@@ -41,7 +41,7 @@ fn one_host_that_observes_or_is_a_gate_keeps_all_from_flipping() {
         assert_eq!(status["warnings"][0]["host"], "host-2");
         assert_eq!(refusals(&fleet.host(2)), if how == "observe" { 1 } else { 2 });
     }
-    fleet.json(&["halt", "--reason", "fire"]).expect_code(0);
+    fleet.json(&["halt", "demo", "--reason", "fire", "--yes"]).expect_code(0);
     assert_eq!(fleet.host(2).serves(), None, "halts are obeyed");
     enforce(&fleet, &fleet.host(2), "full");
     fleet.json(&["flip", "2.0"]).expect_code(0);

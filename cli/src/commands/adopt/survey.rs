@@ -178,3 +178,6 @@ impl<'a> Survey<'a> {
         Ok(Attestation::clone(&attestation))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -220,3 +220,30 @@ fn whatever_the_coordinator_objects_to_shuts_the_gate() {
     assert_eq!(verdict.identical(), 1);
     assert_ne!(verdict.exit(), Exit::Proven);
 }
+
+#[test]
+fn a_rehearsal_counts_as_one_and_as_nothing_else() {
+    let fleet = Fleet::new(2);
+    let verdict_of = |wanted: Wanted, purposes: [Purpose; 2]| {
+        let mut judge = Judge::new(Question { wanted, ..fleet.judge().question });
+        for (index, purpose) in purposes.into_iter().enumerate() {
+            let says = Says { purpose, ..fleet.says(index) };
+            judge.hear(fleet.signed(says, &fleet.keys[index])).unwrap();
+        }
+        judge.close(finished()).unwrap()
+    };
+    let rehearsed = Purpose::Rehearsal { took_ms: 70 };
+    let passed = verdict_of(Wanted::Rehearsal, [rehearsed; 2]);
+    assert_eq!((passed.exit(), passed.hosts[1].rehearsal_ms), (Exit::Proven, Some(70)));
+    for (wanted, second) in [
+        (Wanted::Rehearsal, Purpose::Check),
+        (Wanted::Rehearsal, Purpose::Adoption),
+        (Wanted::Measurement, rehearsed),
+        (Wanted::Measurement, Purpose::Adoption),
+    ] {
+        let first = if wanted == Wanted::Rehearsal { rehearsed } else { Purpose::Check };
+        let verdict = verdict_of(wanted, [first, second]);
+        assert_eq!(codes(&verdict), [Code::StaleAttestation], "{wanted:?} {second:?}");
+        assert_eq!((verdict.identical(), verdict.hosts[1].rehearsal_ms), (1, None));
+    }
+}
