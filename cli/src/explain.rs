@@ -159,7 +159,7 @@ explanations! {
         "find out why it was halted; then `muster resume`, or `muster flip` to another release";
     NotEnforced =>
         "A host takes part in no flip, by its own configuration.",
-        "Its agent.toml has `enforce = \"observe\"` or `\"gate\"` for the fleet: it measures and attests, and nothing that Muster does stops or starts its service. All N hosts flip or none, so the fleet does not flip while that is so.",
+        "Its agent.toml has `enforce = \"observe\"` or `\"gate\"` for the fleet: it measures and attests, and refuses every flip. All N hosts flip or none, so the fleet does not flip while that is so.",
         "take `enforce` out of the host's agent.toml and restart its agent, once Muster is to manage the service there; or flip with the tool that manages it, and ask `muster check` before";
     HookFailed =>
         "A hook of a host failed or took too long.",
