@@ -1,7 +1,7 @@
 //! A coordinator that was lost, with and without a backup, is rebuilt from a fleet that serves all the while.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use muster_model::Code;
@@ -30,13 +30,30 @@ fn flipping(point: &str) -> (Fleet, [String; 2]) {
     let fleet = Fleet::up(3);
     let digests = [fleet.release(&tree("1"), "1"), fleet.push(&tree("2"), "2")];
     fleet.json(&["deploy", "2"]).expect_code(0);
+    flip_until(&fleet, point);
+    (fleet, digests)
+}
+
+/// Flips to `2`, and the coordinator dies on the way.
+#[track_caller]
+fn flip_until(fleet: &Fleet, point: &str) {
     let coordinator = fleet.coordinator();
     coordinator.kill();
     coordinator.start(&[("MUSTER_CRASH_AT", point)]);
     fleet.wait_connected(3);
     assert_ne!(fleet.json(&["flip", "2", "--timeout", "60s"]).code, 0);
     coordinator.wait_until_gone();
-    (fleet, digests)
+}
+
+/// Signs a roster that is written as TOML, and hands it to nobody.
+#[track_caller]
+fn sign(fleet: &Fleet, draft: &Path) -> PathBuf {
+    fleet.json(&["roster", "sign", text(draft)]).expect_code(0);
+    draft.with_extension("json")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
 }
 
 #[track_caller]
@@ -157,6 +174,75 @@ fn a_host_that_is_off_for_good_is_left_out_by_a_signed_statement() {
     fleet.json(&["deploy", "3", "--timeout", "2s"]).expect_code(11);
     fleet.json(&["flip", "3"]).expect_code(11).expect_blocker("host-missing", "host-3", "");
     assert_eq!(fleet.host(1).serves().as_ref(), Some(&second));
+}
+
+/// Operators sign a roster without it that no coordinator has ever put into force, so nobody has asked it to close.
+#[test]
+fn a_host_that_the_mandated_roster_drops_is_heard_before_the_others_go_on_without_it() {
+    let (fleet, [_, second]) = serving();
+    let observer = Observer::of(&fleet);
+    let draft = fleet.scratch().join("two-hosts.toml");
+    fleet.json(&["roster", "draft", "host-1", "host-2", "--out", text(&draft)]).expect_code(0);
+    let roster = sign(&fleet, &draft);
+    let dropped = fleet.host(3);
+    dropped.agent.kill();
+    fleet.lose_coordinator();
+    let rebuild = ["coordinator", "rebuild", "--reason", "a test", "--timeout", "8s"];
+    let waits = fleet.json(&[&rebuild[..], &["--roster", text(&roster)]].concat()).expect_code(12);
+    let blocker = waits.expect_blocker("removal-needs-evidence", "host-3", "");
+    assert!(blocker.detail.contains("earlier roster"), "{waits}");
+    assert_eq!(dropped.serves().as_ref(), Some(&second), "its guard goes on");
+    // The others keep what they know, whichever coordinator asks them.
+    fleet.coordinator().kill();
+    fleet.coordinator().start(&[]);
+    fleet.wait_answers();
+    fleet.json(&["status"]).expect_code(11).expect_blocker("rebuilding", "", "");
+
+    dropped.agent.start(&[]);
+    wait_until("the coordinator leads two hosts", PATIENCE, || {
+        let status = fleet.json(&["status"]);
+        (status.code == 0 && status.json()["hosts_total"] == 2).then_some(())
+    });
+    assert_eq!(dropped.serves(), None, "it has closed before");
+    fleet.wait_connected(2);
+    let third = fleet.release(&tree("3"), "3");
+    assert_eq!([1, 2].map(|number| fleet.host(number).serves()), [Some(third.clone()), Some(third)]);
+    assert_eq!(dropped.serves(), None);
+    observer.expect_one_release_at_a_time();
+}
+
+#[test]
+fn a_rollout_that_goes_forward_counts_its_own_hosts_and_who_joins_comes_after_it() {
+    let fleet = Fleet::up(3);
+    let second = {
+        fleet.release(&tree("1"), "1");
+        fleet.push(&tree("2"), "2")
+    };
+    fleet.json(&["deploy", "2"]).expect_code(0);
+    let joining = fleet.enrol("host-4");
+    until("it has enrolled and waits", || fleet.coordinator().log().contains("host-not-in-roster"));
+    let draft = fleet.scratch().join("four-hosts.toml");
+    fleet.json(&["roster", "propose", "--from-pending", "--out", text(&draft)]).expect_code(0);
+    let roster = sign(&fleet, &draft);
+    flip_until(&fleet, "coordinator.opened.persisted");
+    let observer = Observer::of(&fleet);
+    assert!(fleet.hosts().iter().all(|host| host.serves().is_none()));
+    fleet.lose_coordinator();
+    let rebuild = ["coordinator", "rebuild", "--reason", "a test", "--timeout", "60s"];
+    fleet.json(&[&rebuild[..], &["--roster", text(&roster)]].concat()).expect_code(0);
+    wait_until("all three serve, and the roster holds", PATIENCE, || {
+        let status = fleet.json(&["status"]);
+        let serves = |host: &Host| host.serves().as_ref() == Some(&second);
+        let holds = status.code == 0 && status.json()["roster_revision"] == 2;
+        (holds && status.json()["epoch"] == 2 && fleet.hosts().iter().all(serves)).then_some(())
+    });
+    fleet.wait_connected(4);
+    assert_eq!(fleet.push(&tree("2"), "2"), second, "its blobs are gone with the coordinator");
+    fleet.json(&["deploy", "2"]).expect_code(0);
+    until("who has joined serves with the others", || joining.serves().as_ref() == Some(&second));
+    let third = flip_to_something_new(&fleet);
+    assert_eq!(joining.serves(), Some(third));
+    observer.expect_one_release_at_a_time();
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -113,6 +113,10 @@ impl Sources {
             self.roots.verify_history(SigningRole::Operator, &order).map_err(bad)?;
         let roster = self.read(host, kept.papers.roster, envelope).await?;
         let roster = self.roots.verify_roster_history(&roster).map_err(bad)?;
+        if order.document().roster != roster.payload_digest() {
+            let detail = format!("the order of rollout {} is bound to another roster than it keeps", kept.k);
+            return Err(Blocker::host(muster_model::Code::SignatureInvalid, host, detail));
+        }
         self.read(host, kept.papers.release, envelope).await?;
         let evidence = self.read(host, kept.evidence, EVIDENCE_BYTES_MAX as u64).await?;
         let attestations = verify_evidence(&evidence, roster.document()).map_err(bad)?;

@@ -5,6 +5,7 @@
 //! and the fleet is led. What follows from their word is worked out in `muster-rollout`.
 
 mod gather;
+mod held;
 mod parts;
 mod task;
 
@@ -71,6 +72,8 @@ pub(crate) enum Input {
     Begin { mandate: Box<Signed>, reply: oneshot::Sender<Result<(), Refusal>> },
     /// What is known so far?
     Survey(oneshot::Sender<Survey>),
+    /// The last roster that held, if some host keeps it: the newest of these.
+    Held { kept: held::Kept, before: Option<Arc<Verified<Roster>>> },
     /// The documents that were looked for in this term.
     Gathered { term: Term, found: Box<Result<gather::Gathered, Vec<Blocker>>> },
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_model::{
-    Blocker, Code, FleetName, HostName, HostPlace, JoinReport, Leadership, Refusal, SessionId, Term, ToHost,
-    Token,
+    Blocker, Code, FleetName, HostName, HostPlace, JoinReport, Leadership, Membership, Refusal, Roster,
+    SessionId, Term, ToHost, Token, Verified,
 };
 use muster_proto::convert::to_agent;
 use muster_proto::v1;
@@ -14,13 +14,13 @@ use muster_proto::v1::coordinator_frame::Body;
 use muster_rollout::fleet::{
     FleetRecord, Identity, Inheritance, PreviousToken, RECORD_FORMAT, SessionRecord, roster_ref,
 };
-use muster_rollout::rebuild::{Testimony, judge};
+use muster_rollout::rebuild::{Mandated, Testimony, Verdict, judge};
 use muster_store::StoreError;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::gather::{Gathered, Sources};
-use super::{INBOX_INPUTS, Input, RebuildHandle, Signed, Standing, Survey, Surveyed};
+use super::{INBOX_INPUTS, Input, RebuildHandle, Signed, Standing, Survey, Surveyed, held};
 use crate::coordinator::Shared;
 use crate::fleet::{Outbox, stamp};
 use crate::ledger::{Entry, MandateEntry};
@@ -52,6 +52,10 @@ struct Rebuilder {
     hosts: BTreeMap<HostName, Host>,
     blockers: Vec<Blocker>,
     stage: Stage,
+    /// The last roster that held, and the rosters among which it was looked for.
+    before: Option<(held::Kept, Option<Arc<Verified<Roster>>>)>,
+    /// Those among which it is being looked for.
+    reading: Option<held::Kept>,
     ask_again: Option<Instant>,
     post: mpsc::Sender<Input>,
 }
@@ -104,6 +108,8 @@ pub(crate) fn spawn(
         hosts: BTreeMap::new(),
         blockers: Vec::new(),
         stage: Stage::Hearing,
+        before: None,
+        reading: None,
         ask_again: None,
         post,
     };
@@ -176,6 +182,11 @@ impl Rebuilder {
                 let survey = self.survey().await;
                 let _ = reply.send(survey);
             }
+            Input::Held { kept, before } => {
+                self.reading = None;
+                self.before = Some((kept, before));
+                self.conclude();
+            }
             // What was found for an earlier mandate was judged by that one.
             Input::Gathered { term, .. } if term != self.leadership.term => {}
             Input::Gathered { found, .. } => return self.gathered(*found).await,
@@ -203,8 +214,10 @@ impl Rebuilder {
             (None, Some(mandate)) => {
                 let envelope = mandate.envelope.clone().into_bytes();
                 self.send(&outbox, Leadership::default(), Body::Mandate(v1::Mandate { envelope }));
-                let roster = mandate.roster_envelope.as_bytes().to_vec();
-                self.send(&outbox, Leadership::default(), Body::RosterShown(v1::RosterShown { roster }));
+                if self.is_shown(mandate, &host, report) {
+                    let roster = mandate.roster_envelope.as_bytes().to_vec();
+                    self.send(&outbox, Leadership::default(), Body::RosterShown(v1::RosterShown { roster }));
+                }
                 to_agent(ToHost::Joined { next })
             }
             (Some(blocker), _) => to_agent(ToHost::Refuse { refusal: Refusal::because(blocker.clone()) }),
@@ -219,10 +232,20 @@ impl Rebuilder {
         self.handle.is_deserted_now(false);
     }
 
+    /// Whom the roster leaves out closes, and whom an earlier one has left out goes by this one. Others keep the last one that held
+    /// until the fleet is led: this one may have to wait for a rollout that goes forward, under which they take part.
+    fn is_shown(&self, mandate: &Signed, host: &HostName, report: &JoinReport) -> bool {
+        mandate.roster.place(host) != Some(HostPlace::Serving)
+            || matches!(report.standing.membership, Membership::Excluded(_))
+    }
+
     fn admissible(&self, host: &HostName, report: &JoinReport) -> Result<(), Blocker> {
         let refuse = |code, detail: String| Err(Blocker::host(code, host, detail));
+        // Whoever served before is heard as well.
+        let served = self.held().is_some_and(|before| before.position(host).is_some());
         if let Some(mandate) = &self.mandate
             && !matches!(mandate.roster.place(host), Some(HostPlace::Serving | HostPlace::Parked))
+            && !served
         {
             let detail = format!("it is not in revision {} of the roster", mandate.roster.revision());
             return refuse(Code::HostNotInRoster, detail);
@@ -283,21 +306,15 @@ impl Rebuilder {
             return;
         }
         let told = self.told();
-        match judge(&mandate.roster, &mandate.mandate, &told) {
+        let kept = held::kept(&told);
+        if self.before.as_ref().is_none_or(|(known, _)| *known != kept) {
+            return self.look_for(kept);
+        }
+        match self.judge(mandate, &told) {
             Ok(verdict) => {
                 tracing::info!(fleet = %self.fleet, ?verdict, "all hosts were heard");
                 self.stage = Stage::Gathering;
-                let outboxes =
-                    self.hosts.iter().filter_map(|(host, it)| Some((host.clone(), it.outbox.clone()?)));
-                let sources = Sources {
-                    machine: self.shared.machine.clone(),
-                    fleet: self.fleet.clone(),
-                    told,
-                    outboxes: outboxes.collect(),
-                    parts: Arc::clone(&self.handle.parts),
-                    documents: self.shared.documents.clone(),
-                    roots: self.shared.roots(),
-                };
+                let sources = self.sources(told);
                 let (post, term) = (self.post.clone(), self.leadership.term);
                 tokio::spawn(async move {
                     let found = Box::new(sources.gather(verdict).await);
@@ -311,6 +328,43 @@ impl Rebuilder {
                 }
                 self.blockers = blockers;
             }
+        }
+    }
+
+    /// Has the last roster that held be read from those who keep it.
+    fn look_for(&mut self, kept: held::Kept) {
+        if self.reading.is_some() {
+            return;
+        }
+        self.reading = Some(kept.clone());
+        let former = self.beginning.former.as_ref().map(|former| former.roster_envelope);
+        let (sources, post) = (self.sources(self.told()), self.post.clone());
+        tokio::spawn(async move {
+            let before = sources.held(kept.clone(), former).await;
+            // The coordinator is ending if nobody listens.
+            let _ = post.send(Input::Held { kept, before }).await;
+        });
+    }
+
+    fn judge(&self, mandate: &Signed, told: &BTreeMap<HostName, Testimony>) -> Result<Verdict, Vec<Blocker>> {
+        judge(&mandate.roster, &mandate.mandate, self.held().unwrap_or(&mandate.roster), told)
+    }
+
+    /// The last roster that held, as far as is known.
+    fn held(&self) -> Option<&Roster> {
+        self.before.as_ref().and_then(|(_, before)| before.as_deref()).map(|before| &**before)
+    }
+
+    fn sources(&self, told: BTreeMap<HostName, Testimony>) -> Sources {
+        let outboxes = self.hosts.iter().filter_map(|(host, it)| Some((host.clone(), it.outbox.clone()?)));
+        Sources {
+            machine: self.shared.machine.clone(),
+            fleet: self.fleet.clone(),
+            told,
+            outboxes: outboxes.collect(),
+            parts: Arc::clone(&self.handle.parts),
+            documents: self.shared.documents.clone(),
+            roots: self.shared.roots(),
         }
     }
 
@@ -350,9 +404,16 @@ impl Rebuilder {
         let made = newer.and(gathered).and_then(|found| {
             let Gathered { verdict, opened, decided, releases } = found;
             let reference = roster_ref(&mandate.roster, mandate.roster_digest);
-            let roster = (&mandate.roster, reference, mandate.roster_envelope);
-            let record =
-                verdict.record(self.leadership, roster, sessions.clone(), opened.as_ref(), decided.as_ref());
+            let envelope = mandate.roster_envelope;
+            let mandated =
+                Mandated { roster: &mandate.roster, reference, envelope, mandate: &mandate.mandate };
+            let record = verdict.record(
+                self.leadership,
+                mandated,
+                sessions.clone(),
+                opened.as_ref(),
+                decided.as_ref(),
+            );
             record.map(|made| (made, releases)).map_err(|blocker| vec![blocker])
         });
         match made {
@@ -394,7 +455,7 @@ impl Rebuilder {
         });
         let hosts = hosts.collect();
         let mut blockers = match &self.mandate {
-            Some(mandate) => match judge(&mandate.roster, &mandate.mandate, &heard) {
+            Some(mandate) => match self.judge(mandate, &heard) {
                 Ok(_) => self.blockers.clone(),
                 Err(blockers) => blockers,
             },

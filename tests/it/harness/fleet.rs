@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
 
-use super::{Artifact, Daemon, Output, PATIENCE, Place, run, wait_until};
+use super::{Artifact, Daemon, Output, PATIENCE, Place, run, run_program, wait_until};
 
 /// The fleet's name.
 pub(crate) const FLEET: &str = "demo";
@@ -122,6 +122,22 @@ impl Fleet {
         let folder = self.dir.join("hosts").join(name);
         let daemon = |program| self.daemon(program, &folder);
         Host { agent: daemon("muster-agent"), guard: daemon("muster-guard"), name: name.to_owned(), folder }
+    }
+
+    /// Enrols a machine with a token and starts it. It is in no roster.
+    #[track_caller]
+    pub(crate) fn enrol(&self, name: &str) -> Host {
+        let made = self.json(&["host", "token", name, "--fleet", FLEET]).expect_code(0);
+        let [token, coordinator, pin] = ["/token", "/coordinator", "/ca_pin"].map(|at| made.text_at(at));
+        let host = self.outsider(name);
+        let root = self.dir().join("root.json");
+        let at = ["enrol", "--coordinator", &coordinator, "--ca-pin", &pin];
+        let folders = ["--root", root.to_str().unwrap(), "--config", host.folder().to_str().unwrap()];
+        let token = [("MUSTER_JOIN_TOKEN", token.as_str())];
+        run_program("muster-agent", &[&at[..], &folders].concat(), &token).expect_code(0);
+        host.guard.start(&[]);
+        host.agent.start(&[]);
+        host
     }
 
     /// All hosts.

@@ -509,8 +509,14 @@ impl Fleet {
         // is evidence enough for removing it. An offer is recorded before it is sent.
         self.record.offers = match rollout.mode {
             FlipMode::Strict => {
-                let closed = self.hosts.iter().filter(|host| !opening.lapsed.contains(&host.name));
-                Offers::Only(closed.map(|host| host.name.clone()).collect())
+                let is_offered = |name: &&HostName| !opening.lapsed.contains(*name) && !self.is_leaving(name);
+                let names = self.hosts.iter().map(|host| &host.name);
+                Offers::Only(names.filter(is_offered).cloned().collect())
+            }
+            // Who leaves was dark before this was carried on, or it would not be known that the fleet may be.
+            FlipMode::Fast if self.coming.is_some() => {
+                let stays = self.hosts.iter().filter(|host| !self.is_leaving(&host.name));
+                Offers::Only(stays.map(|host| host.name.clone()).collect())
             }
             FlipMode::Fast => Offers::All,
         };

@@ -158,6 +158,11 @@ impl Host {
 
     /// Step 14. "DECIDED replaces the deadline by T in the guard: the host flips at T."
     pub(super) fn set(&mut self, k: RolloutId, out: &mut Out) {
+        if let Some(refusal) = self.left_out() {
+            // What was decided before a roster left it out goes on without it.
+            out.refuse(Some(k), refusal);
+            return;
+        }
         match &mut self.record.mode {
             Mode::Armed { k: armed, next, switch: Some(switch), .. } if *armed == k => {
                 if switch.stage != SwitchStage::Set {

@@ -226,6 +226,12 @@ impl Host {
         self.closing
     }
 
+    /// Whether the guard has still to answer that it has stopped what this host may not serve.
+    #[must_use]
+    pub const fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+
     /// What the guard serves, as far as it is known.
     #[must_use]
     pub const fn guard(&self) -> GuardState {

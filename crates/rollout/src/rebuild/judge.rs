@@ -1,10 +1,12 @@
 //! Where a fleet stands, by the word of all its hosts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use muster_model::{Blocker, Code, Digest, Epoch, HostName, Mandate, Member, Membership, RolloutId, Roster};
+use muster_model::{
+    Blocker, Code, Digest, Epoch, HostName, HostPlace, Mandate, Member, Membership, RolloutId, Roster,
+};
 
-use super::testimony::{Promise, Testimony, Told};
+use super::testimony::{Promise, Stopped, Testimony, Told};
 use crate::gate;
 use crate::host::{History, Serving};
 
@@ -30,35 +32,58 @@ pub struct Verdict {
 
 /// Works out where the fleet stands. What is missing, or does not fit together, is a blocker: nothing is guessed.
 ///
+/// `before` is the last roster that held, as far as is known: who served under it must be heard as well, and who was in none of its
+/// rollouts is new.
+///
 /// A rollout for which some host has closed was decided, and goes forward. One for which hosts are armed and nobody has closed may
 /// have been decided by the coordinator that was lost, but nobody can act on that any more: every host has durably left it. It is
 /// given up.
 pub fn judge(
     roster: &Roster,
     mandate: &Mandate,
+    before: &Roster,
     told: &BTreeMap<HostName, Testimony>,
 ) -> Result<Verdict, Vec<Blocker>> {
-    let heard = hear(roster, mandate, told)?;
-    let epoch = epoch_of(&heard);
+    let heard = hear(roster, mandate, told);
+    let dropped = dropped(before, roster);
+    let aside = hear_aside(roster, mandate, &dropped, told);
+    let (heard, aside) = match (heard, aside) {
+        (Ok(heard), Ok(aside)) => (heard, aside),
+        (heard, aside) => {
+            let blockers = [heard.err(), aside.err()].into_iter().flatten().flatten();
+            return Err(blockers.collect());
+        }
+    };
+    // Those who do not serve any more may have been the first to close, or to open.
+    let all: Vec<&Testimony> = heard.iter().chain(&aside).copied().collect();
+    let epoch = epoch_of(&heard, &all);
     let opened = newest(heard.iter().filter_map(|it| it.mode.towards(epoch)));
     let coming = newest(heard.iter().filter_map(|it| it.mode.towards(epoch.next())));
-    let some_are_off = roster.hosts().iter().any(|member| mandate.fenced.binary_search(&member.name).is_ok());
+    let some_are_off = !mandate.fenced.is_empty() || dropped.iter().any(|host| !told.contains_key(host));
     let decided = coming.filter(|promise| {
-        is_decided(&heard, promise) || (some_are_off && could_open_over_all(&heard, promise))
+        is_decided(&all, promise) || (some_are_off && could_open_over_all(before, &heard, &aside, promise))
     });
     let blockers: Vec<Blocker> =
-        heard.iter().filter_map(|it| contradiction(it, epoch, opened, decided)).collect();
+        heard.iter().filter_map(|it| contradiction(before, it, epoch, opened, decided)).collect();
     if !blockers.is_empty() {
         return Err(blockers);
     }
-    let serving = release_of(&heard, epoch, opened)?;
-    let parked = roster.parked().iter().filter_map(|it| told.get(&it.name));
-    let known = heard.iter().copied().chain(parked);
-    let known = known.flat_map(|it| it.mode.promises().map(|it| it.k).chain([it.last_k]));
+    let serving = release_of(&all, epoch, opened)?;
+    let known = all.iter().flat_map(|it| it.mode.promises().map(|it| it.k).chain([it.last_k]));
     // A halt that reached only some is theirs: rebuilding stops nothing that is served.
     let is_dark = heard.iter().all(|it| it.serving.is_none());
     let halted = heard.iter().filter_map(|it| it.halted).max().filter(|_| is_dark);
-    Ok(Verdict { epoch, serving, last_k: known.max().unwrap_or_default(), halted, opened, decided })
+    let last_k = known.max().unwrap_or_default();
+    Ok(Verdict { epoch, serving, last_k, halted, opened, decided })
+}
+
+/// The machines that one roster has serve, and that a later one neither has serve nor parks: some of them may serve.
+fn dropped(before: &Roster, next: &Roster) -> BTreeSet<HostName> {
+    let is_parked = |it: &Member| {
+        next.parked_host(&it.name).is_some_and(|parked| parked.attestation_key == it.attestation_key)
+    };
+    let gone = before.hosts().iter().filter(|it| next.member(&it.name) != Some(*it) && !is_parked(it));
+    gone.map(|member| member.name.clone()).collect()
 }
 
 /// Those who must be heard, if all of them were.
@@ -83,26 +108,75 @@ fn hear<'a>(
             (None, true) => {}
         }
     }
-    blockers.extend(roster.parked().iter().filter_map(|it| unparked(roster, mandate, told, &it.name)));
     if blockers.is_empty() { Ok(heard) } else { Err(blockers) }
 }
 
-/// Why a host that the roster parks could still serve: the roster that was lost may not have held yet, and then nobody else
-/// knows whether the host has closed.
-fn unparked(
+/// Those whom the roster does not have serve: whether it ever held is not known, so they may. Each has closed, or is stated to be
+/// off. One that is connected is not.
+fn hear_aside<'a>(
     roster: &Roster,
     mandate: &Mandate,
-    told: &BTreeMap<HostName, Testimony>,
-    host: &HostName,
-) -> Option<Blocker> {
-    if mandate.fenced.binary_search(host).is_ok() {
-        return None;
+    dropped: &BTreeSet<HostName>,
+    told: &'a BTreeMap<HostName, Testimony>,
+) -> Result<Vec<&'a Testimony>, Vec<Blocker>> {
+    // The statement of a roster is about the machine that leaves with it, that of a mandate about one that is not heard.
+    let is_stated = |host: &HostName| roster.fenced().iter().any(|fence| fence.host == *host);
+    let is_off = |host: &HostName| mandate.fenced.binary_search(host).is_ok();
+    let mut heard = Vec::new();
+    let mut blockers = Vec::new();
+    let mut listen =
+        |testimony: &'a Testimony| match distrust(roster, testimony).or_else(|| not_closed(testimony)) {
+            Some(blocker) => Err(blocker),
+            None => Ok(heard.push(testimony)),
+        };
+    for host in roster.parked().iter().map(|it| &it.name) {
+        let outcome = match told.get(host) {
+            Some(testimony) => listen(testimony),
+            None if is_off(host) => Ok(()),
+            None => Err(gate::missing(host)),
+        };
+        blockers.extend(outcome.err());
     }
-    let Some(testimony) = told.get(host) else { return Some(gate::missing(host)) };
-    let has_closed = matches!(testimony.membership, Membership::Excluded(_)) && testimony.serving.is_none();
-    let detail = "the roster parks it, and it has not closed yet";
-    let open = || Blocker::host(Code::RemovalNeedsEvidence, host, detail);
-    distrust(roster, testimony).or_else(|| (!has_closed).then(open))
+    for host in dropped {
+        // Whoever comes with a name that is listed is the machine with the key that is listed.
+        let outcome = match told.get(host).filter(|_| roster.place(host).is_none_or(is_gone)) {
+            Some(testimony) => listen(testimony),
+            None if is_stated(host) || is_off(host) => Ok(()),
+            None => {
+                let revision = roster.revision();
+                let detail = format!(
+                    "its machine served under an earlier roster, revision {revision} leaves it out, and nothing proves that \
+                     it has closed: start it, or state that it is off"
+                );
+                Err(Blocker::host(Code::RemovalNeedsEvidence, host, detail))
+            }
+        };
+        blockers.extend(outcome.err());
+    }
+    let is_listed = |host: &&HostName| roster.place(host).is_some() || dropped.contains(host);
+    blockers.extend(mandate.fenced.iter().filter(|host| !is_listed(host)).map(|host| {
+        let detail = "the mandate states that it is off, and no roster that is known lists it";
+        Blocker::host(Code::RosterChanged, host, detail)
+    }));
+    if blockers.is_empty() { Ok(heard) } else { Err(blockers) }
+}
+
+fn is_gone(place: HostPlace) -> bool {
+    match place {
+        HostPlace::Retired => true,
+        HostPlace::Serving | HostPlace::Parked => false,
+    }
+}
+
+/// Why a host that the roster does not have serve could still serve: nobody else knows whether it has closed.
+fn not_closed(it: &Testimony) -> Option<Blocker> {
+    match (it.membership, it.stopped) {
+        (Membership::Excluded(_), Stopped::Proven) => None,
+        (Membership::Excluded(_) | Membership::Member | Membership::Returned, _) => {
+            let detail = "the roster does not have it serve, and it has not closed yet";
+            Some(Blocker::host(Code::RemovalNeedsEvidence, &it.host, detail))
+        }
+    }
 }
 
 /// Why a host's word cannot be used, whatever the others say.
@@ -140,10 +214,11 @@ fn behind(it: &Testimony) -> Option<Blocker> {
 /// The newest epoch that was opened to some host.
 ///
 /// What hosts serve was opened, and so was what a host waited for when a later rollout came. Where there is neither, all are closed
-/// and what they closed from is the newest.
-fn epoch_of(heard: &[&Testimony]) -> Epoch {
-    let served = heard.iter().filter_map(|it| it.mode.serving()).map(|serving| serving.epoch);
-    let passed = heard.iter().filter_map(|it| it.mode.opened_to_others()).map(|promise| promise.epoch);
+/// and what they closed from is the newest. A host that is new tells nothing of that.
+fn epoch_of(heard: &[&Testimony], all: &[&Testimony]) -> Epoch {
+    let known = all.iter().filter(|it| !has_no_history(it));
+    let served = known.filter_map(|it| it.mode.serving()).map(|serving| serving.epoch);
+    let passed = all.iter().filter_map(|it| it.mode.opened_to_others()).map(|promise| promise.epoch);
     let opened = served.chain(passed).max();
     let closed = heard.iter().filter_map(|it| match it.mode {
         Told::Closed { next, .. } => Some(Epoch(next.epoch.0.saturating_sub(1))),
@@ -170,13 +245,34 @@ fn is_decided(heard: &[&Testimony], promise: &Promise) -> bool {
 
 /// Whether the coordinator that was lost, if it is not, can still open a host that nobody hears: it may have decided, that host may
 /// have closed, and the order lets all that are heard lapse. The rollout goes forward then, so that there is one way only.
-fn could_open_over_all(heard: &[&Testimony], promise: &Promise) -> bool {
-    heard.len() <= promise.max_lapsed as usize
-        && heard.iter().all(|it| it.mode.towards(promise.epoch) == Some(*promise))
+///
+/// Who is new was none of that rollout's N. Of those who do not serve any more that is not known, and one that has returned has
+/// forgotten it.
+fn could_open_over_all(
+    before: &Roster,
+    heard: &[&Testimony],
+    aside: &[&Testimony],
+    promise: &Promise,
+) -> bool {
+    let is_bound = |it: &&Testimony| it.mode.towards(promise.epoch) == Some(*promise);
+    let is_free = |it: &&Testimony| !is_bound(it) && !is_new(before, it);
+    let bound = heard.iter().chain(aside).filter(|it| is_bound(it)).count();
+    bound <= promise.max_lapsed as usize && !heard.iter().any(is_free)
+}
+
+/// Whether a host did not take part in what the others did: it has come since the roster that held, or was left out for a while.
+fn is_new(before: &Roster, it: &Testimony) -> bool {
+    (has_no_history(it) && before.position(&it.host).is_none()) || it.membership == Membership::Returned
+}
+
+/// Whether a host has never served, nor promised anything.
+fn has_no_history(it: &Testimony) -> bool {
+    it.last_k == RolloutId(0) && it.mode == Told::Serve(Serving { epoch: Epoch(0), release: None })
 }
 
 /// Why what a host says cannot be, given what the others say.
 fn contradiction(
+    before: &Roster,
     it: &Testimony,
     epoch: Epoch,
     opened: Option<Promise>,
@@ -185,6 +281,7 @@ fn contradiction(
     let set_back = |detail: String| Some(Blocker::host(Code::RolledBackDisk, &it.host, detail));
     if let Some(decided) = decided
         && it.mode.towards(decided.epoch) != Some(decided)
+        && !is_new(before, it)
     {
         let k = decided.k;
         return set_back(format!("others have closed for rollout {k}, for which it must have armed as well"));
@@ -193,13 +290,10 @@ fn contradiction(
     if waits.is_some() && waits != opened {
         return set_back(format!("it waits for another epoch {epoch} than the others"));
     }
-    let has_no_history =
-        it.last_k == RolloutId(0) && it.mode == Told::Serve(Serving { epoch: Epoch(0), release: None });
-    // One that was left out for a while did not take part in what the others did.
-    let is_new = has_no_history || it.membership == Membership::Returned;
     let is_at = it.mode.serving().is_some_and(|serving| serving.epoch == epoch);
     let closed_from = it.mode.serving().is_none() && it.mode.towards(epoch.next()).is_some();
-    if is_new || is_at || waits.is_some() || closed_from {
+    // It may not have been admitted yet, or its machine was made anew.
+    if has_no_history(it) || is_new(before, it) || is_at || waits.is_some() || closed_from {
         return None;
     }
     let at = it.mode.serving().map_or_else(
@@ -211,7 +305,7 @@ fn contradiction(
 
 /// The release of the epoch, on which all must agree.
 fn release_of(
-    heard: &[&Testimony],
+    all: &[&Testimony],
     epoch: Epoch,
     opened: Option<Promise>,
 ) -> Result<Option<Digest>, Vec<Blocker>> {
@@ -219,10 +313,10 @@ fn release_of(
         let serving = it.mode.serving().filter(|serving| serving.epoch == epoch);
         serving.and_then(|serving| serving.release)
     };
-    let reference = opened.map(|it| it.release).or_else(|| heard.iter().find_map(|it| named(it)));
+    let reference = opened.map(|it| it.release).or_else(|| all.iter().find_map(|it| named(it)));
     let Some(reference) = reference else { return Ok(None) };
     let others =
-        heard.iter().filter_map(|it| named(it).filter(|found| *found != reference).map(|found| (it, found)));
+        all.iter().filter_map(|it| named(it).filter(|found| *found != reference).map(|found| (it, found)));
     let blockers: Vec<Blocker> = others
         .map(|(it, found)| Blocker {
             expected: Some(reference.to_string()),

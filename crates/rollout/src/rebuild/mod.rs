@@ -11,5 +11,5 @@ mod record;
 mod testimony;
 
 pub use judge::{Verdict, judge};
-pub use record::Dossier;
-pub use testimony::{Kept, Promise, Revealed, TESTIMONY_FORMAT, Testimony, Told};
+pub use record::{Dossier, Mandated};
+pub use testimony::{Kept, Promise, Revealed, Stopped, TESTIMONY_FORMAT, Testimony, Told};

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use muster_model::{
-    Blocker, Closing, Closure, Code, Commitment, Digest, FlipMode, HostName, Leadership, Order, RolloutId,
-    Roster, RosterRef, Secrets, UnixTime, Verified,
+    Blocker, Closing, Closure, Code, Commitment, Digest, FlipMode, HostName, Leadership, Mandate, Member,
+    Order, RolloutId, Roster, RosterRef, Secrets, UnixTime, Verified,
 };
 
 use super::judge::Verdict;
 use super::testimony::{Promise, Testimony};
 use crate::fleet::{
-    Armament, Base, FleetRecord, Inheritance, Offers, Opening, Papers, Phase, RECORD_FORMAT, Rollout,
-    SessionRecord,
+    Armament, Base, ComingRoster, FleetRecord, Inheritance, Offers, Opening, Papers, Phase, RECORD_FORMAT,
+    Rollout, SessionRecord,
 };
 
 /// How far the numbers of rollouts leap. Those that were given up before any host had armed for them are not known any more, and
@@ -94,6 +94,27 @@ impl Dossier {
     }
 }
 
+/// The roster that the operators have mandated a coordinator with.
+#[derive(Debug, Clone, Copy)]
+pub struct Mandated<'a> {
+    /// The roster.
+    pub roster: &'a Arc<Verified<Roster>>,
+    /// How documents refer to it.
+    pub reference: RosterRef,
+    /// Its envelope, a document.
+    pub envelope: Digest,
+    /// The mandate.
+    pub mandate: &'a Mandate,
+}
+
+/// The rosters of a record: the one in force, and the one that follows it.
+struct Rosters {
+    in_force: Arc<Verified<Roster>>,
+    reference: RosterRef,
+    envelope: Digest,
+    coming: Option<(ComingRoster, Arc<Verified<Roster>>)>,
+}
+
 impl Verdict {
     /// The fleet's record in `leadership`, and what its leader inherits.
     ///
@@ -103,7 +124,7 @@ impl Verdict {
     pub fn record(
         &self,
         leadership: Leadership,
-        (roster, reference, envelope): (&Arc<Verified<Roster>>, RosterRef, Digest),
+        mandated: Mandated<'_>,
         sessions: Vec<SessionRecord>,
         opened: Option<&Dossier>,
         decided: Option<&Dossier>,
@@ -112,13 +133,15 @@ impl Verdict {
         let opening = opened.and_then(|dossier| dossier.opening(Digest::of(b"")));
         let secrets = opened.and_then(|dossier| dossier.secrets.clone()).map(|(_, secrets)| secrets);
         let is_settled = phase == Phase::Settled;
+        let rosters = self.rosters(mandated, decided)?;
+        let (coming, next) = rosters.coming.unzip();
         let record = FleetRecord {
             format: RECORD_FORMAT,
-            fleet: roster.fleet().clone(),
+            fleet: rosters.in_force.fleet().clone(),
             leadership,
             revision: 0,
-            roster: reference,
-            roster_envelope: envelope,
+            roster: rosters.reference,
+            roster_envelope: rosters.envelope,
             last_k: RolloutId(self.last_k.0 + ROLLOUTS_LEAPT),
             epoch: self.epoch,
             serving: self.serving,
@@ -129,13 +152,50 @@ impl Verdict {
             offers: Offers::All,
             halted: self.halted,
             completed: opening.filter(|_| is_settled),
-            coming: None,
+            coming,
             joining: BTreeSet::new(),
             missed: Vec::new(),
         };
         let secrets = secrets.filter(|_| record.phase.opening().is_some()).unwrap_or_default();
-        let roster = Arc::clone(roster);
-        Ok((record, Inheritance { roster, coming: None, sessions, commitments, secrets }))
+        let roster = rosters.in_force;
+        Ok((record, Inheritance { roster, coming: next, sessions, commitments, secrets }))
+    }
+
+    /// A rollout that goes forward counts N by the roster that its order is bound to, and waits by that one's times: the
+    /// mandated one comes after it, as any that was handed in meanwhile. Otherwise the mandated one holds.
+    fn rosters(&self, mandated: Mandated<'_>, decided: Option<&Dossier>) -> Result<Rosters, Blocker> {
+        let Mandated { roster, reference, envelope, mandate } = mandated;
+        let holds = || Rosters { in_force: Arc::clone(roster), reference, envelope, coming: None };
+        let (Some(promise), Some(decided)) = (&self.decided, decided) else { return Ok(holds()) };
+        let bound = &decided.order;
+        if bound.roster == reference.digest {
+            return Ok(holds());
+        }
+        let before = &decided.roster;
+        let is_policy_kept = before.policy() == roster.policy();
+        let keeps_all = staying(before, roster).count() == before.hosts().len();
+        let only_removes = staying(before, roster).count() == roster.hosts().len();
+        if roster.revision() <= before.revision() || !is_policy_kept || !(keeps_all || only_removes) {
+            let (k, revision) = (promise.k, before.revision());
+            let detail = format!(
+                "rollout {k} goes forward with the hosts and times of revision {revision} of the roster; until it is over hosts \
+                 can join, or leave, and nothing else changes: have operators sign a later one like that, and mandate it"
+            );
+            return Err(Blocker::fleet(Code::RosterChanged, detail));
+        }
+        let stated = roster.fenced().iter().map(|fence| fence.host.clone());
+        let fenced = mandate.fenced.iter().cloned().chain(stated).collect();
+        let coming = ComingRoster { roster: reference, envelope, fenced };
+        Ok(Rosters {
+            in_force: Arc::new(before.clone()),
+            reference: RosterRef {
+                digest: bound.roster,
+                revision: bound.roster_revision,
+                hosts: bound.hosts,
+            },
+            envelope: decided.papers.roster,
+            coming: Some((coming, Arc::clone(roster))),
+        })
     }
 
     fn phase(
@@ -173,4 +233,10 @@ impl Verdict {
         let opening = opening.ok_or_else(|| lost(Code::ClosingUnproven, promise, "the closing secrets"))?;
         Ok((Phase::Opened(opening), Vec::new()))
     }
+}
+
+/// The hosts of one roster that serve under the next one as well.
+fn staying<'a>(before: &'a Roster, next: &'a Roster) -> impl Iterator<Item = &'a HostName> {
+    let stays = |member: &&Member| next.member(&member.name) == Some(*member);
+    before.hosts().iter().filter(stays).map(|member| &member.name)
 }

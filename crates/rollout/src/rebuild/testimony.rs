@@ -48,6 +48,20 @@ pub struct Testimony {
     /// Whether it serves with the others, by the rosters that it has verified.
     #[serde(default, skip_serializing_if = "Membership::is_member")]
     pub membership: Membership,
+    /// Whether its guard has said that it serves nothing. That nothing is known of it is no proof.
+    #[serde(default)]
+    pub stopped: Stopped,
+}
+
+/// Whether a host is known to serve nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stopped {
+    /// It may serve.
+    #[default]
+    Unproven,
+    /// By the word of its guard.
+    Proven,
 }
 
 /// A closing secret that is out.
@@ -158,6 +172,11 @@ impl Host {
             kept: Vec::new(),
             closing: self.closing(),
             membership: record.membership,
+            stopped: match self.guard() {
+                // What it was asked before may still be done after that word.
+                GuardState::Dark if !self.is_stopping() => Stopped::Proven,
+                GuardState::Dark | GuardState::Unknown | GuardState::Open(..) => Stopped::Unproven,
+            },
         }
     }
 }

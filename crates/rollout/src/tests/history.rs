@@ -542,7 +542,8 @@ fn take_all_back(world: &mut World) {
 pub(super) fn expect_settled(world: &mut World, when: &str) {
     let record = &world.coordinator.record;
     if let Some(coming) = &record.coming {
-        let stuck = format!("stuck {when}: revision {} does not come to hold", coming.roster.revision);
+        let revision = coming.roster.revision;
+        let stuck = format!("stuck {when}: revision {revision} does not come to hold in {:?}", record.phase);
         return world.violate(stuck);
     }
     if record.phase != Phase::Settled {

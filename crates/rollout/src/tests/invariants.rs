@@ -145,7 +145,8 @@ impl World {
             let is_exchange = staying < in_force.hosts().len() && staying < roster.hosts().len();
             self.seen.exchanged += u64::from(is_exchange && matches!(before.phase, Phase::Opened(_)));
         }
-        if next.coming.is_some() && next.phase.rollout().is_some() {
+        // What was decided goes on also if its coordinator is lost and the operators have hosts leave then.
+        if next.coming.is_some() && matches!(next.phase, Phase::Preparing(_) | Phase::Arming(_)) {
             self.check_coming(next);
         }
         if let Some(rollout) = next.phase.rollout() {

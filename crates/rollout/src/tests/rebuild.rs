@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 
 use muster_model::{
-    Blocker, Closing, Code, Commitment, Digest, Epoch, FlipMode, HostName, Incarnation, Leadership, Mandate,
-    Membership, Purpose, RolloutId, Roster, RosterRevision, Secrets, Term,
+    Blocker, Closing, Code, Commitment, Digest, Epoch, FlipMode, HostName, HostPlace, Incarnation,
+    Leadership, Mandate, Membership, Purpose, RolloutId, Roster, RosterRevision, Secrets, Term,
 };
 
 use super::history::{goes_on, lived_until_the_loss};
-use super::papers::{host_name, signed_roster_of};
+use super::machine::Machine;
+use super::papers::{SignedRoster, fleet_name, host_name, signed_roster_of};
 use super::world::World;
 use crate::fleet::{Papers, Phase, roster_ref};
 use crate::host::{Host, HostRecord, Mode};
-use crate::rebuild::{Dossier, Promise, Testimony, Told, Verdict, judge};
+use crate::rebuild::{Dossier, Mandated, Promise, Stopped, Testimony, Told, Verdict, judge};
 
 /// How many histories are run.
 const HISTORIES: u64 = 1_500;
@@ -23,49 +24,147 @@ const NEXT: Leadership = Leadership { incarnation: Incarnation(2), term: Term(1)
 #[test]
 fn a_coordinator_that_is_lost_at_any_moment_is_rebuilt_and_every_invariant_holds() {
     let mut seen = BTreeMap::new();
-    for seed in 0..HISTORIES {
+    let mut count = |what: &'static str| *seen.entry(what).or_insert(0_u64) += 1;
+    let seeds = match std::env::var("MUSTER_SEED") {
+        Ok(seed) => seed.parse().map(|seed: u64| seed..seed + 1).expect("a number"),
+        Err(_) => {
+            0..std::env::var("MUSTER_HISTORIES")
+                .map_or(HISTORIES, |text| text.parse().expect("the variable is a number"))
+        }
+    };
+    let is_search = seeds.end - seeds.start >= HISTORIES;
+    for seed in seeds {
         let mut world = lived_until_the_loss(seed);
         let found = world.violation.is_none().then(|| rebuild(&mut world));
         if let Some(Err(blockers)) = &found {
             world.violate(format!("it cannot be rebuilt: {blockers:?}"));
         }
+        let is_waiting = world.coordinator.record.coming.is_some();
         goes_on(&mut world);
         assert_eq!(world.violation, None, "seed {seed}, {found:?}");
-        if let Some(Ok(verdict)) = found {
-            let what = (verdict.opened.is_some(), verdict.decided.is_some(), verdict.epoch.0 > 0);
-            *seen.entry(what).or_insert(0_u64) += 1;
+        let Some(Ok((verdict, change))) = found else { continue };
+        match (&verdict.opened, &verdict.decided) {
+            (None, None) => count("settled"),
+            (Some(_), _) => count("opened"),
+            (None, Some(_)) => count("decided"),
+        }
+        match (change, is_waiting) {
+            (Change::None, _) => {}
+            (Change::Joins, false) => count("joins"),
+            (Change::Joins, true) => count("joins after what was decided"),
+            (Change::Parks, false) => count("parks"),
+            (Change::Parks, true) => count("parks after what was decided"),
+            (Change::Drops, false) => count("drops"),
+            (Change::Drops, true) => count("drops after what was decided"),
         }
     }
     // A search that finds fleets in one state only has looked at nothing.
-    for what in [(false, false, true), (true, false, true), (false, true, true)] {
-        assert!(seen.get(&what).is_some_and(|count| *count > 2), "{seen:?}");
+    let all = [
+        "settled",
+        "opened",
+        "decided",
+        "joins",
+        "joins after what was decided",
+        "parks",
+        "parks after what was decided",
+        "drops",
+        "drops after what was decided",
+    ];
+    for what in all {
+        assert!(!is_search || seen.get(what).is_some_and(|count| *count > 2), "{what}: {seen:?}");
     }
 }
 
-/// Hears all hosts of the roster under the new incarnation, and puts what follows in the place of what was lost.
-fn rebuild(world: &mut World) -> Result<Verdict, Vec<Blocker>> {
-    // The newest that some host may have seen: one that has hosts leave is shown to them before it holds.
+/// What the mandated roster makes of the one that was in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    None,
+    Joins,
+    Parks,
+    Drops,
+}
+
+/// The roster that the operators mandate: the one in force, the one that was to come, or one that they sign now.
+fn mandated(world: &mut World) -> (SignedRoster, Change) {
     let in_force = world.roster_in_force();
-    let leaves = |roster: &Roster| in_force.hosts().iter().any(|it| roster.member(&it.name) != Some(it));
-    let newest = world.roster_coming().filter(|roster| leaves(roster)).unwrap_or_else(|| in_force.clone());
-    let signed = world.rosters.iter().find(|it| it.roster == newest);
-    let signed = signed.expect("a roster of this world").clone();
+    let coming = world.roster_coming();
+    let known = |world: &World, roster: &Roster| {
+        world.rosters.iter().find(|it| **it.roster == *roster).expect("a roster of this world").clone()
+    };
+    if let Some(coming) = coming {
+        // One that has hosts leave is shown to them before it holds, so that none before it can be mandated.
+        let leaves = in_force.hosts().iter().any(|it| coming.member(&it.name) != Some(it));
+        if leaves || world.random.chance(800) {
+            return (known(world, &coming), if leaves { Change::Parks } else { Change::Joins });
+        }
+        return (known(world, &in_force), Change::None);
+    }
+    let hosts = world.hosts_listed();
+    let (next, are_enough) = (in_force.revision().next().0, in_force.hosts().len() > 2);
+    let (signed, change) = match world.random.below(6) {
+        0 if are_enough && in_force.position(&host_name(hosts)).is_some() => {
+            (signed_roster_of(next, hosts - 1, &world.parked), Change::Drops)
+        }
+        1 if are_enough => {
+            let number = world.random.index(hosts) + 1;
+            world.parked.insert(number);
+            (signed_roster_of(next, hosts, &world.parked), Change::Parks)
+        }
+        2 if world.machines.len() == hosts => {
+            world.machines.push(Machine::new(fleet_name(), host_name(hosts + 1)));
+            world.start_agent(hosts);
+            (signed_roster_of(next, hosts + 1, &world.parked), Change::Joins)
+        }
+        _ => return (known(world, &in_force), Change::None),
+    };
+    world.rosters.push(signed.clone());
+    (signed, change)
+}
+
+/// Hears all hosts of the roster under the new incarnation, and puts what follows in the place of what was lost.
+fn rebuild(world: &mut World) -> Result<(Verdict, Change), Vec<Blocker>> {
+    let before = world.roster_in_force();
+    let (signed, change) = mandated(world);
+    let gone = before.hosts().iter().map(|it| &it.name).filter(|host| signed.roster.place(host).is_none());
+    let dropped: Vec<HostName> = gone.cloned().collect();
+    let reference = roster_ref(&signed.roster, signed.digest);
+    let mandate = |fenced| {
+        let fleet = signed.roster.fleet().clone();
+        Mandate::new(fleet, NEXT.incarnation, reference, fenced, "lost".to_owned()).expect("a mandate")
+    };
+    let mut told = BTreeMap::new();
     for index in 0..world.machines.len() {
-        world.machines[index].shown.clear();
-        world.show(index, signed.envelope);
+        let machine = &mut world.machines[index];
+        machine.shown.clear();
+        let place = signed.roster.place(&machine.name);
+        let is_left_out = matches!(machine.record.membership, Membership::Excluded(_));
+        if place.is_some() && (place != Some(HostPlace::Serving) || is_left_out) {
+            world.show(index, signed.envelope);
+        }
     }
     world.rest();
-    let reference = roster_ref(&signed.roster, signed.digest);
-    let fleet = signed.roster.fleet().clone();
-    let mandate = Mandate::new(fleet, NEXT.incarnation, reference, Vec::new(), "lost".to_owned());
-    let mandate = mandate.expect("a mandate");
-    let mut told = BTreeMap::new();
     for index in 0..world.machines.len() {
         if signed.roster.place(&world.machines[index].name).is_some() {
             told.insert(world.machines[index].name.clone(), hear(world, index));
         }
     }
-    let verdict = judge(&signed.roster, &mandate, &told)?;
+    // It may serve, whatever the others tell: it is heard as well, or it is off.
+    let mut off = Vec::new();
+    for host in &dropped {
+        let refused = codes(judge(&signed.roster, &mandate(Vec::new()), &before, &told));
+        assert!(refused.contains(&(Code::RemovalNeedsEvidence, host.to_string())), "{refused:?}");
+        let index = world.machines.iter().position(|it| it.name == *host).expect("it has a machine");
+        if world.random.chance(300) {
+            world.reboot(index);
+            off.push(host.clone());
+        } else {
+            world.show(index, signed.envelope);
+            world.rest();
+            told.insert(host.clone(), hear(world, index));
+        }
+    }
+    let mandate = mandate(off);
+    let verdict = judge(&signed.roster, &mandate, &before, &told)?;
     let mut opened = verdict.opened.and_then(|promise| dossier(world, &promise, has_opened(&told, &promise)));
     if let Some(secrets) = opened.as_mut().and_then(|dossier| dossier.reveal(&told)) {
         let bytes = secrets.as_bytes();
@@ -75,8 +174,9 @@ fn rebuild(world: &mut World) -> Result<Verdict, Vec<Blocker>> {
         opened = settled_on(world, &verdict);
     }
     let decided = verdict.decided.and_then(|promise| dossier(world, &promise, Kept::No));
-    let roster = (&signed.roster, reference, signed.envelope);
-    let made = verdict.record(NEXT, roster, Vec::new(), opened.as_ref(), decided.as_ref());
+    let mandated =
+        Mandated { roster: &signed.roster, reference, envelope: signed.envelope, mandate: &mandate };
+    let made = verdict.record(NEXT, mandated, Vec::new(), opened.as_ref(), decided.as_ref());
     let (record, _) = made.map_err(|blocker| vec![blocker])?;
     // What the coordinator that was lost had decided, and nobody has acted on, is forgotten.
     if let Phase::Decided(armament) = &world.coordinator.record.phase
@@ -87,7 +187,7 @@ fn rebuild(world: &mut World) -> Result<Verdict, Vec<Blocker>> {
     }
     world.coordinator.sessions.clear();
     world.coordinator.install(record);
-    Ok(verdict)
+    Ok((verdict, change))
 }
 
 /// The host obeys the new incarnation, durably, and tells what it has promised.
@@ -103,6 +203,7 @@ fn hear(world: &mut World, index: usize) -> Testimony {
         (Mode::Serve(serving) | Mode::Armed { serving, .. }, Some(_)) => Some(*serving),
         (Mode::Serve(_) | Mode::Armed { .. } | Mode::Closed { .. }, _) => None,
     };
+    testimony.stopped = if machine.guard.is_none() { Stopped::Proven } else { Stopped::Unproven };
     world.start_agent(index);
     testimony
 }
@@ -203,12 +304,12 @@ fn codes(outcome: Result<Verdict, Vec<Blocker>>) -> Vec<(Code, String)> {
 fn nothing_is_concluded_before_all_hosts_were_heard_and_agree() {
     let (world, told, mandate) = settled();
     let roster = &world.rosters[0].roster;
-    let good = judge(roster, &mandate, &told).expect("all were heard");
+    let good = judge(roster, &mandate, roster, &told).expect("all were heard");
     assert_eq!((good.epoch.0, good.opened, good.decided), (1, None, None));
     let with = |change: &dyn Fn(&mut BTreeMap<HostName, Testimony>)| {
         let mut told = told.clone();
         change(&mut told);
-        codes(judge(roster, &mandate, &told))
+        codes(judge(roster, &mandate, roster, &told))
     };
     let second = host_name(2);
     let at = |code| vec![(code, second.to_string())];
@@ -244,16 +345,75 @@ fn a_host_that_the_mandated_roster_parks_has_closed_or_is_stated_to_be_off() {
         Mandate::new(mandate.fleet.clone(), NEXT.incarnation, reference, fenced, reason).expect("a mandate")
     };
     let removal = [(Code::RemovalNeedsEvidence, "host-3".to_owned())];
-    let outcome = |told: &_, fenced| judge(&signed.roster, &mandated(fenced), told);
+    let outcome = |told: &_, fenced| judge(&signed.roster, &mandated(fenced), &signed.roster, told);
     assert_eq!(codes(outcome(&told, vec![])), removal, "it serves, and nobody else knows");
     let parked = told.get_mut(&host_name(3)).expect("it was heard");
     parked.membership = Membership::Excluded(RosterRevision(2));
     assert_eq!(codes(outcome(&told, vec![])), removal, "it has not stopped yet");
     told.get_mut(&host_name(3)).expect("it was heard").serving = None;
+    assert_eq!(codes(outcome(&told, vec![])), removal, "nothing is known of its guard");
+    told.get_mut(&host_name(3)).expect("it was heard").stopped = Stopped::Proven;
     assert_eq!(outcome(&told, vec![]).expect("it has closed").epoch.0, 1);
+    assert_eq!(outcome(&told, vec![host_name(3)]).expect("it has closed").epoch.0, 1);
     told.remove(&host_name(3));
     assert_eq!(codes(outcome(&told, vec![])), [(Code::HostMissing, "host-3".to_owned())]);
     assert_eq!(outcome(&told, vec![host_name(3)]).expect("it is off").epoch.0, 1);
+}
+
+#[test]
+fn a_host_says_that_it_has_stopped_once_its_guard_has_answered() {
+    let mut world = World::settled();
+    let signed = signed_roster_of(2, 3, &[3].into());
+    let envelope = signed.envelope;
+    world.rosters.push(signed);
+    let stopped = |world: &World| world.machines[2].agent.as_ref().expect("it runs").testify().stopped;
+    assert_eq!(stopped(&world), Stopped::Unproven, "it serves");
+    world.reboot(2);
+    world.start_agent(2);
+    assert_eq!(stopped(&world), Stopped::Unproven, "nothing is known of its guard");
+    world.show(2, envelope);
+    assert_eq!(stopped(&world), Stopped::Unproven, "it was asked");
+    world.crash_coordinator();
+    world.rest();
+    assert_eq!(stopped(&world), Stopped::Proven);
+}
+
+#[test]
+fn a_host_that_the_mandated_roster_parks_may_have_been_the_first_to_close_or_to_open() {
+    let (world, mut told, _) = settled();
+    let before = &world.rosters[0].roster;
+    let signed = signed_roster_of(2, 3, &[3].into());
+    let reference = roster_ref(&signed.roster, signed.digest);
+    let mandate =
+        Mandate::new(before.fleet().clone(), NEXT.incarnation, reference, Vec::new(), "lost".to_owned());
+    let mandate = mandate.expect("a mandate");
+    let k = RolloutId(2);
+    let next = Promise {
+        k,
+        epoch: Epoch(2),
+        release: Digest::of(b"another release"),
+        closing: Closing::of_commitments(&[]),
+        max_lapsed: 0,
+        mode: FlipMode::Strict,
+    };
+    let served = told[&host_name(1)].serving.expect("it serves");
+    let armed = Told::Armed { k, serving: served, next, set: false };
+    let closed = Told::Closed { k, next, fallback: None };
+    let opened = Told::Serve(crate::host::Serving { epoch: Epoch(2), release: Some(next.release) });
+    let mut outcome = |others: &Told, parked: &Told| {
+        for number in 1..=3 {
+            let it = told.get_mut(&host_name(number)).expect("it was heard");
+            it.mode = if number == 3 { parked.clone() } else { others.clone() };
+            it.serving = None;
+        }
+        let it = told.get_mut(&host_name(3)).expect("it was heard");
+        (it.membership, it.stopped) = (Membership::Excluded(RosterRevision(2)), Stopped::Proven);
+        let verdict = judge(&signed.roster, &mandate, before, &told).expect("it fits together");
+        (verdict.epoch, verdict.opened, verdict.decided)
+    };
+    assert_eq!(outcome(&armed, &armed), (Epoch(1), None, None), "nobody has acted on it, and nobody can");
+    assert_eq!(outcome(&armed, &closed), (Epoch(1), None, Some(next)), "it was decided");
+    assert_eq!(outcome(&closed, &opened), (Epoch(2), Some(next), None), "it was opened");
 }
 
 #[test]
@@ -264,12 +424,12 @@ fn a_host_that_is_stated_to_be_off_is_not_heard() {
     let fenced =
         Mandate::new(fleet, NEXT.incarnation, mandate.roster, vec![host_name(3)], reason).expect("a mandate");
     assert_eq!(
-        codes(judge(roster, &fenced, &told)),
+        codes(judge(roster, &fenced, roster, &told)),
         [(Code::RemovalNeedsEvidence, "host-3".to_owned())],
         "it is connected"
     );
     told.remove(&host_name(3));
-    assert_eq!(judge(roster, &fenced, &told).expect("the others were heard").epoch.0, 1);
+    assert_eq!(judge(roster, &fenced, roster, &told).expect("the others were heard").epoch.0, 1);
 }
 
 #[test]
@@ -296,7 +456,7 @@ fn a_rollout_that_the_lost_coordinator_could_still_open_for_a_host_that_is_off_g
         let serving =
             crate::host::Serving { epoch: serving, release: only.serving.and_then(|it| it.release) };
         only.mode = Told::Armed { k, serving, next, set: false };
-        let verdict = judge(roster, &mandate, &told).expect("all were heard");
+        let verdict = judge(roster, &mandate, roster, &told).expect("all were heard");
         (verdict.decided == Some(next), verdict.epoch.0)
     };
     // The others may have closed, and that order would open them over this one.
