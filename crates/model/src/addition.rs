@@ -6,8 +6,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::document::{check_format, parse_json, to_json};
+use crate::membership::check_names;
 use crate::{
-    Digest, Document, DocumentError, DocumentKind, FleetName, HostName, Joiners, Member, Roster,
+    Digest, Document, DocumentError, DocumentKind, FleetName, HostName, HostPlace, Joiners, Member, Roster,
     RosterRevision,
 };
 
@@ -80,6 +81,14 @@ pub enum AdditionError {
     Listed {
         /// The host.
         host: HostName,
+    },
+    /// A host that operators have taken out.
+    #[error("{host} {standing}, and only the operators take it back")]
+    Aside {
+        /// The host.
+        host: HostName,
+        /// How, in words.
+        standing: &'static str,
     },
     /// More hosts than may be.
     #[error(
@@ -229,8 +238,18 @@ impl Addition {
         if steps == 1 && self.follows != base_digest {
             return Err(AdditionError::Follows);
         }
-        if let Some(twice) = self.added.iter().find(|member| base.member(&member.name).is_some()) {
-            return Err(AdditionError::Listed { host: twice.name.clone() });
+        for Member { name, .. } in &self.added {
+            let host = || name.clone();
+            match base.place(name) {
+                None => {}
+                Some(HostPlace::Serving) => return Err(AdditionError::Listed { host: host() }),
+                Some(HostPlace::Parked) => {
+                    return Err(AdditionError::Aside { host: host(), standing: "is parked" });
+                }
+                Some(HostPlace::Retired) => {
+                    return Err(AdditionError::Aside { host: host(), standing: "has retired" });
+                }
+            }
         }
         let hosts = base.hosts().len() + self.added.len();
         if hosts > limits.hosts_max as usize {
@@ -250,10 +269,7 @@ impl Addition {
             let (found, max) = (self.added.len(), Self::HOSTS_MAX);
             return invalid(format!("it adds {found} hosts; at most {max}, before operators sign a roster"));
         }
-        if let Some(pair) = self.added.windows(2).find(|pair| pair[0].name >= pair[1].name) {
-            return invalid(format!("the hosts are not sorted, or {} is added twice", pair[1].name));
-        }
-        Ok(())
+        check_names("addition", "added ", self.added.iter().map(|it| &it.name))
     }
 }
 

@@ -1,5 +1,7 @@
 //! How a host belongs to a fleet: hosts that are set aside, and what a host makes of that itself.
 
+use std::cmp::Ordering;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{DocumentError, HostName, Member, PublicKey, RosterRevision, UnixTime};
@@ -69,15 +71,7 @@ impl Withdrawn {
                 list.len()
             ));
         }
-        for pair in list.windows(2) {
-            if pair[0].name == pair[1].name {
-                return invalid(format!("the {what} host {} is listed twice", pair[0].name));
-            }
-            if pair[0].name > pair[1].name {
-                let (first, second) = (&pair[0].name, &pair[1].name);
-                return invalid(format!("the {what} hosts are not sorted: {second} comes after {first}"));
-            }
-        }
+        check_names("roster", &format!("{what} "), list.iter().map(|it| &it.name))?;
         let max = Self::REASON_BYTES_MAX;
         let is_short = |reason: &str| !reason.trim().is_empty() && reason.len() <= max;
         match list.iter().find(|host| !is_short(&host.reason)) {
@@ -87,4 +81,24 @@ impl Withdrawn {
             None => Ok(()),
         }
     }
+}
+
+/// Checks that each host of a list is in it once, and that they are sorted; `what` says in a word which list it is, if that is needed.
+pub(crate) fn check_names<'a>(
+    kind: &'static str,
+    what: &str,
+    names: impl Iterator<Item = &'a HostName>,
+) -> Result<(), DocumentError> {
+    let invalid = |reason: String| Err(DocumentError::Invalid { kind, reason });
+    let mut before: Option<&HostName> = None;
+    for name in names {
+        match before.map(|before| (before, before.cmp(name))) {
+            Some((_, Ordering::Equal)) => return invalid(format!("the {what}host {name} is listed twice")),
+            Some((first, Ordering::Greater)) => {
+                return invalid(format!("the {what}hosts are not sorted: {name} comes after {first}"));
+            }
+            Some((_, Ordering::Less)) | None => before = Some(name),
+        }
+    }
+    Ok(())
 }

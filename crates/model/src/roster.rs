@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::document::{check_format, parse_json, to_json};
+use crate::membership::check_names;
 use crate::{
     Additions, Document, DocumentError, DocumentKind, FleetName, FollowError, HostName, HostPlace, PublicKey,
     RosterRevision, Timing, UnixTime, Withdrawn,
@@ -315,17 +316,7 @@ impl Roster {
                 Self::HOSTS_MAX
             ));
         }
-        for pair in self.hosts.windows(2) {
-            if pair[0].name == pair[1].name {
-                return invalid(format!("the host {} is listed twice", pair[0].name));
-            }
-            if pair[0].name > pair[1].name {
-                return invalid(format!(
-                    "the hosts are not sorted: {} comes after {}",
-                    pair[1].name, pair[0].name
-                ));
-            }
-        }
+        check_names("roster", "", self.hosts.iter().map(|it| &it.name))?;
         if self.fenced.len() > Self::HOSTS_MAX
             || self.fenced.windows(2).any(|pair| pair[0].host >= pair[1].host)
         {

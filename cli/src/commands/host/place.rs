@@ -1,17 +1,49 @@
 //! What the verbs share that move a host in its roster.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use clap::Args;
 use muster_model::{FleetName, HostName};
 use muster_proto::v1;
 use serde::Serialize;
 
+use crate::args::{FleetArg, duration};
 use crate::commands::order::Approvals;
 use crate::error::CliError;
 use crate::output::{Page, Report, Tone, counted};
 
 /// How long a host is waited for.
 pub(super) const TIMEOUT: &str = "1m";
+
+/// A host that is to leave, for a while or for good.
+#[derive(Debug, Args)]
+pub(super) struct Leaving {
+    /// The host
+    #[arg(value_name = "NAME")]
+    pub(super) name: HostName,
+    #[command(flatten)]
+    pub(super) fleet: FleetArg,
+    /// Why, for whoever looks. It is signed
+    #[arg(long, value_name = "TEXT")]
+    pub(super) reason: String,
+    /// State that its machine is off or wiped: it need not answer. Be sure: nothing else keeps it from serving
+    #[arg(long)]
+    pub(super) fenced: bool,
+    /// How long to wait until it has closed
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = TIMEOUT)]
+    pub(super) timeout: Duration,
+    /// Where several operators must sign: write the roster to this file [default: park-NAME.json, retire-NAME.json]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+impl Leaving {
+    /// The file of a step where several must sign.
+    pub(super) fn file(&self, step: &str) -> PathBuf {
+        self.out.clone().unwrap_or_else(|| format!("{step}-{}.json", self.name).into())
+    }
+}
 
 /// What a host is now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -1,12 +1,8 @@
-use std::path::PathBuf;
-use std::time::Duration;
-
 use clap::Args;
-use muster_model::{FleetName, HostName, HostPlace};
+use muster_model::{FleetName, HostPlace};
 use muster_proto::v1;
 
-use super::place::{Moved, Outcome, TIMEOUT, in_no_roster};
-use crate::args::{FleetArg, duration};
+use super::place::{Leaving, Moved, Outcome, in_no_roster};
 use crate::commands::Env;
 use crate::commands::roster::{HandedIn, Next, holds, until};
 use crate::connect::{Session, answer};
@@ -22,63 +18,50 @@ use crate::exit::Exit;
 #[command(after_help = "Example:
   muster host retire host-5 --reason \"sold\"")]
 pub(crate) struct Retire {
-    /// The host
-    #[arg(value_name = "NAME")]
-    name: HostName,
     #[command(flatten)]
-    fleet: FleetArg,
-    /// Why, for whoever looks. It is signed
-    #[arg(long, value_name = "TEXT")]
-    reason: String,
-    /// State that its machine is off or wiped: it need not answer. Be sure: nothing else keeps it from serving
-    #[arg(long)]
-    fenced: bool,
-    /// How long to wait until it has closed
-    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = TIMEOUT)]
-    timeout: Duration,
-    /// Where several operators must sign: write the roster to this file [default: park-NAME.json, then retire-NAME.json]
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    host: Leaving,
 }
 
 impl Retire {
     pub(super) async fn run(self, env: &Env) -> Result<Exit, CliError> {
         let session = env.session().await?;
-        let fleet = session.fleet(self.fleet.fleet.clone()).await?;
+        let fleet = session.fleet(self.host.fleet.fleet.clone()).await?;
         loop {
             let mut next = Next::of(&session, &fleet).await?;
             let revision = next.before().revision();
-            let step = match next.before().place(&self.name) {
-                Some(HostPlace::Serving) if !self.fenced => {
-                    next.park(&self.name, &self.reason);
+            let step = match next.before().place(&self.host.name) {
+                Some(HostPlace::Serving) if !self.host.fenced => {
+                    next.park(&self.host.name, &self.host.reason);
                     "park"
                 }
                 Some(HostPlace::Serving | HostPlace::Parked) => {
                     // It has closed, or nothing proves it but the statement.
-                    if !self.fenced {
-                        until(env, &session, &fleet, self.timeout, |status| holds(status, revision)).await?;
+                    if !self.host.fenced {
+                        until(env, &session, &fleet, self.host.timeout, |status| holds(status, revision))
+                            .await?;
                     }
-                    if self.fenced {
-                        next.state_off(&self.name, &self.reason);
+                    if self.host.fenced {
+                        next.state_off(&self.host.name, &self.host.reason);
                     }
-                    next.retire(&self.name, &self.reason);
+                    next.retire(&self.host.name, &self.host.reason);
                     "retire"
                 }
                 Some(HostPlace::Retired) => {
-                    let status = until(env, &session, &fleet, self.timeout, |it| holds(it, revision)).await?;
+                    let status =
+                        until(env, &session, &fleet, self.host.timeout, |it| holds(it, revision)).await?;
                     let revoked = self.revoke(env, &session, &fleet, &status).await?;
-                    let mut moved = Moved::of(fleet, self.name, "retire", Outcome::Retired, &status);
+                    let mut moved = Moved::of(fleet, self.host.name, "retire", Outcome::Retired, &status);
                     moved.certificates_revoked = revoked;
                     env.ui.report(&moved)?;
                     return Ok(Exit::Proven);
                 }
-                None => return Err(in_no_roster(&self.name, &fleet)),
+                None => return Err(in_no_roster(&self.host.name, &fleet)),
             };
-            let file = self.out.clone().unwrap_or_else(|| format!("{step}-{}.json", self.name).into());
+            let file = self.host.file(step);
             match next.hand_in(&session, &file).await? {
                 HandedIn::Applied { .. } => {}
                 HandedIn::Drafted { file, approvals } => {
-                    env.ui.report(&Moved::drafted(fleet, self.name, step, file, approvals))?;
+                    env.ui.report(&Moved::drafted(fleet, self.host.name, step, file, approvals))?;
                     return Ok(Exit::Proven);
                 }
             }
@@ -104,16 +87,23 @@ impl Retire {
         for other in fleets.fleets.iter().filter(|it| it.fleet != fleet.as_str()) {
             let Ok(other) = FleetName::new(&other.fleet) else { continue };
             let roster = Box::pin(session.last_roster(&other)).await?;
-            if matches!(roster.document().place(&self.name), Some(HostPlace::Serving | HostPlace::Parked)) {
-                env.ui.warn(format_args!("{other} lists {} as well: its certificates stay good", self.name));
+            if matches!(
+                roster.document().place(&self.host.name),
+                Some(HostPlace::Serving | HostPlace::Parked)
+            ) {
+                env.ui.warn(format_args!(
+                    "{other} lists {} as well: its certificates stay good",
+                    self.host.name
+                ));
                 return Ok(None);
             }
         }
-        let (host, reason) = (self.name.to_string(), self.reason.clone());
+        let (host, reason) = (self.host.name.to_string(), self.host.reason.clone());
         // There is an issuer: a new token lets the host in again.
         let request = v1::EvictHostRequest { host, reason, for_good: false };
         let evicted =
-            answer(&format!("revoke the certificates of {}", self.name), client.evict_host(request)).await?;
+            answer(&format!("revoke the certificates of {}", self.host.name), client.evict_host(request))
+                .await?;
         Ok(Some(evicted.certificates))
     }
 }
