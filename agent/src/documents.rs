@@ -4,12 +4,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use muster_daemon::Machine;
 use muster_model::{
-    Attestation, Closing, Code, Commitment, Digest, Documents, FleetName, HostName, Purpose, Refusal,
-    RolloutId, Roster, Verified,
+    AdditionError, Attestation, Closing, Code, Commitment, Digest, Documents, FleetName, HostName, Purpose,
+    Refusal, RolloutId, Roster, Verified,
 };
 use muster_rollout::host::Evidence;
 use muster_trust::{
-    Authentic, ENVELOPE_BYTES_MAX, EVIDENCE_BYTES_MAX, RootChain, TrustRoot, verify_evidence,
+    Authentic, ENVELOPE_BYTES_MAX, EVIDENCE_BYTES_MAX, RootChain, TrustError, operators_roster,
+    verify_evidence,
 };
 use tonic::transport::Channel;
 
@@ -91,13 +92,14 @@ impl Library {
         let (machine, host) = (self.machine.clone(), self.host.clone());
         on_thread(&machine, &host, move || {
             let refuse = |error| refusal::of_trust(&self.host, Code::SignatureInvalid, &error);
-            let verified = if is_kept {
-                // It was verified when it was kept; what it goes on from may be too old by now to be added to.
-                self.root.verify_roster_history(&bytes)
+            // What is kept was verified when it was kept; what it goes on from may be too old by now to be added to.
+            let (digest, bytes, roster) = if is_kept {
+                let roster = self.root.verify_roster_history(&bytes).map_err(refuse)?;
+                (digest, bytes, roster)
             } else {
-                self.root.in_force().verify_roster(&bytes, self.machine.unix_time())
+                self.taken_on(digest, bytes).map_err(refuse)?
             };
-            let roster = verified.map_err(refuse)?.into_document();
+            let roster = roster.into_document();
             if roster.fleet() != &self.fleet {
                 let detail = format!("a roster of the fleet {} was shown", roster.fleet());
                 return Err(refusal::at(&self.host, Code::FleetUnknown, detail));
@@ -110,10 +112,41 @@ impl Library {
         .await
     }
 
+    /// What of a roster is to be taken on. When hosts were added nobody can tell who was away then: of an addition to what operators have
+    /// signed too long ago only that counts, which they have signed. Who was added this host learns with the next order, which names
+    /// the roster, or with the next roster of operators.
+    fn taken_on(
+        &self,
+        digest: Digest,
+        bytes: Arc<[u8]>,
+    ) -> Result<(Digest, Arc<[u8]>, Authentic<Roster>), TrustError> {
+        let (root, now) = (self.root.in_force(), self.machine.unix_time());
+        let error = match root.verify_roster(&bytes, now) {
+            Ok(roster) => return Ok((digest, bytes, roster)),
+            Err(
+                error @ TrustError::Addition {
+                    source: AdditionError::TooOld { .. } | AdditionError::Undated { .. },
+                },
+            ) => error,
+            Err(error) => return Err(error),
+        };
+        let base = operators_roster(&root.verify_held_roster(&bytes, now)?)?.into_bytes();
+        let roster = root.verify_roster(&base, now)?;
+        tracing::warn!(
+            fleet = %self.fleet, %error, revision = %roster.document().revision(),
+            "hosts were added that this one does not know yet; it goes by what operators have signed"
+        );
+        Ok((roster.envelope_digest(), base.into(), roster))
+    }
+
     /// What is kept here a new coordinator is rebuilt from, so it forgets no host that was added.
     fn check_follows_kept(&self, roster: &Roster) -> Result<(), Refusal> {
         let kept = self.papers.roster().and_then(|bytes| self.root.verify_roster_history(&bytes).ok());
         let Some(kept) = kept.as_ref().map(Authentic::document) else { return Ok(()) };
+        // One that is older takes nobody's place.
+        if roster.revision() < kept.revision() {
+            return Ok(());
+        }
         let refused = |error| {
             let detail = format!("the roster is refused: {error}");
             refusal::at(&self.host, Code::RosterChanged, detail)
@@ -141,6 +174,11 @@ impl Library {
             closing: Closing::of_commitments(&commitments),
             bytes: [&pulled.order, &pulled.release, &pulled.roster, &pulled.evidence],
         };
+        // Who was away when it was handed in has not kept it yet.
+        if self.check_follows_kept(&evidence.roster).is_ok() {
+            let kept = self.papers.keep_roster(evidence.roster.revision(), documents.roster, &pulled.roster);
+            kept.map_err(|error| refusal::of_io(&self.host, "keep the roster", &error))?;
+        }
         let kept = self.papers.keep(&verified);
         kept.map_err(|error| refusal::of_io(&self.host, "keep the rollout's documents", &error))
     }
@@ -163,10 +201,13 @@ impl Library {
         let root = self.root.in_force();
         let order = root.verify_order(&pulled.order, now).map_err(invalid)?;
         let release = root.verify_release(&pulled.release, &self.fleet, now).map_err(invalid)?;
-        // What was shown and kept was young enough then.
-        let is_kept = self.papers.has_roster(roster);
-        let verify = if is_kept { TrustRoot::verify_held_roster } else { TrustRoot::verify_roster };
-        let roster = verify(&root, &pulled.roster, now).map_err(invalid)?;
+        // What was shown and kept was young enough then. And operators who sign an order for a roster vouch for that roster: a thief of
+        // a joiner's key has none for what he has added.
+        let named = root.verify_held_roster(&pulled.roster, now).map_err(invalid)?;
+        let is_vouched_for =
+            self.papers.has_roster(roster) || order.document().roster == named.payload_digest();
+        let roster =
+            if is_vouched_for { named } else { root.verify_roster(&pulled.roster, now).map_err(invalid)? };
         let attestations =
             verify_evidence(&pulled.evidence, roster.document()).map_err(refuse(Code::BadAttestation))?;
         Ok(Box::new(Evidence {

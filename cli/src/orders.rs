@@ -114,7 +114,8 @@ impl PendingOrder {
             Some(roster) if roster != bound_to(order) => blocker(
                 Code::RosterChanged,
                 format!(
-                    "it is for {} hosts of roster revision {}, in force is revision {} with {} hosts",
+                    "it is for {} hosts of roster revision {}, in force is revision {} with {} hosts: who has proposed it \
+                     proposes it anew with `muster flip`",
                     order.hosts, order.roster_revision, roster.revision, roster.hosts
                 ),
             ),

@@ -330,6 +330,20 @@ impl Shared {
         self.incarnation
     }
 
+    /// Whether a first roster would make this fleet now.
+    pub(crate) fn may_found(&self, name: &FleetName) -> Result<(), Refusal> {
+        if self.fleet(name).is_some() {
+            return Err(Refusal::of(Code::RosterChanged, format!("the fleet {name} has a roster already")));
+        }
+        if self.rebuilding(name).is_some_and(|it| it.standing() == Standing::Known) {
+            return Err(Refusal::of(
+                Code::Rebuilding,
+                format!("the fleet {name} is there already, and is not led yet"),
+            ));
+        }
+        Ok(())
+    }
+
     /// Makes the fleet of a first roster.
     pub(crate) async fn found(
         self: &Arc<Self>,
@@ -339,15 +353,7 @@ impl Shared {
     ) -> Result<(), Refusal> {
         let name = roster.fleet().clone();
         let _founding = self.founding.lock().await;
-        if self.fleet(&name).is_some() {
-            return Err(Refusal::of(Code::RosterChanged, format!("the fleet {name} has a roster already")));
-        }
-        if self.rebuilding(&name).is_some_and(|it| it.standing() == Standing::Known) {
-            return Err(Refusal::of(
-                Code::Rebuilding,
-                format!("the fleet {name} is there already, and is not led yet"),
-            ));
-        }
+        self.may_found(&name)?;
         let record = FleetRecord::first(&roster, digest, envelope, self.incarnation);
         // P7: whoever applied the roster is told once the fleet is durable.
         let entry = Entry::Fleet(Box::new(record.clone()));

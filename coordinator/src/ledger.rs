@@ -14,7 +14,8 @@ use std::sync::Arc;
 use muster_artifact::ArtifactError;
 use muster_daemon::{crash_point, fault_point};
 use muster_model::{
-    Digest, Durable, Epoch, FleetName, HostName, Incarnation, PublicKey, RolloutId, Term, UnixTime, Version,
+    Digest, Durable, Epoch, FleetName, HostName, Incarnation, PublicKey, RolloutId, RosterRef, Term,
+    UnixTime, Version,
 };
 use muster_rollout::fleet::{End, FleetRecord, Opening, Record, SessionRecord};
 use muster_store::{AnchorPayload, Opened, Options, RecordKind, SledStore, Store, StoreError};
@@ -89,6 +90,9 @@ pub(crate) struct OrderEntry {
     pub(crate) proposed_by: String,
     pub(crate) proposed_unix_ms: UnixTime,
     pub(crate) cancelled_by: Option<String>,
+    /// The roster that it is bound to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) roster: Option<RosterRef>,
 }
 
 /// A mandate: hosts obey this life of the database because of it.

@@ -1,6 +1,7 @@
 //! Hosts that a joiner's key adds: real processes, from a machine that nobody knows to a flip of all of them; and a thief of the key,
 //! with and without the coordinator.
 
+mod handing_in;
 mod stolen;
 
 use std::fs;
@@ -15,14 +16,14 @@ use muster_trust::{Authentic, KeyAlgorithm, SigningKey, operators_roster};
 
 use crate::harness::forgery::order;
 use crate::harness::{
-    Caller, FLEET, Fleet, Host, Output, now, program, refusal_of, run, run_program, signed, until, versioned,
+    Caller, FLEET, Fleet, Host, Output, now, program, refusal_of, run, signed, until, versioned,
 };
 
 /// A fleet whose root lets one key add hosts, up to five.
 pub(super) struct Scaled {
     pub(super) fleet: Fleet,
     /// Where the key is.
-    path: PathBuf,
+    pub(super) path: PathBuf,
     pub(super) joiner: SigningKey,
 }
 
@@ -99,17 +100,7 @@ impl Scaled {
     /// Enrols a machine and starts it.
     #[track_caller]
     fn enrol(&self, name: &str) -> Host {
-        let made = self.fleet.json(&["host", "token", name, "--fleet", FLEET]).expect_code(0);
-        let [token, coordinator, pin] = ["/token", "/coordinator", "/ca_pin"].map(|at| made.text_at(at));
-        let host = self.fleet.outsider(name);
-        let root = self.fleet.dir().join("root.json");
-        let at = ["enrol", "--coordinator", &coordinator, "--ca-pin", &pin];
-        let folders = ["--root", text(&root), "--config", text(host.folder())];
-        let token = [("MUSTER_JOIN_TOKEN", token.as_str())];
-        run_program("muster-agent", &[&at[..], &folders].concat(), &token).expect_code(0);
-        host.guard.start(&[]);
-        host.agent.start(&[]);
-        host
+        self.fleet.enrol(name)
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use muster_model::{Code, Document as _, Member, Roster};
 use muster_trust::Envelope;
 
-use crate::harness::{Caller, Fleet, Operators, artifact, refusal_of, run, signed, until};
+use crate::harness::{Caller, Fleet, Host, Operators, artifact, refusal_of, run, signed, until};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -112,4 +112,65 @@ fn where_two_must_sign_nobody_states_alone_that_a_host_is_off() {
     let status = fleet.json(&["status"]).expect_code(0);
     let open = status.text_at("/open_overrides/0/detail");
     assert!(open.matches("ed25519:").count() == 2 && !open.contains("solo"), "{status}");
+}
+
+/// A fleet of three that serves `1`, has `2`, and is about to be joined by a machine: its draft, and the machine.
+fn about_to_be_joined() -> (Fleet, PathBuf, Host) {
+    let fleet = Fleet::up(3);
+    fleet.release(&artifact(&[("lib/a", "a")]), "1");
+    fleet.push(&artifact(&[("lib/a", "b")]), "2");
+    fleet.json(&["deploy", "2"]).expect_code(0);
+    let joining = fleet.enrol("host-4");
+    until("it has enrolled and waits", || fleet.coordinator().log().contains("host-not-in-roster"));
+    let draft = fleet.scratch().join("four-hosts.toml");
+    fleet.json(&["roster", "propose", "--from-pending", "--out", text(&draft)]).expect_code(0);
+    (fleet, draft, joining)
+}
+
+#[test]
+fn who_joins_while_the_others_flip_is_kept_through_crashes_until_they_have() {
+    for (point, is_taken) in [("coordinator.roster.said", false), ("coordinator.roster.taken", true)] {
+        let (fleet, draft, joining) = about_to_be_joined();
+        let silent = fleet.host(2);
+        silent.agent.kill();
+        silent.agent.start(&[("MUSTER_CRASH_AT", "agent.close.before-guard")]);
+        fleet.wait_connected(3);
+        // It is opened over, and the rollout is not over before it has opened as well.
+        fleet.json(&["flip", "2", "--timeout", "30s"]).expect_code(18);
+        let coordinator = fleet.coordinator();
+        coordinator.kill();
+        coordinator.start(&[("MUSTER_CRASH_AT", point)]);
+        fleet.wait_connected(2);
+        assert_ne!(fleet.json(&["roster", "apply", text(&draft)]).code, 0);
+        coordinator.wait_until_gone();
+        coordinator.start(&[]);
+        fleet.wait_connected(2);
+        let status = fleet.json(&["status"]).expect_code(0);
+        let coming = status.json()["coming_roster"]["revision"].as_u64();
+        assert_eq!(coming, is_taken.then_some(2), "{point}: {status}");
+        assert_eq!(status.json()["roster_revision"], 1, "{point}: {status}");
+        // The log says what was handed in, and what has come of it.
+        let log = fleet.json(&["audit", "log"]).expect_code(0).json();
+        let entries = log["results"].as_array().unwrap();
+        let last = |kind: &str| entries.iter().rfind(|it| it["kind"] == kind).unwrap()["detail"].to_string();
+        assert!(last("roster").contains("revision 2, 4 hosts"), "{log}");
+        assert_eq!(last("lead").contains("revision 2 to come"), is_taken, "{log}");
+        if !is_taken {
+            let applied = fleet.json(&["roster", "apply", text(&draft)]).expect_code(0);
+            assert_eq!(applied.json()["coming"], true, "{applied}");
+        }
+        silent.agent.start(&[]);
+        until("the roster holds once the rollout is over", || {
+            fleet.json(&["status"]).json()["roster_revision"] == 2
+        });
+        fleet.wait_connected(4);
+        fleet.json(&["deploy", "2"]).expect_code(0);
+        until("all serve the same", || {
+            fleet
+                .hosts()
+                .iter()
+                .chain([&joining])
+                .all(|it| it.serves().is_some() && it.serves() == joining.serves())
+        });
+    }
 }

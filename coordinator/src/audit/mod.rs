@@ -288,12 +288,15 @@ pub(crate) fn ended_entry(audit: &AuditHandle, fleet: &FleetName, end: &End) -> 
 pub(crate) fn phase_entry(audit: &AuditHandle, kind: Kind, record: &FleetRecord) -> Entry {
     let k = record.phase.rollout().map_or(record.last_k, |rollout| rollout.k);
     let entry = audit.own_entry(kind).of_fleet(&record.fleet).of_rollout(k);
+    let coming =
+        record.coming.as_ref().map(|coming| format!(", revision {} to come", coming.roster.revision));
     let detail = format!(
-        "{}, epoch {}, term {}, roster revision {}",
+        "{}, epoch {}, term {}, roster revision {}{}",
         phase_name(&record.phase),
         record.epoch,
         record.leadership.term,
-        record.roster.revision
+        record.roster.revision,
+        coming.unwrap_or_default()
     );
     match record.serving {
         Some(serving) => entry.with("serving", serving).saying(detail),

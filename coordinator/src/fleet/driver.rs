@@ -56,6 +56,8 @@ pub(crate) enum Input {
     Abort { k: Option<RolloutId>, reason: Blocker, reply: oneshot::Sender<Result<RolloutId, Refusal>> },
     /// See [`Fleet::halt`].
     Halt { reason: Blocker, reply: oneshot::Sender<Result<RolloutId, Refusal>> },
+    /// Would [`Fleet::apply_roster`] take it now?
+    RehearseRoster(Box<NextRoster>, oneshot::Sender<Result<(), Refusal>>),
     /// See [`Fleet::apply_roster`].
     ApplyRoster(Box<NextRoster>, oneshot::Sender<Result<(), Refusal>>),
     /// See [`Fleet::readmit`].
@@ -246,6 +248,10 @@ impl Driver {
             Input::Halt { reason, reply } => {
                 steps.push(self.fleet.halt(reason));
                 answers.push(Answer::Numbered(reply, Ok(self.fleet.record().last_k)));
+            }
+            Input::RehearseRoster(next, reply) => {
+                // Whoever asked may be gone.
+                let _ = reply.send(self.fleet.clone().apply_roster(*next).map(drop));
             }
             Input::ApplyRoster(next, reply) => {
                 let result = settle(self.fleet.apply_roster(*next));

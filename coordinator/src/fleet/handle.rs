@@ -165,6 +165,11 @@ impl FleetHandle {
         self.ask(|reply| Input::Halt { reason, reply }).await?
     }
 
+    /// Whether a roster would be taken at this moment.
+    pub(crate) async fn rehearse_roster(&self, next: NextRoster) -> Result<(), Refusal> {
+        self.ask(|reply| Input::RehearseRoster(Box::new(next), reply)).await?
+    }
+
     /// Makes a roster the next one.
     pub(crate) async fn apply_roster(&self, next: NextRoster) -> Result<(), Refusal> {
         self.ask(|reply| Input::ApplyRoster(Box::new(next), reply)).await?

@@ -194,6 +194,7 @@ fn orders_that_wait_outlive_a_cut_and_a_backup() {
             proposed_by: "alice".to_owned(),
             proposed_unix_ms: UnixTime(1),
             cancelled_by: None,
+            roster: None,
         }
     };
     let (one, two) = (order(&ledger, "one"), order(&ledger, "two"));

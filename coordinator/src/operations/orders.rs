@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_audit::Kind;
-use muster_model::{Code, Digest, FleetName, OnFailure, Order, Refusal, SigningRole, UnixTime};
+use muster_model::{
+    Code, Digest, FleetName, OnFailure, Order, Refusal, RolloutId, RosterRef, SigningRole, UnixTime,
+};
 use muster_proto::v1;
 use muster_rollout::fleet::{FleetRecord, is_bound_to};
 use muster_trust::OrderProposal;
@@ -70,6 +72,7 @@ pub(super) async fn propose(
         proposed_by: operator.to_owned(),
         proposed_unix_ms: now,
         cancelled_by: None,
+        roster: Some(bound_to(&reviewed.order.document)),
     };
     tracing::info!(%fleet, k = %entry.counter, %id, %operator, "order proposed; it waits for approvals");
     keep(shared, entry, reviewed, audited, dropped).await
@@ -131,10 +134,7 @@ pub(super) fn waiting(
 ) -> Vec<v1::WaitingOrder> {
     let (root, now) = (shared.root(), shared.machine.unix_time());
     let keys = root.root().role(SigningRole::Operator);
-    let is_waiting = |order: &&OrderEntry| {
-        order.cancelled_by.is_none() && order.counter > record.last_k && now < order.expires_unix_ms
-    };
-    let waiting = history.orders.iter().filter(is_waiting).map(|order| {
+    let waiting = history.orders.iter().filter(|it| is_waiting(it, record, now)).map(|order| {
         let counted = order.signers.iter().filter(|signer| keys.keys.contains(signer)).count();
         v1::WaitingOrder {
             id: order.id.as_bytes().to_vec(),
@@ -143,9 +143,30 @@ pub(super) fn waiting(
             approvals: u32::try_from(counted).unwrap_or(u32::MAX),
             threshold: keys.threshold,
             expires_unix_ms: order.expires_unix_ms.0,
+            outdated_roster_revision: outdated(order, record).map(|roster| roster.revision.0),
         }
     });
     waiting.collect()
+}
+
+/// The rollouts whose orders wait and are bound to the roster in force: none of them is begun under another one.
+pub(super) fn bound_to_roster(shared: &Shared, record: &FleetRecord) -> BTreeSet<RolloutId> {
+    let (history, now) = (shared.ledger.history(&record.fleet), shared.machine.unix_time());
+    let bound = |it: &&OrderEntry| is_waiting(it, record, now) && outdated(it, record).is_none();
+    history.orders.iter().filter(bound).map(|order| order.counter).collect()
+}
+
+fn is_waiting(order: &OrderEntry, record: &FleetRecord, now: UnixTime) -> bool {
+    order.cancelled_by.is_none() && order.counter > record.last_k && now < order.expires_unix_ms
+}
+
+/// The roster that an order is bound to, if another one holds. What the operators signed for was its N.
+fn outdated(order: &OrderEntry, record: &FleetRecord) -> Option<RosterRef> {
+    order.roster.filter(|roster| *roster != record.roster)
+}
+
+const fn bound_to(order: &Order) -> RosterRef {
+    RosterRef { digest: order.roster, revision: order.roster_revision, hosts: order.hosts }
 }
 
 /// An order that was taken back begins nothing, even if all have signed it.
@@ -287,7 +308,8 @@ async fn check_usable(shared: &Arc<Shared>, order: &Order, now: UnixTime) -> Res
     }
     if !is_bound_to(order, &record.roster) {
         let detail = format!(
-            "the order is for {} hosts of roster revision {}, in force is revision {} with {} hosts",
+            "the order is for {} hosts of roster revision {}, in force is revision {} with {} hosts: who has proposed it \
+             proposes it anew",
             order.hosts, order.roster_revision, record.roster.revision, record.roster.hosts
         );
         return refuse(Code::RosterChanged, detail);
@@ -321,8 +343,6 @@ fn pending(entry: &OrderEntry, order: Vec<u8>, contingency: Option<Vec<u8>>) -> 
 
 #[cfg(test)]
 mod tests {
-    use muster_model::RolloutId;
-
     use super::*;
 
     fn order(number: u64, expires: u64) -> OrderEntry {
@@ -338,6 +358,7 @@ mod tests {
             proposed_by: "alice".to_owned(),
             proposed_unix_ms: UnixTime(0),
             cancelled_by: None,
+            roster: None,
         }
     }
 

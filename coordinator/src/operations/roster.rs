@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use muster_audit::{Entry, Kind};
+use muster_daemon::crash_point;
 use muster_model::{Code, Digest, HostName, Refusal, Roster, RosterRevision, SigningRole};
 use muster_proto::v1;
-use muster_rollout::fleet::NextRoster;
+use muster_rollout::fleet::{FleetRecord, NextRoster};
 use muster_trust::Authentic;
 
 use super::blocking;
@@ -15,13 +16,23 @@ use crate::fleet::FleetHandle;
 use crate::status::{blob_refusal, chain};
 
 /// Verifies a roster and makes it the fleet's next one; the first makes the fleet.
+///
+/// To its end, even if whoever asked goes away: what is in the audit log is done, or the log says that it is not.
 pub(super) async fn apply(
     shared: &Arc<Shared>,
     envelope: Vec<u8>,
     operator: &str,
 ) -> Result<v1::ApplyRosterResponse, Refusal> {
-    let verified = verify(shared, &envelope)?;
-    take(shared, verified, operator).await
+    let (shared, who) = (Arc::clone(shared), operator.to_owned());
+    let applied = tokio::spawn(async move {
+        let mut stated = None;
+        let taken = match verify(&shared, &envelope) {
+            Ok(verified) => take(&shared, verified, &who, &mut stated).await,
+            Err(refusal) => Err(refusal),
+        };
+        super::audit::settled(&shared, &who, "apply a roster", stated, taken).await
+    });
+    applied.await.map_err(|error| super::ended_inside(&error))?
 }
 
 /// The same for one that a joiner's key has made longer. Nobody applies with it what operators have signed.
@@ -30,14 +41,29 @@ pub(super) async fn add(
     envelope: Vec<u8>,
     joiner: &str,
 ) -> Result<v1::AddHostsResponse, Refusal> {
-    let verified = verify(shared, &envelope)?;
+    let (shared, who) = (Arc::clone(shared), joiner.to_owned());
+    let added = tokio::spawn(async move {
+        let added = add_now(&shared, &envelope, &who).await;
+        super::audit::settled(&shared, &who, "add hosts", None, added).await
+    });
+    added.await.map_err(|error| super::ended_inside(&error))?
+}
+
+async fn add_now(
+    shared: &Arc<Shared>,
+    envelope: &[u8],
+    joiner: &str,
+) -> Result<v1::AddHostsResponse, Refusal> {
+    let verified = verify(shared, envelope)?;
     let roster = verified.document();
     if roster.additions().is_none() {
         let detail = "no joiner's key has signed this roster; operators apply what they sign";
         return Err(Refusal::of(Code::NotAllowed, detail));
     }
     let room = room(shared, roster);
-    let v1::ApplyRosterResponse { fleet, revision, hosts, .. } = take(shared, verified, joiner).await?;
+    // What is added follows what operators have signed, who alone state that machines are off.
+    let v1::ApplyRosterResponse { fleet, revision, hosts, .. } =
+        take(shared, verified, joiner, &mut None).await?;
     Ok(v1::AddHostsResponse { fleet, revision, hosts, room })
 }
 
@@ -61,50 +87,63 @@ fn verify(shared: &Shared, envelope: &[u8]) -> Result<Authentic<Roster>, Refusal
     shared.root().verify_roster(envelope, shared.machine.unix_time()).map_err(invalid)
 }
 
+/// Takes a roster on. What would be refused now leaves no trace but the refusal; what is taken is in the audit log before. Where an
+/// entry of the log states that machines are off is put into `stated`.
 async fn take(
     shared: &Arc<Shared>,
     verified: Authentic<Roster>,
     who: &str,
+    stated: &mut Option<u64>,
 ) -> Result<v1::ApplyRosterResponse, Refusal> {
     let (digest, name) = (verified.payload_digest(), verified.envelope_digest());
-    let (envelope, said) = (Arc::clone(verified.raw()), said(shared, &verified));
+    let fences = fences(shared, &verified, who);
+    let (envelope, mut said) = (Arc::clone(verified.raw()), said(shared, &verified));
     let roster = verified.into_document();
     let fenced: BTreeSet<HostName> = roster.fenced().iter().map(|fence| fence.host.clone()).collect();
+    let (fleet_name, revision) = (roster.fleet().clone(), roster.revision());
     let mut answer = v1::ApplyRosterResponse {
         coming: false,
         awaited: Vec::new(),
-        fleet: roster.fleet().as_str().to_owned(),
-        revision: roster.revision().0,
+        fleet: fleet_name.as_str().to_owned(),
+        revision: revision.0,
         hosts: u32::try_from(roster.hosts().len()).unwrap_or(u32::MAX),
     };
+    let fleet = shared.fleet(&fleet_name);
+    let next = NextRoster { roster, digest, envelope: name, fenced };
+    match &fleet {
+        Some(fleet) => {
+            if let Err(refusal) = fleet.rehearse_roster(next.clone()).await {
+                return Err(collision(shared, fleet, (revision, name), refusal).await);
+            }
+            said.push_str(&orders_that_end(shared, &fleet.view().await?.record));
+        }
+        None if revision == RosterRevision(1) => shared.may_found(&fleet_name)?,
+        None => {
+            let detail = format!("a fleet begins with revision 1 of its roster, not {revision}");
+            return Err(Refusal::of(Code::RosterChanged, detail));
+        }
+    }
     let documents = shared.documents.clone();
     blocking(&shared.machine, move || documents.put(name, &envelope).map_err(|error| blob_refusal(&error)))
         .await?;
-    let applied = shared.audit.entry(Kind::Roster, who).of_fleet(roster.fleet()).with("roster", name);
-    shared.audit(vec![applied.saying(said)]).await?;
-    match shared.fleet(roster.fleet()) {
+    let handed_in = shared.audit.entry(Kind::Roster, who).of_fleet(&fleet_name).with("roster", name);
+    let is_stating = fences.is_some();
+    let entries = fences.into_iter().chain([handed_in.saying(said)]).collect();
+    *stated = Some(shared.audit(entries).await?).filter(|_| is_stating);
+    crash_point("coordinator.roster.said");
+    match fleet {
         Some(fleet) => {
-            let next = NextRoster { roster, digest, envelope: name, fenced };
-            let revision = next.roster.revision();
             if let Err(refusal) = fleet.apply_roster(next).await {
                 return Err(collision(shared, &fleet, (revision, name), refusal).await);
             }
+            crash_point("coordinator.roster.taken");
             let coming = fleet.view().await?.coming;
             let coming = coming.filter(|(coming, _)| coming.revision().0 == answer.revision);
             answer.coming = coming.is_some();
             let awaited = coming.into_iter().flat_map(|(_, awaited)| awaited);
             answer.awaited = awaited.map(|host| host.as_str().to_owned()).collect();
         }
-        None if roster.revision() == RosterRevision(1) => {
-            let shared = Arc::clone(shared);
-            // To its end, even if whoever asked goes away: a fleet that is durable is led.
-            let found = tokio::spawn(async move { shared.found(roster, digest, name).await });
-            found.await.map_err(|error| super::ended_inside(&error))??;
-        }
-        None => {
-            let detail = format!("a fleet begins with revision 1 of its roster, not {}", roster.revision());
-            return Err(Refusal::of(Code::RosterChanged, detail));
-        }
+        None => shared.found(next.roster, digest, name).await?,
     }
     Ok(answer)
 }
@@ -154,6 +193,20 @@ async fn last_roster(shared: &Shared, envelope: Digest) -> Option<Entry> {
     None
 }
 
+/// Orders that wait are bound to the roster in force, with its N: under another one none of them is begun.
+fn orders_that_end(shared: &Shared, record: &FleetRecord) -> String {
+    let bound = super::orders::bound_to_roster(shared, record);
+    if bound.is_empty() {
+        return String::new();
+    }
+    let named: Vec<String> = bound.iter().map(ToString::to_string).collect();
+    let revision = record.roster.revision;
+    format!(
+        "; orders that wait for rollout {} are for revision {revision}, and end with it",
+        named.join(", ")
+    )
+}
+
 /// How many more hosts joiners may add, by the root in force.
 fn room(shared: &Shared, roster: &Roster) -> u32 {
     shared.root().root().joiners.as_ref().map_or(0, |joiners| joiners.room(roster))
@@ -189,9 +242,8 @@ fn said(shared: &Shared, verified: &Authentic<Roster>) -> String {
     )
 }
 
-/// What a roster that holds states of hosts that serve nothing any more, for the audit log.
-pub(super) fn fences(shared: &Shared, envelope: &[u8], operator: &str) -> Option<Entry> {
-    let verified = shared.root().verify_roster(envelope, shared.machine.unix_time()).ok()?;
+/// What a roster states of hosts that serve nothing any more, for the audit log.
+fn fences(shared: &Shared, verified: &Authentic<Roster>, operator: &str) -> Option<Entry> {
     let (roster, signers) = (verified.document(), verified.signers());
     if roster.fenced().is_empty() {
         return None;

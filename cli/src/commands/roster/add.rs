@@ -10,6 +10,7 @@ use super::propose::pending;
 use crate::args::FleetArg;
 use crate::clock::unix_time;
 use crate::commands::Env;
+use crate::confirm::{Question, confirm};
 use crate::connect::{Session, answer};
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -22,7 +23,7 @@ use crate::output::{Page, Report, Tone, counted};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   muster roster add host-4 --key joiner.key
-  muster roster add host-4=ed25519:BwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyAhIiMkJSY= --key joiner.key")]
+  muster roster add host-4=ed25519:BwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyAhIiMkJSY= --key joiner.key --yes")]
 pub(crate) struct Add {
     #[command(flatten)]
     fleet: FleetArg,
@@ -32,6 +33,9 @@ pub(crate) struct Add {
     /// A joiner's key: a file, or `ssh-agent:SHA256:…`. May be repeated where several must sign
     #[arg(long, value_name = "KEY", required = true)]
     key: Vec<KeySource>,
+    /// Do not ask, also where orders wait for approvals: they are for the roster without these hosts, and end with it
+    #[arg(long)]
+    yes: bool,
 }
 
 /// A host as the command line names it.
@@ -92,6 +96,10 @@ impl Add {
         let envelope = sign(&addition, &signers).map_err(trust())?;
         // What the coordinator would refuse is better said here, with its reason.
         session.root().verify_roster(envelope.raw(), unix_time()).map_err(trust())?;
+        if !self.yes {
+            let status = session.status(&fleet).await?;
+            confirm_end_of_orders(env, &status.waiting_orders)?;
+        }
         let request = v1::AddHostsRequest { envelope: envelope.raw().to_vec() };
         let mut client = session.operations();
         let v1::AddHostsResponse { revision, hosts, room, .. } =
@@ -99,6 +107,29 @@ impl Add {
         env.ui.report(&report(revision, hosts, room))?;
         Ok(Exit::Proven)
     }
+}
+
+/// An order names its roster and N: under a longer one it cannot be begun, and whoever proposed it begins anew.
+fn confirm_end_of_orders(env: &Env, waiting: &[v1::WaitingOrder]) -> Result<(), CliError> {
+    let alive: Vec<String> = waiting
+        .iter()
+        .filter(|order| order.outdated_roster_revision.is_none())
+        .map(|order| format!("rollout {} ({} of {} approvals)", order.k, order.approvals, order.threshold))
+        .collect();
+    if alive.is_empty() {
+        return Ok(());
+    }
+    env.ui.warn(format_args!(
+        "orders wait that are for the roster without these hosts, and end with it: {}",
+        alive.join(", ")
+    ));
+    let question = Question {
+        text: "Type yes to add the hosts all the same:".to_owned(),
+        expected: "yes",
+        otherwise: "no host was added, since orders wait that would end with it",
+        next: "see `muster status`; add --yes to add hosts whether or not orders wait",
+    };
+    confirm(env, &question)
 }
 
 fn check_keys(joiners: Option<&Joiners>, keys: &[Box<dyn Signer>]) -> Result<(), Refusal> {

@@ -18,6 +18,9 @@ pub(super) struct WaitingOrder {
     approvals: u32,
     threshold: u32,
     expires: String,
+    /// The revision of the roster that it is bound to, if that does not hold any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outdated_roster_revision: Option<u64>,
 }
 
 impl WaitingOrder {
@@ -29,6 +32,7 @@ impl WaitingOrder {
             approvals: wire.approvals,
             threshold: wire.threshold,
             expires: date_text(UnixTime(wire.expires_unix_ms)),
+            outdated_roster_revision: wire.outdated_roster_revision,
         })
     }
 }
@@ -39,13 +43,27 @@ pub(super) fn print(waiting: &[WaitingOrder], page: &mut Page) {
         return;
     }
     page.toned(Tone::Warning, "orders that wait:");
-    for WaitingOrder { order, rollout, to, approvals, threshold, expires } in waiting {
+    for WaitingOrder { order, rollout, to, approvals, threshold, expires, outdated_roster_revision } in
+        waiting
+    {
+        let version = to.as_ref().map_or("RELEASE", |to| &to.version);
         let to = to.as_ref().map_or_else(|| "an unknown release".to_owned(), ToString::to_string);
+        if let Some(revision) = outdated_roster_revision {
+            let order = order.short();
+            page.line(format_args!(
+                "  {order}, rollout {rollout} to {to}: cannot be begun, as it is for revision {revision} of the roster and \
+                 another one came"
+            ));
+            page.line(format_args!("    next: muster order cancel {order}, then muster flip {version} anew"));
+            continue;
+        }
         page.line(format_args!(
             "  {}, rollout {rollout} to {to}: {approvals} of {threshold} approvals, until {expires}",
             order.short()
         ));
     }
-    page.line("  next: muster order show ID, then muster approve ID");
+    if waiting.iter().any(|order| order.outdated_roster_revision.is_none()) {
+        page.line("  next: muster order show ID, then muster approve ID");
+    }
     page.gap();
 }
