@@ -87,6 +87,41 @@ fn a_parked_host_stays_dark_whatever_befalls_it_or_its_coordinator() {
 }
 
 #[test]
+fn a_host_that_dies_before_its_guard_has_stopped_stops_at_its_next_start_without_any_coordinator() {
+    let mut world = World::settled();
+    let signed = signed_roster_of(2, 3, &[3].into());
+    let envelope = signed.envelope;
+    world.rosters.push(signed);
+    world.crash_coordinator();
+    world.show(2, envelope);
+    world.crash_agent(2);
+    assert_eq!(world.machines[2].record.membership, Membership::Excluded(RosterRevision(2)));
+    assert_eq!(world.machines[2].record.may_serve(), None);
+    assert!(world.machines[2].guard.is_some(), "its guard has not stopped yet");
+    world.start_agent(2);
+    world.rest();
+    assert_eq!((world.machines[2].guard, &world.violation), (None, &None));
+    world.expect_serves(&host_name(1), 0, 1);
+}
+
+#[test]
+fn a_host_whose_word_was_lost_says_again_that_it_has_closed_whether_or_not_it_is_shown_the_roster_again() {
+    let mut world = World::settled();
+    world.machines[2].hold = Hold::Up;
+    world.park(3).expect("the fleet is settled");
+    world.rest();
+    assert_eq!((world.machines[2].guard, world.roster_in_force().hosts().len()), (None, 3));
+    world.cut(2);
+    world.machines[2].hold = Hold::Nothing;
+    // What it is shown before its session has begun it may have answered too early.
+    assert!(world.run_until(|world| !world.machines[2].shown.is_empty()));
+    world.machines[2].shown.clear();
+    world.rest();
+    assert_eq!(world.roster_in_force().hosts().len(), 2);
+    assert_eq!(world.view_of(3).state, State::Parked);
+}
+
+#[test]
 fn a_coordinator_that_is_lost_while_a_host_is_asked_to_leave_goes_on_where_it_was() {
     let mut world = World::settled();
     world.machines[2].hold = Hold::Network;
