@@ -73,7 +73,7 @@ pub(crate) enum Input {
     /// What is known so far?
     Survey(oneshot::Sender<Survey>),
     /// The last roster that held, if some host keeps it: the newest of these.
-    Held { kept: held::Kept, before: Option<Arc<Verified<Roster>>> },
+    Held { kept: held::Kept, before: Result<held::Before, Blocker> },
     /// The documents that were looked for in this term.
     Gathered { term: Term, found: Box<Result<gather::Gathered, Vec<Blocker>>> },
 }

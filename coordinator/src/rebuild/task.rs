@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use muster_model::{
     Blocker, Code, FleetName, HostName, HostPlace, JoinReport, Leadership, Membership, Refusal, Roster,
-    SessionId, Term, ToHost, Token, Verified,
+    SessionId, Term, ToHost, Token,
 };
 use muster_proto::convert::to_agent;
 use muster_proto::v1;
@@ -53,7 +53,7 @@ struct Rebuilder {
     blockers: Vec<Blocker>,
     stage: Stage,
     /// The last roster that held, and the rosters among which it was looked for.
-    before: Option<(held::Kept, Option<Arc<Verified<Roster>>>)>,
+    before: Option<(held::Kept, held::Before)>,
     /// Those among which it is being looked for.
     reading: Option<held::Kept>,
     ask_again: Option<Instant>,
@@ -184,8 +184,16 @@ impl Rebuilder {
             }
             Input::Held { kept, before } => {
                 self.reading = None;
-                self.before = Some((kept, before));
-                self.conclude();
+                match before {
+                    Ok(before) => {
+                        self.before = Some((kept, before));
+                        self.conclude();
+                    }
+                    Err(blocker) => {
+                        self.blockers = vec![blocker];
+                        self.ask_again = Some(Instant::now() + ASK_AGAIN);
+                    }
+                }
             }
             // What was found for an earlier mandate was judged by that one.
             Input::Gathered { term, .. } if term != self.leadership.term => {}
