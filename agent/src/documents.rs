@@ -93,12 +93,12 @@ impl Library {
         on_thread(&machine, &host, move || {
             let refuse = |error| refusal::of_trust(&self.host, Code::SignatureInvalid, &error);
             // What is kept was verified when it was kept; what it goes on from may be too old by now to be added to.
-            let (digest, bytes, roster) = if is_kept {
-                let roster = self.root.verify_roster_history(&bytes).map_err(refuse)?;
-                (digest, bytes, roster)
+            let roster = if is_kept {
+                self.root.verify_roster_history(&bytes).map_err(refuse)?
             } else {
-                self.taken_on(digest, bytes).map_err(refuse)?
+                self.taken_on(&bytes).map_err(refuse)?
             };
+            let (digest, bytes) = (roster.envelope_digest(), Arc::clone(roster.raw()));
             let roster = roster.into_document();
             if roster.fleet() != &self.fleet {
                 let detail = format!("a roster of the fleet {} was shown", roster.fleet());
@@ -115,14 +115,10 @@ impl Library {
     /// What of a roster is to be taken on. When hosts were added nobody can tell who was away then: of an addition to what operators have
     /// signed too long ago only that counts, which they have signed. Who was added this host learns with the next order, which names
     /// the roster, or with the next roster of operators.
-    fn taken_on(
-        &self,
-        digest: Digest,
-        bytes: Arc<[u8]>,
-    ) -> Result<(Digest, Arc<[u8]>, Authentic<Roster>), TrustError> {
+    fn taken_on(&self, bytes: &[u8]) -> Result<Authentic<Roster>, TrustError> {
         let (root, now) = (self.root.in_force(), self.machine.unix_time());
-        let error = match root.verify_roster(&bytes, now) {
-            Ok(roster) => return Ok((digest, bytes, roster)),
+        let error = match root.verify_roster(bytes, now) {
+            Ok(roster) => return Ok(roster),
             Err(
                 error @ TrustError::Addition {
                     source: AdditionError::TooOld { .. } | AdditionError::Undated { .. },
@@ -130,13 +126,13 @@ impl Library {
             ) => error,
             Err(error) => return Err(error),
         };
-        let base = operators_roster(&root.verify_held_roster(&bytes, now)?)?.into_bytes();
+        let base = operators_roster(&root.verify_held_roster(bytes, now)?)?.into_bytes();
         let roster = root.verify_roster(&base, now)?;
         tracing::warn!(
             fleet = %self.fleet, %error, revision = %roster.document().revision(),
             "hosts were added that this one does not know yet; it goes by what operators have signed"
         );
-        Ok((roster.envelope_digest(), base.into(), roster))
+        Ok(roster)
     }
 
     /// What is kept here a new coordinator is rebuilt from, so it forgets no host that was added.

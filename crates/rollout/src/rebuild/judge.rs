@@ -124,11 +124,13 @@ fn hear_aside<'a>(
     let is_off = |host: &HostName| mandate.fenced.binary_search(host).is_ok();
     let mut heard = Vec::new();
     let mut blockers = Vec::new();
-    let mut listen =
-        |testimony: &'a Testimony| match distrust(roster, testimony).or_else(|| not_closed(testimony)) {
-            Some(blocker) => Err(blocker),
-            None => Ok(heard.push(testimony)),
-        };
+    let mut listen = |testimony: &'a Testimony| -> Result<(), Blocker> {
+        if let Some(blocker) = distrust(roster, testimony).or_else(|| not_closed(testimony)) {
+            return Err(blocker);
+        }
+        heard.push(testimony);
+        Ok(())
+    };
     for host in roster.parked().iter().map(|it| &it.name) {
         let outcome = match told.get(host) {
             Some(testimony) => listen(testimony),
