@@ -1,8 +1,11 @@
 //! The payloads that are signed: what is read is kept, and believed only as it was signed.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 
-use muster_model::{Addition, Attestation, Digest, Document, Order, Release, Root, Roster, SigningRole};
+use muster_model::{
+    Addition, Attestation, Digest, Document, HostPlace, Order, Release, Root, Roster, SigningRole,
+};
 use muster_trust::{Authentic, TrustRoot, sign, verify, verify_attestation};
 
 use crate::Verdict;
@@ -51,7 +54,20 @@ pub(crate) fn roster(bytes: &[u8]) -> Verdict {
     for (position, member) in roster.hosts().iter().enumerate() {
         assert_eq!(roster.position(&member.name), Some(position));
     }
+    is_listed_once(&roster);
     Verdict::Taken
+}
+
+/// Each name has one place and each key one name, whether or not its host serves.
+fn is_listed_once(roster: &Roster) {
+    let serving = roster.hosts().iter().map(|it| (&it.name, &it.attestation_key, HostPlace::Serving));
+    let parked = roster.parked().iter().map(|it| (&it.name, &it.attestation_key, HostPlace::Parked));
+    let retired = roster.retired().iter().map(|it| (&it.name, &it.attestation_key, HostPlace::Retired));
+    let (mut names, mut keys) = (BTreeSet::new(), BTreeSet::new());
+    for (name, key, place) in serving.chain(parked).chain(retired) {
+        assert_eq!(roster.place(name), Some(place));
+        assert!(names.insert(name) && keys.insert(key), "{name} or its key is listed twice");
+    }
 }
 
 pub(crate) fn addition(bytes: &[u8]) -> Verdict {
@@ -64,6 +80,8 @@ pub(crate) fn addition(bytes: &[u8]) -> Verdict {
     assert!(base.hosts().iter().all(|host| longer.member(&host.name) == Some(host)), "none leaves");
     assert!(longer.hosts().len() > base.hosts().len() && longer.hosts().len() <= HOSTS_MAX as usize);
     assert_eq!((longer.policy(), longer.fleet()), (base.policy(), base.fleet()));
+    assert_eq!((longer.parked(), longer.retired()), (base.parked(), base.retired()), "none comes back");
+    is_listed_once(longer);
     assert!(longer.revision() > base.revision() && longer.fenced().is_empty());
     assert_eq!(longer.additions().map(|additions| &additions.hosts[..]), Some(addition.added()));
     assert_eq!(longer.check_follows(base.revision(), None), Ok(()));

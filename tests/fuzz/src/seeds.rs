@@ -5,8 +5,8 @@ use std::path::Path;
 
 use muster_audit::{SignedCheckpoint, export_header, export_line, export_root_line};
 use muster_model::{
-    Addition, BootTime, Digest, Document, FromHost, Manifest, Member, PublicKey, RolloutId, RosterRevision,
-    ToHost,
+    Addition, BootTime, Digest, Document, FromHost, Manifest, Member, PublicKey, RolloutId, Roster,
+    RosterRevision, ToHost, Withdrawn,
 };
 use muster_proto::convert::{to_agent, to_coordinator};
 use muster_proto::v1;
@@ -83,9 +83,21 @@ fn signed<T: Document>(document: &T) -> Vec<u8> {
     sign(document, &[&*KEY]).unwrap().raw().to_vec()
 }
 
-/// What adds host-3 to the roster.
-fn addition() -> Addition {
-    let base = PLAN.roster().issued(NOW);
+/// The roster with a host that is parked and one that has retired.
+fn set_aside() -> Roster {
+    let aside = |number: u8, reason: &str| Withdrawn {
+        name: host(number),
+        attestation_key: PublicKey::Ed25519([number + 1; 32]),
+        reason: reason.to_owned(),
+        since_unix_ms: NOW,
+    };
+    let (parked, retired) = (aside(7, "a fan rattles"), aside(8, "sold"));
+    PLAN.roster().setting_aside(vec![parked], vec![retired]).unwrap()
+}
+
+/// What adds host-3 to a roster.
+fn addition(base: Roster) -> Addition {
+    let base = base.issued(NOW);
     let envelope = String::from_utf8(signed(&base)).unwrap();
     let added = vec![Member { name: host(2), attestation_key: PublicKey::Ed25519([3; 32]) }];
     Addition::new(fleet(), RosterRevision(5), Digest::of(&base.to_bytes()), &envelope, added).unwrap()
@@ -106,7 +118,7 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         part: Some(v1::upload_request::Part::Header(v1::BlobHeader { digest: vec![1; 32], size: 3 })),
     };
     vec![
-        ("addition", vec![addition().to_bytes()]),
+        ("addition", vec![addition(PLAN.roster()).to_bytes(), addition(set_aside()).to_bytes()]),
         ("agent_frame", agent_frames()),
         ("attestation", vec![PLAN.attestation(&PLAN.hosts[0]).to_bytes()]),
         (
@@ -136,7 +148,7 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         ("release", vec![release().to_bytes()]),
         ("request", vec![marked(24, &upload.encode_to_vec())]),
         ("root", vec![root().to_bytes()]),
-        ("roster", vec![PLAN.roster().to_bytes()]),
+        ("roster", vec![PLAN.roster().to_bytes(), set_aside().to_bytes()]),
     ]
 }
 
