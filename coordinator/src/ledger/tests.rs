@@ -155,10 +155,18 @@ fn the_record_of_the_largest_fleet_fits() {
         missed: vec![MissedRoster {
             revision: RosterRevision(1),
             envelope: Digest::of(b"before"),
-            hosts: (0..Roster::HOSTS_MAX).map(name).collect(),
+            hosts: BTreeSet::new(),
         }],
     };
-    ledger.record(&fleet(), &[Record::Fleet(Box::new(record))]).unwrap();
+    // Nothing is offered to whoever is still told that it was left out.
+    let half = Roster::HOSTS_MAX / 2;
+    let mut told = record.clone();
+    told.revision += 1;
+    told.offers = Offers::Only((half..Roster::HOSTS_MAX).map(name).collect());
+    told.missed[0].hosts = (0..half).map(name).collect();
+    for record in [record, told] {
+        ledger.record(&fleet(), &[Record::Fleet(Box::new(record))]).unwrap();
+    }
     drop(ledger);
     assert!(open(folder.path()).state().fleets[&fleet()].record.is_some());
 }

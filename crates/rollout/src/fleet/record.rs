@@ -62,7 +62,8 @@ pub struct FleetRecord {
     /// Hosts that the roster has gained, and that have not served since.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub joining: BTreeSet<HostName>,
-    /// Rosters that leave out hosts of the one in force, which may have missed them. Each host is in one of them at most.
+    /// Rosters that leave out hosts of the one in force, which may have missed them. Each host is in one of them at most, and nothing is
+    /// offered to it before it has seen that: the record of a large fleet stays within its bounds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missed: Vec<MissedRoster>,
 }

@@ -262,7 +262,6 @@ impl Fleet {
             // offered nothing since it was put into the roster that says nothing: it may have been away before.
             (Phase::Settled, HostMode::Closed(k)) => {
                 self.record.offers.include(&host.name)
-                    && self.must_be_told(&host.name, standing).is_none()
                     && self.record.completed.as_ref().is_none_or(|completed| k > completed.k)
             }
             (_, HostMode::Serve(epoch) | HostMode::Armed(_, epoch)) => epoch > self.record.epoch,

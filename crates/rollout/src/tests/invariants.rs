@@ -145,6 +145,10 @@ impl World {
             let is_exchange = staying < in_force.hosts().len() && staying < roster.hosts().len();
             self.seen.exchanged += u64::from(is_exchange && matches!(before.phase, Phase::Opened(_)));
         }
+        let mut untold = next.missed.iter().flat_map(|missed| &missed.hosts);
+        if let Some(host) = untold.find(|host| next.offers.include(host)) {
+            self.violate(format!("{host} is offered service, and may not know that it was left out"));
+        }
         // What was decided goes on also if its coordinator is lost and the operators have hosts leave then.
         if next.coming.is_some() && matches!(next.phase, Phase::Preparing(_) | Phase::Arming(_)) {
             self.check_coming(next);

@@ -274,9 +274,8 @@ fn a_host_that_closed_for_a_rollout_of_its_time_comes_back_and_freezes_nobody() 
     assert_eq!(world.coordinator.record.phase, Phase::Settled);
     world.flip(0);
     world.unpark(3).expect("the fleet is settled");
-    // By its word it has closed for what this fleet never completed, and this fleet was to serve with it.
+    // By its word it has closed for what this fleet does not remember as completed.
     world.coordinator.record.completed = None;
-    world.coordinator.record.offers = crate::fleet::Offers::All;
     let record = world.coordinator.record.clone();
     world.crash_coordinator();
     world.coordinator.install(record);
