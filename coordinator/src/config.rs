@@ -5,7 +5,7 @@ use std::num::{NonZeroU16, NonZeroU64};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use muster_config::Fragments;
+use muster_config::{Fault, Fragments};
 use muster_daemon::resolve_path;
 use muster_mtls::{CertificateFiles, CredentialPaths};
 use serde::Deserialize;
@@ -137,7 +137,10 @@ impl CoordinatorConfig {
             None => PathBuf::from("/etc/muster"),
         };
         let config: Self = fragments.merge()?;
-        config.relative_to(&base)?.checked()
+        match config.faults().as_slice() {
+            [] => config.relative_to(&base),
+            faults => Err(fragments.refuse(faults).into()),
+        }
     }
 
     /// The files that [`Self::load`] reads.
@@ -183,16 +186,16 @@ impl CoordinatorConfig {
         }
     }
 
-    fn checked(self) -> Result<Self, Error> {
-        if let Some(address) = self.metrics_listen.filter(|address| !address.ip().is_loopback()) {
-            let reason =
-                format!("`metrics_listen` is {address}, and only programs of this machine may read it");
-            return Err(Error::Config { reason });
-        }
-        if let Some(Err(reason)) = self.notify.as_ref().map(NotifyConfig::check) {
-            return Err(Error::Config { reason: format!("`notify`: {reason}") });
-        }
-        Ok(self)
+    /// Everything that the types do not say.
+    fn faults(&self) -> Vec<Fault> {
+        let public = self.metrics_listen.filter(|address| !address.ip().is_loopback());
+        let public = public.map(|address| {
+            let reason = format!("{address} is no address that only programs of this machine can read");
+            Fault::new("metrics_listen", reason)
+        });
+        let notify = self.notify.as_ref().and_then(|notify| notify.check().err());
+        let notify = notify.map(|reason| Fault::new("notify", reason));
+        public.into_iter().chain(notify).collect()
     }
 
     fn relative_to(self, base: &Path) -> Result<Self, Error> {

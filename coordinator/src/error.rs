@@ -13,12 +13,6 @@ pub enum Error {
     /// Credentials that systemd passes, logging or signals.
     #[error("the daemon cannot be set up")]
     Daemon(#[from] muster_daemon::Error),
-    /// A setting that says what it cannot say.
-    #[error("the configuration is wrong: {reason}")]
-    Config {
-        /// What is wrong with it.
-        reason: String,
-    },
     /// Certificates or the TLS set-up.
     #[error("the TLS credentials are not usable")]
     Tls(#[from] muster_mtls::Error),

@@ -194,13 +194,13 @@ impl World<'_> {
                 config: Digest::of(b"configuration"),
                 machine: surroundings.machine(),
                 fleets: vec![FleetParts {
-                name: fleet(),
-                boot_gate: BootGate::None,
-                on_drift: OnDrift::Alarm,
-                enforce: muster_agent::Enforce::Full,
-                adopted: None,
-                store: None,
-            }],
+                    name: fleet(),
+                    boot_gate: BootGate::None,
+                    on_drift: OnDrift::Alarm,
+                    enforce: muster_agent::Enforce::Full,
+                    adopted: None,
+                    store: None,
+                }],
             };
             let guard = Arc::clone(&guard);
             async move {
