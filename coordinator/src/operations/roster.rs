@@ -166,9 +166,10 @@ async fn collision(
         format!("this very roster was handed in before{by}")
     } else {
         format!(
-            "this roster has revision {revision}, and revision {} was handed in before{by}: look at `muster roster show`, \
-             and draft yours again from that, or give the same command once more",
-            last.revision()
+            "this roster has revision {revision}, and revision {} was handed in before{by}; the next one is {}: look at \
+             `muster roster show`, and draft yours again from that, or give the same command once more",
+            last.revision(),
+            last.revision().next()
         )
     };
     Refusal::of(Code::RosterChanged, detail)
