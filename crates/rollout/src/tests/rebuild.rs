@@ -156,6 +156,8 @@ fn rebuild(world: &mut World) -> Result<(Verdict, Change), Vec<Blocker>> {
         let index = world.machines.iter().position(|it| it.name == *host).expect("it has a machine");
         if world.random.chance(300) {
             world.reboot(index);
+            // If it is on again after all, it is shown the mandate like any other host.
+            obeys_next(&mut world.machines[index]);
             off.push(host.clone());
         } else {
             world.show(index, signed.envelope);
@@ -196,9 +198,8 @@ fn hear(world: &mut World, index: usize) -> Testimony {
     world.start_agent(index);
     world.crash_agent(index);
     let machine = &mut world.machines[index];
-    let record = HostRecord { leadership: NEXT, token: None, ..machine.record.clone() };
-    machine.install(record.clone(), machine.journal);
-    let mut testimony = Host::new(record, machine.profile(false)).testify();
+    obeys_next(machine);
+    let mut testimony = Host::new(machine.record.clone(), machine.profile(false)).testify();
     testimony.serving = match (&machine.record.mode, machine.guard) {
         (Mode::Serve(serving) | Mode::Armed { serving, .. }, Some(_)) => Some(*serving),
         (Mode::Serve(_) | Mode::Armed { .. } | Mode::Closed { .. }, _) => None,
@@ -206,6 +207,11 @@ fn hear(world: &mut World, index: usize) -> Testimony {
     testimony.stopped = if machine.guard.is_none() { Stopped::Proven } else { Stopped::Unproven };
     world.start_agent(index);
     testimony
+}
+
+fn obeys_next(machine: &mut Machine) {
+    let record = HostRecord { leadership: NEXT, token: None, ..machine.record.clone() };
+    machine.install(record, machine.journal);
 }
 
 /// Whether some host keeps the closing secrets.
