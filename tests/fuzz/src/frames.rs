@@ -92,4 +92,6 @@ pub(crate) const REQUESTS: &[Reading] = requests![
     SurveyFleetRequest,
     RebuildFleetRequest,
     AddHostsRequest,
+    RehearseRequest,
+    AdoptRequest,
 ];
