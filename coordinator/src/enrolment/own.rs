@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use muster_audit::Kind;
 use muster_daemon::crash_point;
-use muster_model::UnixTime;
+use muster_model::{BootTime, UnixTime};
 use muster_mtls::{CertificateFiles, Credentials, Keeping, Usage, Validity};
 
 use super::Issuer;
@@ -20,27 +20,64 @@ const RETRY_PART: u64 = 50;
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(15 * 60);
 
+/// The time of day must have gone on as the other clock did for this part of a life, and no longer than this, before it is believed: what
+/// is issued while somebody has set it wrong would not be valid yet once it is right again, and nobody could connect.
+const STEADY_PART: u64 = 20;
+const STEADY_MAX: Duration = Duration::from_secs(3600);
+
+/// A time of day that leaps by more than this was set.
+const LEAP: Duration = Duration::from_secs(60);
+
 /// When the next attempt may be made.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     not_before: Option<UnixTime>,
+    clock: Steadiness,
+}
+
+/// For how long the time of day has not been set.
+#[derive(Debug, Default)]
+struct Steadiness {
+    /// The last look, and when the time of day was set last, or looked at first.
+    last: Option<((BootTime, UnixTime), BootTime)>,
+}
+
+impl Steadiness {
+    /// Looks at both clocks, of one moment.
+    fn lasts(&mut self, (boot, unix): (BootTime, UnixTime)) -> Duration {
+        let since = match self.last {
+            Some(((boot_before, unix_before), since)) => {
+                let expected = unix_before.after(boot.since(boot_before));
+                if Duration::from_millis(unix.0.abs_diff(expected.0)) > LEAP { boot } else { since }
+            }
+            None => boot,
+        };
+        self.last = Some(((boot, unix), since));
+        boot.since(since)
+    }
 }
 
 impl Schedule {
     /// Whether it is time for the next certificate.
-    pub(super) fn is_due(&self, shared: &Shared, now: UnixTime) -> bool {
+    pub(super) fn is_due(&mut self, shared: &Shared, now: UnixTime) -> bool {
+        let steady = self.clock.lasts(shared.machine.now());
         let Some(issuer) = &shared.enrolments.issuer else { return false };
-        due(shared.tls.credentials().validity(), issuer).is_some_and(|due| due <= now)
+        let validity = shared.tls.credentials().validity();
+        due(validity, issuer).is_some_and(|due| due <= now)
             && self.not_before.is_none_or(|at| at <= now)
+            && steady >= Duration::from_millis(life_ms(validity) / STEADY_PART).min(STEADY_MAX)
     }
 
     /// Takes note of an attempt.
     pub(super) fn tried(&mut self, shared: &Shared, now: UnixTime, went_well: bool) {
         let validity = shared.tls.credentials().validity();
-        let life = validity.not_after.0.saturating_sub(validity.began().0);
-        let pause = Duration::from_millis(life / RETRY_PART).clamp(RETRY_MIN, RETRY_MAX);
+        let pause = Duration::from_millis(life_ms(validity) / RETRY_PART).clamp(RETRY_MIN, RETRY_MAX);
         self.not_before = (!went_well).then(|| now.after(pause));
     }
+}
+
+fn life_ms(validity: Validity) -> u64 {
+    validity.not_after.0.saturating_sub(validity.began().0)
 }
 
 /// When this certificate of ours is to be followed by the next: at half of its life. Never, where the authority ends with it,
@@ -77,4 +114,21 @@ pub(super) async fn renew(shared: &Shared, files: &CertificateFiles) -> Result<C
     let kept = kept.await.map_err(|error| failed(error.to_string()))??;
     tracing::info!(said, "the coordinator's own certificate was renewed");
     Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_of_day_that_was_set_is_believed_only_after_a_while() {
+        const HOUR_MS: u64 = 3600 * 1000;
+        let mut clock = Steadiness::default();
+        let mut look = |boot_ms, unix_ms| clock.lasts((BootTime(boot_ms), UnixTime(unix_ms))).as_millis();
+        assert_eq!(look(0, 100 * HOUR_MS), 0, "nothing is known of the time before");
+        assert_eq!(look(HOUR_MS, 101 * HOUR_MS + 50), 1000 * 3600, "a clock may run a little fast");
+        assert_eq!(look(HOUR_MS + 1000, 127 * HOUR_MS), 0, "somebody set it");
+        assert_eq!(look(HOUR_MS + 3000, 127 * HOUR_MS + 2000), 2000);
+        assert_eq!(look(HOUR_MS + 4000, 101 * HOUR_MS + 4000), 0, "and set it back");
+    }
 }
