@@ -52,7 +52,11 @@ impl Trees {
         let (digest, bytes) = (manifest.digest(), manifest.to_bytes());
         let mut writer = self.blobs.writer(digest, bytes.len() as u64, Durability::Batch).map_err(refused)?;
         writer.write(&bytes).and_then(|()| writer.finish()).map_err(refused)?;
-        *adopted.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(digest);
+        let before = adopted.newest.lock().unwrap_or_else(PoisonError::into_inner).replace(digest);
+        if let Some(before) = before.filter(|before| *before != digest && !self.has_tree(*before)) {
+            // No release's, and what it told of is not what is there.
+            self.blobs.remove(before).map_err(refused)?;
+        }
         let (files, bytes) =
             manifest.files().fold((0, 0), |(files, sum), (_, size, _)| (files + 1, sum + size));
         let compared = Comparable { manifest: digest, measured: digest, files, bytes, uniform: None };

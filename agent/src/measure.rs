@@ -108,17 +108,32 @@ impl Trees {
 
     /// Measures a release's tree in full, and keeps its seal.
     pub(crate) fn seal(&self, release: Digest) -> Result<(), Refusal> {
+        let (_, seal) = self.measure_with_seal(release)?;
+        seal.write(&self.seal_path(release)).map_err(|error| self.refuse(&error))
+    }
+
+    /// Measures a release's tree in full before it is started, and keeps its seal: without one the start gate reads every byte again,
+    /// within the time that a unit has to start. A seal that cannot be kept costs that time, and no admission.
+    pub(crate) fn measure_to_admit(&self, release: Digest) -> Result<Measured, Refusal> {
+        let (measured, seal) = self.measure_with_seal(release)?;
+        if let Err(error) = seal.write(&self.seal_path(release)) {
+            tracing::warn!(%release, error = refusal::chain(&error), "what is admitted is not sealed: its start reads all of it");
+        }
+        Ok(measured)
+    }
+
+    fn measure_with_seal(&self, release: Digest) -> Result<(Measured, Seal), Refusal> {
         let manifest = self.manifest(release)?;
         let tree = self.tree(release);
         let begun = self.machine.boot_time();
         let (measurement, seal) =
             muster_artifact::seal(&tree, &manifest, &self.options(), &Progress::default())
                 .map_err(|error| self.refuse(&error))?;
-        self.accept(release, &measurement, begun)?;
+        let measured = self.accept(release, &measurement, begun)?;
         let seal = seal.ok_or_else(|| {
             refusal::at(&self.host, Code::Unmeasurable, "the tree was measured but could not be sealed")
         })?;
-        seal.write(&self.seal_path(release)).map_err(|error| self.refuse(&error))
+        Ok((measured, seal))
     }
 
     /// Compares a release's tree with its seal.
@@ -164,11 +179,21 @@ impl Trees {
     /// A release's manifest, verified by its digest.
     pub(crate) fn manifest(&self, release: Digest) -> Result<Manifest, Refusal> {
         let bytes = self.manifest_bytes(release).map_err(|error| {
-            if matches!(error, ArtifactError::BlobMissing { .. }) {
-                let detail = format!("{release} was never deployed here");
-                return refusal::at(&self.host, Code::NotDeployed, detail);
+            if !matches!(error, ArtifactError::BlobMissing { .. }) {
+                return self.refuse(&error);
             }
-            self.refuse(&error)
+            match self.tree(release).symlink_metadata() {
+                Err(none) if none.kind() == io::ErrorKind::NotFound => {
+                    let detail = format!("{release} was never deployed here");
+                    refusal::at(&self.host, Code::NotDeployed, detail)
+                }
+                // Nothing is known of the tree, least of all that it is wrong.
+                Ok(_) | Err(_) => {
+                    let detail =
+                        format!("the manifest of {release} is missing here; `muster deploy` brings it back");
+                    refusal::at(&self.host, Code::Unmeasurable, detail)
+                }
+            }
         })?;
         Manifest::parse(&bytes).map_err(|error| {
             let detail = format!("the manifest {release}: {}", refusal::chain(&error));
@@ -333,6 +358,37 @@ mod tests {
     }
 
     #[test]
+    fn what_is_admitted_is_sealed_so_that_its_start_reads_no_byte_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (trees, release) = deployed(folder.path());
+        assert_eq!(trees.measure_to_admit(release).unwrap().compared.measured, release);
+        trees.check_seal(release, BrokenSeal::Refuses).unwrap();
+        // A full disk, say.
+        fs::remove_dir_all(&trees.seals).unwrap();
+        trees.measure_to_admit(release).unwrap();
+        fs::write(trees.tree(release).join("bin/server"), "tampered").unwrap();
+        assert_eq!(trees.measure_to_admit(release).unwrap_err().code(), Some(Code::Mismatch));
+    }
+
+    #[test]
+    fn of_what_runs_here_only_the_newest_manifest_is_kept_beside_those_of_releases() {
+        let folder = tempfile::tempdir().unwrap();
+        let (trees, release) = deployed(folder.path());
+        let source = folder.path().join("source");
+        let trees = Trees { adopted: Some(Adopted::new(source.clone(), Vec::new())), ..trees };
+        let measured = |content: &str| {
+            fs::write(source.join("bin/server"), content).unwrap();
+            trees.measure_adopted().unwrap().compared.manifest
+        };
+        assert_eq!(measured("content"), release);
+        let (older, newest) = (measured("patched"), measured("patched again"));
+        assert_eq!(measured("patched again"), newest);
+        for (manifest, is_kept) in [(release, true), (older, false), (newest, true)] {
+            assert_eq!(trees.blobs.contains(manifest, None).unwrap(), is_kept);
+        }
+    }
+
+    #[test]
     fn only_bytes_decide_where_the_seal_does_not_hold() {
         let folder = tempfile::tempdir().unwrap();
         let (trees, release) = deployed(folder.path());
@@ -361,6 +417,11 @@ mod tests {
         let unknown = Digest::of(b"never heard of");
         assert_eq!(trees.measure(unknown).unwrap_err().code(), Some(Code::NotDeployed));
         fs::create_dir(trees.tree(unknown)).unwrap();
+        assert_eq!(
+            trees.measure(unknown).unwrap_err().code(),
+            Some(Code::Unmeasurable),
+            "nothing is known of it"
+        );
         assert_eq!(trees.inventory(), [release]);
         fs::remove_dir_all(trees.tree(release)).unwrap();
         assert_eq!(trees.measure(release).unwrap_err().code(), Some(Code::NotDeployed));

@@ -75,10 +75,11 @@ pub(crate) fn check(
 
 impl Expected<'_> {
     fn compare(&self, running: &Running) -> Vec<Blocker> {
-        let mut problems = Vec::new();
         if running.groups.is_empty() {
-            problems.push("the service has no process".to_owned());
+            // Nothing runs wrongly: it has ended, or is about to be started again.
+            return vec![Blocker::host(Code::StartFailed, self.host, "the service has no process")];
         }
+        let mut problems = Vec::new();
         for main in &running.mains {
             let file = main.exe.map(|at| running.files.get(at));
             problems.extend(match file {
@@ -212,7 +213,9 @@ mod tests {
         let host = HostName::new("host-1").unwrap();
         let expected = Expected { host: &host, manifest: &manifest, releases, tree: &tree };
         let blockers = expected.compare(running);
-        assert!(blockers.iter().all(|blocker| blocker.code == Code::WrongProcess));
+        // What does not run at all runs nothing wrong.
+        let code = if running.groups.is_empty() { Code::StartFailed } else { Code::WrongProcess };
+        assert!(blockers.iter().all(|blocker| blocker.code == code));
         blockers.into_iter().map(|blocker| blocker.detail).collect::<Vec<_>>().join("\n")
     }
 
@@ -288,6 +291,6 @@ mod tests {
         found.mains = vec![RunningMain { pid: 9, exe: None }];
         assert!(compare(&found).contains("the main process 9 is not one of the service's"));
         found.groups.clear();
-        assert!(compare(&found).contains("no process"));
+        assert_eq!(compare(&found), "the service has no process");
     }
 }

@@ -17,7 +17,7 @@ use super::{FleetDriver, Session};
 use crate::AgentError;
 use crate::drift::{DriftSettings, OnDrift, TreeWatch};
 use crate::measure::{BrokenSeal, Trees, in_lane};
-use crate::running;
+use crate::{manifests, running};
 
 /// Changes come in bursts.
 const CALM: Duration = Duration::from_millis(50);
@@ -45,6 +45,8 @@ pub(super) struct Drift {
     /// Not before this, whatever is told.
     calm_until: Instant,
     state: State,
+    /// What the last look has found, unless that is right.
+    found: Option<Refusal>,
     /// What the guard has stopped for that, until something is served again.
     fenced: Option<Digest>,
     /// What tells changes, as the log says it.
@@ -101,6 +103,7 @@ impl Drift {
             is_first: true,
             calm_until: Instant::now(),
             state: State::Right,
+            found: None,
             fenced: None,
             teller: None,
         }
@@ -158,7 +161,7 @@ impl FleetDriver {
         if serving == watched {
             return;
         }
-        self.drift.state = State::Right;
+        (self.drift.state, self.drift.found) = (State::Right, None);
         self.drift.is_first = true;
         (self.drift.due, self.drift.full_due) = (None, None);
         self.drift.watched = serving.map(|(epoch, release)| Watched { epoch, release, _watch: None });
@@ -205,7 +208,11 @@ impl FleetDriver {
         let (fleet, post, changed) = (self.tools.fleet.clone(), self.post.clone(), self.drift.changed());
         let was = if self.drift.is_first { State::Drifted } else { self.drift.state };
         self.drift.is_first = false;
+        let channel = self.uplink.as_ref().map(crate::uplink::Uplink::channel);
         tokio::spawn(async move {
+            if let Some(channel) = channel {
+                manifests::obtain_for_tree(&trees, channel, release).await;
+            }
             let (machine, host) = (trees.machine.clone(), trees.host.clone());
             let looked = in_lane(&lanes.checks, &machine, &host, move || {
                 // Watched anew before each look: a repair puts another folder into the tree's place.
@@ -258,7 +265,9 @@ impl FleetDriver {
                 self.drift.state = State::Drifted;
                 self.drift.due =
                     Some(Instant::now() + DRIFTED_AGAIN.max((took * PART_OF_TIME).min(PAUSE_MAX)));
-                let reason = must_fence(self.drift.settings, &refusal, state).then(|| refusal.to_string());
+                let before = self.drift.found.replace(refusal.clone());
+                let must = must_fence(self.drift.settings, &refusal, before.as_ref());
+                let reason = must.then(|| refusal.to_string());
                 // Told first: what follows from it is told by the guard.
                 self.step(Event::Measured { purpose, outcome: Err(refusal) }).await?;
                 if let Some(reason) = reason {
@@ -268,7 +277,9 @@ impl FleetDriver {
             }
             (Ok(Some(measured)), State::Drifted) => {
                 tracing::info!(fleet = %self.tools.fleet, "what is served is right again");
-                self.drift.state = State::Right;
+                (self.drift.state, self.drift.found) = (State::Right, None);
+                // A repair has put another folder there: the seal is made anew, so that a start need not read it all.
+                self.drift.hint();
                 self.step(Event::Measured { purpose, outcome: Ok(measured) }).await
             }
             (Ok(None), State::Drifted) => {
@@ -316,11 +327,16 @@ fn look(
     looked.map_err(drifted)
 }
 
-/// What runs wrongly is looked at twice: a service may be about to be started again.
-fn must_fence(settings: Option<DriftSettings>, refusal: &Refusal, before: State) -> bool {
+/// What runs wrongly must be found by two looks, one after the other: a service may be about to be started again.
+fn must_fence(settings: Option<DriftSettings>, refusal: &Refusal, before: Option<&Refusal>) -> bool {
     let fences = settings.is_some_and(|settings| settings.on_drift == OnDrift::Fence);
-    let is_process = refusal.blockers.iter().any(|blocker| blocker.code == Code::WrongProcess);
-    fences && (tells_of_the_tree(refusal) || is_process && before == State::Drifted)
+    fences
+        && (tells_of_the_tree(refusal)
+            || tells_of_processes(refusal) && before.is_some_and(tells_of_processes))
+}
+
+fn tells_of_processes(refusal: &Refusal) -> bool {
+    refusal.blockers.iter().any(|blocker| blocker.code == Code::WrongProcess)
 }
 
 fn tells_of_the_tree(refusal: &Refusal) -> bool {
@@ -358,16 +374,19 @@ mod tests {
     fn only_what_is_known_to_be_wrong_is_stopped_and_only_where_that_is_wanted() {
         let host = HostName::new("host-1").unwrap();
         let refusal = |code| Refusal::because(Blocker::host(code, &host, "bin/web"));
-        let fences = |code, before| must_fence(settings(OnDrift::Fence), &refusal(code), before);
-        assert!(fences(Code::Drifted, State::Right) && fences(Code::NotDeployed, State::Right));
-        assert!(!fences(Code::WrongProcess, State::Right), "it may be about to be started again");
-        assert!(fences(Code::WrongProcess, State::Drifted));
-        for unknown in [Code::Unmeasurable, Code::GuardFailed, Code::NoSpace] {
-            assert!(!fences(unknown, State::Drifted), "{unknown}: nothing was found");
+        let fences = |code, before: Option<Code>| {
+            must_fence(settings(OnDrift::Fence), &refusal(code), before.map(refusal).as_ref())
+        };
+        assert!(fences(Code::Drifted, None) && fences(Code::NotDeployed, None));
+        assert!(!fences(Code::WrongProcess, None), "it may be about to be started again");
+        assert!(fences(Code::WrongProcess, Some(Code::WrongProcess)));
+        for unknown in [Code::Unmeasurable, Code::GuardFailed, Code::NoSpace, Code::StartFailed] {
+            assert!(!fences(unknown, Some(Code::WrongProcess)), "{unknown}: nothing was found");
+            assert!(!fences(Code::WrongProcess, Some(unknown)), "{unknown}: it was found once");
         }
-        for before in [State::Right, State::Drifted] {
-            assert!(!must_fence(settings(OnDrift::Alarm), &refusal(Code::Drifted), before));
-            assert!(!must_fence(None, &refusal(Code::Drifted), before));
+        for before in [None, Some(refusal(Code::WrongProcess))] {
+            assert!(!must_fence(settings(OnDrift::Alarm), &refusal(Code::Drifted), before.as_ref()));
+            assert!(!must_fence(None, &refusal(Code::Drifted), before.as_ref()));
         }
     }
 }

@@ -135,7 +135,7 @@ impl FleetDriver {
             let outcome = in_lane(&lanes.flips, &machine, &host, move || match purpose {
                 // A time daemon is asked, which may take a while: not where others wait for this host to serve.
                 Purpose::Attest(_) => trees.measure_to_attest(release),
-                Purpose::Admit(_) => trees.measure(release).map_err(&of_admission),
+                Purpose::Admit(_) => trees.measure_to_admit(release).map_err(&of_admission),
                 Purpose::Settle(_) => {
                     let measured = trees.measure(release)?;
                     running::check(&guard, &fleet, &trees, release).map(|()| measured)

@@ -4,12 +4,13 @@
 //! only ever renamed to that name after its bytes were hashed. What the disk does to it later is noticed when
 //! it is read: a reader hashes too.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use muster_model::Digest;
+use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
@@ -141,9 +142,9 @@ impl BlobStore {
         }
     }
 
-    /// Copies a file into the store and says what it is.
+    /// Copies a regular file into the store and says what it is.
     pub fn import_file(&self, source: &Path) -> Result<(Digest, u64), ArtifactError> {
-        let mut from = File::open(source).map_err(|error| ArtifactError::io("open", source, error))?;
+        let mut from = open_regular(source).map_err(|error| ArtifactError::io("open", source, error))?;
         let mut file = self.incoming_file()?;
         let mut hasher = Sha256::new();
         let mut size: u64 = 0;
@@ -254,6 +255,16 @@ impl BlobReader {
         }
         Err(ArtifactError::Damaged { digest: self.digest, measured, size: self.read })
     }
+}
+
+/// Opens a file that somebody else may be changing: neither a link nor a pipe, which would lead elsewhere or wait for a writer.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(io::Error::new(ErrorKind::InvalidInput, "it is no regular file"))
 }
 
 fn path_in(store: &Path, digest: Digest) -> PathBuf {

@@ -106,3 +106,17 @@ fn files_are_imported_under_their_digest() {
     assert_eq!(read_all(&store, digest).expect("the blob").len(), 600_000);
     assert!(matches!(store.import_file(&dir.path().join("none")), Err(ArtifactError::Io { .. })));
 }
+
+#[test]
+fn only_a_regular_file_is_imported_and_a_pipe_is_not_waited_for() {
+    let (dir, store) = store();
+    let path = |name: &str| dir.path().join(name);
+    fs::write(path("file"), "content").expect("written");
+    assert_eq!(store.import_file(&path("file")).expect("imported"), (Digest::of(b"content"), 7));
+    std::os::unix::fs::symlink(path("file"), path("link")).expect("a link");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mkfifoat(rustix::fs::CWD, path("pipe"), mode).expect("a pipe");
+    for name in ["link", "pipe", ""] {
+        assert!(matches!(store.import_file(&path(name)), Err(ArtifactError::Io { .. })), "{name}");
+    }
+}

@@ -29,7 +29,8 @@ pub struct UnitsConfig {
 
 /// More units than this are not one fleet.
 const UNITS_MAX: usize = 16;
-const START_TIMEOUT_MS_MAX: u64 = 60 * 1000;
+/// The start gate may have to read the whole of a large release within it.
+const START_TIMEOUT_MS_MAX: u64 = 10 * 60 * 1000;
 
 impl UnitsConfig {
     pub(super) fn faults(&self) -> Vec<Fault> {
