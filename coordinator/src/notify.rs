@@ -85,7 +85,8 @@ impl Notifier {
 }
 
 async fn run_all(config: NotifyConfig, mut inbox: mpsc::Receiver<Vec<u8>>, missed: Arc<AtomicU64>) {
-    let command = config.command.join(" ");
+    // Not its arguments, which may be secret.
+    let command = config.command.first().cloned().unwrap_or_default();
     while let Some(line) = inbox.recv().await {
         if let Err(reason) = run(&config, &line).await {
             tracing::warn!(command, reason, "nobody was told of an audit entry");

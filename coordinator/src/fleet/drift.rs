@@ -36,18 +36,27 @@ impl DriftNotes {
     ) -> Option<Entry> {
         let Event::Message { host, message, .. } = event else { return None };
         let (state, detail) = read(message)?;
-        let began = match (self.0.get(host), state) {
-            (None, State::Right) => return None,
-            (Some((last, _)), _) if *last == state => return None,
-            (Some((_, began)), State::Drifted) if now.since(*began) < PAUSE => return None,
-            (Some((_, began)), State::Right | State::Stopped) => *began,
-            (None, State::Stopped) | (None | Some(_), State::Drifted) => now,
-        };
+        let began = began(self.0.get(host).copied(), state, now)?;
         if state == State::Drifted {
             counts.drifted(fleet);
         }
         self.0.insert(host.clone(), (state, began));
         Some(audit.own_entry(Kind::Drift).of_fleet(fleet).of_hosts([host]).saying(detail))
+    }
+}
+
+/// When the drift began that is to be written of now, if anything is. Whatever a host says, each pause brings one beginning of it, and at
+/// most one stop and one end.
+fn began(last: Option<(State, BootTime)>, state: State, now: BootTime) -> Option<BootTime> {
+    match (last, state) {
+        (None | Some((State::Right, _)), State::Right)
+        | (Some((State::Drifted, _)), State::Drifted)
+        | (Some((State::Stopped, _)), State::Stopped) => None,
+        (Some((State::Drifted, began)), State::Stopped | State::Right)
+        | (Some((State::Stopped, began)), State::Right) => Some(began),
+        (Some((State::Right, began)), State::Drifted | State::Stopped)
+        | (Some((State::Stopped, began)), State::Drifted) => (now.since(began) >= PAUSE).then_some(now),
+        (None, State::Drifted | State::Stopped) => Some(now),
     }
 }
 
@@ -78,5 +87,43 @@ fn read(message: &FromHost) -> Option<(State, String)> {
         | FromHost::Closed { .. }
         | FromHost::Disarmed { .. }
         | FromHost::Withdrawn { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_says_anything_at_any_time_fills_no_log() {
+        let says = [State::Drifted, State::Stopped, State::Right];
+        let second = 1_000;
+        // All orders of three words, again and again, a hundred times a second for 100 s.
+        for order in 0..27 {
+            let word = |at: u64| says[(order / [1, 3, 9][(at % 3) as usize]) % 3];
+            let (mut last, mut written) = (None, 0);
+            for at in 0..100 * 100 {
+                let (now, state) = (BootTime(second + at * 10), word(at));
+                if let Some(began) = began(last, state, now) {
+                    assert!(state != State::Right || last.is_some_and(|(last, _)| last != State::Right));
+                    (last, written) = (Some((state, began)), written + 1);
+                }
+            }
+            assert!(written <= 3 * 10, "{order}: {written}");
+        }
+    }
+
+    #[test]
+    fn a_drift_its_stop_and_its_end_are_written_however_soon_they_follow() {
+        let now = BootTime(5_000);
+        let drifted = (State::Drifted, began(None, State::Drifted, now).unwrap());
+        let stopped = (State::Stopped, began(Some(drifted), State::Stopped, now).unwrap());
+        assert_eq!(began(Some(stopped), State::Right, now), Some(now));
+        assert_eq!(began(None, State::Right, now), None);
+        let right = Some((State::Right, now));
+        for state in [State::Drifted, State::Stopped] {
+            assert_eq!(began(right, state, now.after(PAUSE - Duration::from_millis(1))), None);
+            assert_eq!(began(right, state, now.after(PAUSE)), Some(now.after(PAUSE)));
+        }
     }
 }
