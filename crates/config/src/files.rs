@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _}
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{OFlags, makedev};
+use rustix::process::{getegid, geteuid};
 
 use crate::error::{Error, Problem};
 use crate::merge::place_in;
@@ -23,6 +24,7 @@ const TOTAL_BYTES_MAX: usize = 1 << 20;
 
 /// Whoever may write to a configuration decides what is run; these are all users.
 const OTHERS_WRITE: u32 = 0o002;
+const GROUP_WRITES: u32 = 0o020;
 
 /// One file of configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +108,25 @@ impl Fragments {
         self.0.iter().map(|fragment| fragment.path.as_path())
     }
 
+    /// Refuses files, and folders of drop-ins, that anybody but root and this process's own user and group may change: for a
+    /// configuration that says what is run as this user.
+    pub fn refuse_foreign(&self) -> Result<(), Error> {
+        let own = (geteuid().as_raw(), getegid().as_raw());
+        let folders = self.paths().filter_map(Path::parent);
+        let folders = folders.filter(|folder| folder.extension().is_some_and(|extension| extension == "d"));
+        for path in self.paths().chain(folders) {
+            let failed = |source| Error::Read { path: path.to_owned(), source };
+            let found = fs::metadata(path).map_err(failed)?;
+            if is_null(&found) {
+                continue;
+            }
+            if let Some(reason) = foreign((found.uid(), found.gid(), found.mode()), own) {
+                return Err(Error::Unfit { path: path.to_owned(), reason });
+            }
+        }
+        Ok(())
+    }
+
     fn read_all(main: Option<PathBuf>, drop_ins: BTreeMap<OsString, PathBuf>) -> Result<Self, Error> {
         let paths: Vec<PathBuf> = main.into_iter().chain(drop_ins.into_values()).collect();
         // Checked before they are read, as a folder may hold anything.
@@ -165,6 +186,20 @@ fn refuse_open_to_all(path: &Path, found: &Metadata) -> Result<(), Error> {
     let reason =
         format!("everybody may write to it (mode {mode:04o}); take that away: chmod o-w {}", path.display());
     Err(Error::Unfit { path: path.to_owned(), reason })
+}
+
+/// Who else may change what has this owner, group and mode.
+fn foreign((uid, gid, mode): (u32, u32, u32), (own_uid, own_gid): (u32, u32)) -> Option<String> {
+    if uid != 0 && uid != own_uid {
+        return Some(format!(
+            "it belongs to user {uid}, who could have anything run as another; it must be root's"
+        ));
+    }
+    let is_theirs = mode & GROUP_WRITES != 0 && gid != 0 && gid != own_gid;
+    is_theirs.then(|| {
+        let mode = mode & 0o7777;
+        format!("group {gid} may write to it (mode {mode:04o}); take that away: chmod g-w")
+    })
 }
 
 fn is_missing(error: &io::Error) -> bool {

@@ -171,7 +171,9 @@ impl GuardConfig {
 
     /// The files that [`Self::load`] reads.
     pub(crate) fn fragments(path: &Path) -> Result<Fragments, GuardError> {
-        Fragments::from_file(path).map_err(unusable)
+        let fragments = Fragments::from_file(path).map_err(unusable)?;
+        fragments.refuse_foreign().map_err(unusable)?;
+        Ok(fragments)
     }
 
     /// Checks everything that the types do not say.
@@ -420,7 +422,7 @@ mod tests {
             ("[\"nginx.service\"]", "[]", "no units"),
             ("nginx.service\"", "nginx.socket\"", "`nginx.socket` is not the name of a service unit"),
             ("nginx.service\"", "nginx.service\", \"nginx.service\"", "nginx.service is there twice"),
-            ("start_timeout_ms = 9000", "start_timeout_ms = 60001", "start_timeout_ms is 60001"),
+            ("start_timeout_ms = 9000", "start_timeout_ms = 600001", "start_timeout_ms is 600001"),
             ("on_fence =", "before_fence =", "unknown field"),
         ] {
             let error = parse(&GOOD.replace(from, to)).expect_err(word);

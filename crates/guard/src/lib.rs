@@ -46,6 +46,7 @@ mod fleets;
 mod frame;
 mod health;
 mod hooks;
+mod idle;
 mod keeper;
 mod kept;
 mod ledger;

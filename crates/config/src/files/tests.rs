@@ -155,3 +155,24 @@ fn the_whole_is_bounded() {
     let long = vec![fragment(&"#".repeat(TOTAL_BYTES_MAX)), fragment("#")];
     assert!(matches!(Fragments::new(long), Err(Error::TooMuch { unit: "bytes", .. })));
 }
+
+#[test]
+fn what_others_than_root_and_oneself_may_change_is_foreign() {
+    let own = (7, 7);
+    for fine in [(0, 0, 0o664), (7, 7, 0o664), (0, 5, 0o644), (7, 5, 0o640)] {
+        assert_eq!(foreign(fine, own), None, "{fine:?}");
+    }
+    assert!(foreign((5, 0, 0o600), own).unwrap().contains("belongs to user 5"));
+    assert!(foreign((0, 5, 0o664), own).unwrap().contains("group 5 may write to it (mode 0664)"));
+
+    let it = Folders::new();
+    it.write("etc/agent.toml", "name = 'etc'");
+    it.write("etc/agent.toml.d/10-hosts.toml", "");
+    it.read().unwrap().refuse_foreign().unwrap();
+    if geteuid().is_root() {
+        let folder = it.path("etc/agent.toml.d/10-hosts.toml").parent().unwrap().to_owned();
+        std::os::unix::fs::chown(&folder, Some(5), None).unwrap();
+        let error = it.read().unwrap().refuse_foreign().unwrap_err().to_string();
+        assert!(error.contains("agent.toml.d") && error.contains("belongs to user 5"), "{error}");
+    }
+}

@@ -9,6 +9,7 @@ use muster_model::{BootTime, Digest, RolloutId};
 use super::Fleet;
 use crate::error::GuardError;
 use crate::hooks::{Context, Hook};
+use crate::idle;
 use crate::lease::{Change, Lease, LeaseRefusal};
 use crate::ledger::Survives;
 use crate::log::log;
@@ -53,7 +54,8 @@ impl Fleet {
     /// What a starting guard does: the tie of the one before it holds for as long as its deadline does.
     pub(super) fn bind_or_release(&self) {
         let Some(service) = &self.service else { return };
-        match *self.lease().hold() {
+        let hold = self.hold();
+        match hold {
             LeaseState::Armed(_) | LeaseState::Decided(_) => {}
             LeaseState::Free | LeaseState::Fenced(_) => return service.release(),
         }
@@ -71,7 +73,8 @@ impl Fleet {
     }
 
     fn release_tied(&self) {
-        if let (Some(service), LeaseState::Free) = (&self.service, *self.lease().hold()) {
+        let hold = self.hold();
+        if let (Some(service), LeaseState::Free) = (&self.service, hold) {
             service.release();
         }
     }
@@ -84,11 +87,11 @@ impl Fleet {
     pub(crate) fn decide(&self, k: RolloutId, at: BootTime, to: Opened) -> Result<FleetState, GuardError> {
         let _change = self.lock_for_asker()?;
         self.link.release(to.digest)?;
-        if !matches!(self.lease().hold(), LeaseState::Decided(_)) {
+        if !matches!(self.hold(), LeaseState::Decided(_)) {
             self.link.stage(to.digest)?;
         }
         self.change_durably(|lease, now| lease.decide(now, k, at, to)).inspect_err(|_| {
-            if !matches!(self.lease().hold(), LeaseState::Decided(_)) {
+            if !matches!(self.hold(), LeaseState::Decided(_)) {
                 // It leads nowhere anyone goes, and the next one replaces it.
                 let _ = self.link.unstage();
             }
@@ -116,8 +119,14 @@ impl Fleet {
         let folder = Some(self.link.release(digest)?);
         let context = Context { folder, rehearsed: Some(digest), ..Context::default() };
         let wanted = || !going_down.load(Ordering::SeqCst);
-        self.hooks.run(hook, &context, self.hooks.bound(hook), &wanted)?;
+        idle::nicely(|| self.hooks.run(hook, &context, self.hooks.bound(hook), &wanted))
+            .map_err(|error| self.hooks.failed(hook, format!("no thread to run it: {error}")))??;
         self.state()
+    }
+
+    /// A copy: the lock is not held by whoever goes on with it, and the deadline and a sign of life wait for that lock.
+    pub(super) fn hold(&self) -> LeaseState {
+        *self.lease().hold()
     }
 
     /// Asks the lease, and sets the timer to what follows from its answer.
