@@ -59,6 +59,9 @@ impl Halt {
         let k = Box::pin(answer(&doing, client.halt(request))).await?.k;
         env.ui.say(format_args!("{fleet} is halted since rollout {k}; waiting for its hosts to stop"));
         let hosts = stopped(&session, fleet, self.timeout).await?;
+        if let Some(warning) = kept_from_resuming(&hosts) {
+            env.ui.warn(warning);
+        }
         let report = Halted::new(self.fleet, self.reason, k, hosts);
         env.ui.report(&report)?;
         Ok(report.exit_code)
@@ -98,9 +101,22 @@ async fn stopped(session: &Session, fleet: &FleetName, timeout: Duration) -> Res
     }
 }
 
+/// Which hosts take part in no flip, and so not in the one that resumes what was served either.
+fn kept_from_resuming(hosts: &[Host]) -> Option<String> {
+    let refuse: Vec<_> =
+        hosts.iter().filter(|host| host.refuses_flips).map(|host| host.name.as_str()).collect();
+    (!refuse.is_empty()).then(|| {
+        format!(
+            "`muster resume` is refused while `enforce` in their agent.toml is not \"full\": {}",
+            refuse.join(", ")
+        )
+    })
+}
+
 struct Host {
     name: HostName,
     state: State,
+    refuses_flips: bool,
 }
 
 /// What is known of a host after a halt.
@@ -121,7 +137,8 @@ impl Host {
             (true, Some(_), None) => State::Dark,
             (true, Some(_), Some(_)) | (true, None, _) => State::NotYet,
         };
-        Ok(Self { name: convert::host(&wire.host)?, state })
+        // What is not said is `full`.
+        Ok(Self { name: convert::host(&wire.host)?, state, refuses_flips: wire.enforce.is_some() })
     }
 
     fn blocker(&self) -> Option<Blocker> {
@@ -229,6 +246,17 @@ mod tests {
           next: on each of these hosts run `muster-agent halt demo`, or switch it off; one that connects is told by itself
         Next: muster resume --fleet demo, once it may serve again
         ");
+    }
+
+    #[test]
+    fn hosts_that_keep_the_fleet_from_being_resumed_are_named() {
+        let host = |name: &str, enforce: Option<&str>| {
+            let (host, enforce) = (name.to_owned(), enforce.map(str::to_owned));
+            Host::new(&v1::HostStatus { host, enforce, ..v1::HostStatus::default() }).unwrap()
+        };
+        assert_eq!(kept_from_resuming(&[host("host-1", None)]), None);
+        let hosts = [host("host-1", None), host("host-2", Some("gate")), host("host-3", Some("observe"))];
+        assert!(kept_from_resuming(&hosts).unwrap().ends_with("host-2, host-3"));
     }
 
     #[test]
