@@ -1,7 +1,8 @@
 //! How much Muster may do to a fleet's service on this host: root's word, in root's file, which nothing that comes over the
 //! network changes.
 //!
-//! It can only ever keep a fleet from flipping: a host that is not fully in refuses, and a flip needs all N.
+//! It can only ever keep a fleet from flipping, be it to another release, back, or to the same one after a halt: a host that is not fully in
+//! refuses, and a flip needs all N.
 
 use muster_model::{Code, HostName, Refusal, RolloutId, ToHost};
 use serde::{Deserialize, Serialize};
