@@ -29,6 +29,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// While a rollout is under way, which measures by itself.
 const NOT_NOW: Duration = Duration::from_secs(1);
 
+/// A manifest that was lost is waited for this long, and asked for again before the next look.
+const FETCH_MAX: Duration = Duration::from_secs(10);
+
 /// A tree that has drifted is looked at again this often, whether or not anything is told of it.
 const DRIFTED_AGAIN: Duration = Duration::from_secs(5);
 
@@ -211,7 +214,9 @@ impl FleetDriver {
         let channel = self.uplink.as_ref().map(crate::uplink::Uplink::channel);
         tokio::spawn(async move {
             if let Some(channel) = channel {
-                manifests::obtain_for_tree(&trees, channel, release).await;
+                // Whether or not it comes, what can be looked at is.
+                let obtained = manifests::obtain_for_tree(&trees, channel, release);
+                let _ = tokio::time::timeout(FETCH_MAX, obtained).await;
             }
             let (machine, host) = (trees.machine.clone(), trees.host.clone());
             let looked = in_lane(&lanes.checks, &machine, &host, move || {
