@@ -4,6 +4,7 @@
 //! with the test. A power-off is the death of every process of a host at one moment; what it had written is in the page cache of the
 //! machine below, so a lost write is not part of it.
 
+mod document;
 mod scenarios;
 mod server;
 mod site;

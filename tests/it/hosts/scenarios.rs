@@ -1,5 +1,6 @@
 //! What must hold on real hosts.
 
+mod documents;
 mod drift;
 mod operation;
 mod packages;
@@ -42,4 +43,6 @@ pub(super) const ALL: &[Scenario] = &[
     ("a removal leaves what is served as it is", packages::removal),
     ("a full disk", operation::full_disk),
     ("a host that is cloned", operation::clone),
+    ("the units are as closed as docs/hardening.md says", documents::hardening),
+    ("a new host by the commands of docs/install.md", documents::installation),
 ];

@@ -8,6 +8,7 @@ use std::thread;
 
 use crate::harness::{Network, Output, PATIENCE, wait_until};
 
+use super::document::Document;
 use super::server::{Ground, Server, remove_cgroup};
 
 /// The operator's context, on the coordinator's machine.
@@ -37,8 +38,9 @@ const HOSTS: u8 = 8;
 /// Those from this one on are in the fleet [`TOOL`] as well.
 const TOOL_FROM: u8 = 7;
 const COORDINATOR: u8 = 100;
-/// For a host that a scenario adds.
-const SPARE: u8 = 9;
+/// For the hosts that scenarios add: the clone, and the new one of docs/install.md.
+pub(super) const CLONE: u8 = 9;
+pub(super) const NEW: u8 = 10;
 
 /// Everything.
 pub(super) struct Site<'a> {
@@ -82,9 +84,8 @@ impl<'a> Site<'a> {
     /// Installs and enrols everything. Nothing is served yet.
     pub(super) fn build(network: &'a Network) -> Self {
         let ground = Ground::found();
-        let coordinator = Server::make(&ground, network, COORDINATOR, "coordinator");
-        let hosts =
-            (1..=HOSTS).map(|number| Server::make(&ground, network, number, &format!("host-{number}")));
+        let coordinator = machine(&ground, network, COORDINATOR, "coordinator");
+        let hosts = (1..=HOSTS).map(|number| machine(&ground, network, number, &format!("host-{number}")));
         let site = Self { coordinator, hosts: hosts.collect(), ground, network };
         site.each([&site.coordinator].into_iter().chain(&site.hosts), Server::boot);
         site.begin();
@@ -106,8 +107,8 @@ impl<'a> Site<'a> {
     }
 
     /// One more host, which is off and has nothing on it.
-    pub(super) fn spare(&self, name: &str) -> Server {
-        Server::make(&self.ground, self.network, SPARE, name)
+    pub(super) fn spare(&self, number: u8, name: &str) -> Server {
+        machine(&self.ground, self.network, number, name)
     }
 
     /// A command of the operator; answers JSON.
@@ -164,7 +165,7 @@ impl<'a> Site<'a> {
         usize::try_from(count).unwrap()
     }
 
-    /// Installs the agent and enrols it, as docs/hosts.md tells.
+    /// Installs the agent and enrols it, as docs/install.md tells.
     #[track_caller]
     pub(super) fn enrol(&self, host: &Server) {
         install(host, &["muster-agent"]);
@@ -198,17 +199,12 @@ impl<'a> Site<'a> {
         }
     }
 
-    /// Installs and starts the coordinator, as docs/hosts.md tells.
+    /// Installs and starts the coordinator with the commands of docs/install.md.
     fn begin(&self) {
-        let coordinator = &self.coordinator;
-        install(coordinator, &["muster-coordinator", "muster"]);
-        let address = coordinator.address();
-        coordinator
-            .must(&format!("muster init /srv/muster --coordinator-address {address}:7400 --fleet {WEB}"));
-        coordinator.must(
-            "cp -r /srv/muster/coordinator/. /etc/muster/coordinator/ && \
-             chown -R muster-coordinator: /etc/muster/coordinator && systemctl start muster-coordinator",
-        );
+        link_packages(&self.coordinator, "one");
+        for block in Document::read().section(Document::COORDINATOR) {
+            block.run(&self.coordinator, &[("shop", WEB)], "");
+        }
     }
 
     fn apply_roster(&self, fleet: &str) {
@@ -237,6 +233,21 @@ impl Drop for Site<'_> {
         self.hosts.iter().for_each(Server::power_off);
         remove_cgroup(&self.ground.cgroup);
     }
+}
+
+/// A machine that knows the coordinator by its name. It is off.
+fn machine(ground: &Ground, network: &Network, number: u8, name: &str) -> Server {
+    let server = Server::make(ground, network, number, name);
+    let [a, b, c, _] = server.address().octets();
+    let known = format!("127.0.0.1 localhost\n{a}.{b}.{c}.{COORDINATOR} muster.example\n");
+    fs::write(server.disk().join("etc/hosts"), known).unwrap();
+    server
+}
+
+/// Puts the packages of this build beside whoever installs them, in the place of those that were there.
+#[track_caller]
+pub(super) fn link_packages(host: &Server, build: &str) {
+    host.must(&format!("rm -f /root/*.deb && ln -s /packages/{build}/*.deb /root/"));
 }
 
 /// Installs packages by apt, from their files.

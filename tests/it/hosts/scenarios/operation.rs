@@ -1,7 +1,7 @@
 //! Deploying and flipping, and what gets in its way.
 
 use crate::harness::{PATIENCE, wait_until};
-use crate::hosts::site::{APP, APP_PORT, Site, TOOL, TOOL_PORT, WEB, WEB_PORT, install};
+use crate::hosts::site::{APP, APP_PORT, CLONE, Site, TOOL, TOOL_PORT, WEB, WEB_PORT, install};
 
 const FILL_1: &str = "mkdir -p lib && echo 1 > release.txt && echo power-peg > lib/smars.sh";
 const FILL_2: &str =
@@ -94,7 +94,7 @@ pub(super) fn full_disk(site: &Site<'_>) {
 
 /// Two machines with one identity: neither is believed until an operator says which one it is.
 pub(super) fn clone(site: &Site<'_>) {
-    let (original, clone) = (site.host(4), site.spare("host-4b"));
+    let (original, clone) = (site.host(4), site.spare(CLONE, "host-4b"));
     clone.boot();
     install(&clone, &["muster-agent"]);
     let copy = original.must("tar -C / -cf - etc/muster var/lib/muster var/lib/muster-guard etc/systemd/system/app.service | base64 -w0");
