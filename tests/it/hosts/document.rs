@@ -74,10 +74,13 @@ impl Document {
         blocks
     }
 
-    /// Panics unless the document says how many commands these are, in these words.
-    #[track_caller]
-    pub(super) fn expect_said(&self, said: &str) {
-        assert!(self.0.contains(said), "docs/install.md does not say: {said}");
+    /// How many commands a host takes that joins a fleet.
+    pub(super) fn commands_of_one_more(&self) -> usize {
+        self.commands(&[Self::HOST, Self::ROSTER, Self::ONE_MORE])
+    }
+
+    fn commands(&self, sections: &[&str]) -> usize {
+        sections.iter().flat_map(|title| self.section(title)).map(|block| block.commands).sum()
     }
 }
 
@@ -152,6 +155,22 @@ fn what_is_shown_is_compared() {
     assert!(shows("it is so", "… is …"));
     assert!(!shows("host-2  for 2s  serve 3", "host-1 … serve"));
     assert!(!shows("serve host-1", "host-1 … serve"), "in their order");
+}
+
+#[test]
+fn the_document_says_how_many_commands_it_has() {
+    let document = Document::read();
+    let first =
+        document.commands(&[Document::COORDINATOR, Document::HOST, Document::ROSTER, Document::RELEASE]);
+    let further = document.commands_of_one_more();
+    for said in [
+        format!("[{first} commands]"),
+        format!("Sections 1 to 4 are {first} commands."),
+        format!("{further} for each one after it"),
+        format!("A further host is {further} commands "),
+    ] {
+        assert!(document.0.contains(&said), "docs/install.md does not say: {said}");
+    }
 }
 
 #[test]

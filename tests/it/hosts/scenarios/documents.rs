@@ -28,15 +28,10 @@ pub(super) fn installation(site: &Site<'_>) {
     let commands = join(site, &host, &document);
     let took = begun.elapsed().as_secs_f64();
     say(&format!("          {commands} commands, {took:.1} s"));
-    document.expect_said(&format!("A further host is {commands} commands"));
-    document.expect_said(&format!(", {commands} for each one after it"));
+    assert_eq!(commands, document.commands_of_one_more());
     assert_attested(site, &host);
 
-    let commands = release(site, &document) + commands_of(&document, Document::COORDINATOR);
-    let commands =
-        commands + commands_of(&document, Document::HOST) + commands_of(&document, Document::ROSTER);
-    document.expect_said(&format!("[{commands} commands]"));
-    document.expect_said(&format!("Sections 1 to 4 are {commands} commands"));
+    release(site, &document);
     assert_eq!(host.serves(APP_PORT).as_deref(), Some("1"), "it is flipped with the others");
 
     link_packages(&host, "two");
@@ -90,13 +85,13 @@ fn join(site: &Site<'_>, host: &Server, document: &Document) -> usize {
 
 /// The first release of a fleet, beside those that this one has had.
 #[track_caller]
-fn release(site: &Site<'_>, document: &Document) -> usize {
+fn release(site: &Site<'_>, document: &Document) {
     site.coordinator.must(
         "mkdir /root/build && cp /packages/server-1 /root/build/server && echo 1.0 > /root/build/version",
     );
-    let blocks = document.section(Document::RELEASE);
-    blocks.iter().map(|block| block.run(&site.coordinator, NAMES, "")).for_each(drop);
-    blocks.iter().map(|block| block.commands).sum()
+    for block in document.section(Document::RELEASE) {
+        block.run(&site.coordinator, NAMES, "");
+    }
 }
 
 /// Answers how many commands they were.
@@ -110,10 +105,6 @@ fn follow(site: &Site<'_>, host: &Server, blocks: &[Block], names: &Names<'_>) -
         block.run(on, names, "");
     }
     blocks.iter().map(|block| block.commands).sum()
-}
-
-fn commands_of(document: &Document, title: &str) -> usize {
-    document.section(title).iter().map(|block| block.commands).sum()
 }
 
 #[track_caller]
