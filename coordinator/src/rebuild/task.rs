@@ -345,7 +345,8 @@ impl Rebuilder {
             return;
         }
         self.reading = Some(kept.clone());
-        let former = self.beginning.former.as_ref().map(|former| former.roster_envelope);
+        let former = self.beginning.former.as_ref();
+        let former = former.map(|former| (former.roster.revision, former.roster_envelope));
         let (sources, post) = (self.sources(self.told()), self.post.clone());
         tokio::spawn(async move {
             let before = sources.held(kept.clone(), former).await;
