@@ -222,7 +222,9 @@ impl Rebuilder {
             (None, Some(mandate)) => {
                 let envelope = mandate.envelope.clone().into_bytes();
                 self.send(&outbox, Leadership::default(), Body::Mandate(v1::Mandate { envelope }));
-                if self.is_shown(mandate, &host, report) {
+                // Whom the roster leaves out closes. Others see it once the fleet is led, and it holds: it may have to wait for a rollout
+                // that goes forward, under which they take part, also who has closed for a roster that this one takes back.
+                if mandate.roster.place(&host) != Some(HostPlace::Serving) {
                     let roster = mandate.roster_envelope.as_bytes().to_vec();
                     self.send(&outbox, Leadership::default(), Body::RosterShown(v1::RosterShown { roster }));
                 }
@@ -238,13 +240,6 @@ impl Rebuilder {
         let known = Host { outbox: Some(outbox), session, testimony: before, trouble: refusal };
         self.hosts.insert(host, known);
         self.handle.is_deserted_now(false);
-    }
-
-    /// Whom the roster leaves out closes, and whom an earlier one has left out goes by this one. Others keep the last one that held
-    /// until the fleet is led: this one may have to wait for a rollout that goes forward, under which they take part.
-    fn is_shown(&self, mandate: &Signed, host: &HostName, report: &JoinReport) -> bool {
-        mandate.roster.place(host) != Some(HostPlace::Serving)
-            || matches!(report.standing.membership, Membership::Excluded(_))
     }
 
     fn admissible(&self, host: &HostName, report: &JoinReport) -> Result<(), Blocker> {

@@ -281,6 +281,10 @@ impl Host {
         }
     }
 
+    fn membership(&self) -> Option<Membership> {
+        self.known.as_ref().map(|known| known.membership)
+    }
+
     fn has_membership(&mut self, membership: Membership) {
         if let Some(known) = &mut self.known {
             known.membership = membership;

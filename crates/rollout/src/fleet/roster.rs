@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use muster_model::{Blocker, Code, HostName, Member, Refusal, Roster, RosterRevision, Verified};
+use muster_model::{Blocker, Code, HostName, Member, Membership, Refusal, Roster, RosterRevision, Verified};
 
 use super::record::{ComingRoster, Offers, Phase, roster_ref};
 use super::{Fleet, Host, NextRoster, Out, Step};
@@ -159,12 +159,14 @@ impl Fleet {
         }
     }
 
-    /// Whether the fleet may need a roster to settle: somebody leaves with it, or was asked to by the one that it takes the place of, and
+    /// Whether the fleet may need a roster to settle: somebody leaves with it, or was asked to by one before that did not come to hold, and
     /// may have closed. A roster by which nobody joins has nothing to wait for.
     fn must_not_wait(&self, next: &Roster) -> bool {
         let leaves = |next: &Roster| self.roster.hosts().iter().any(|it| next.member(&it.name) != Some(it));
         let joins = next.hosts().iter().any(|it| self.roster.member(&it.name) != Some(it));
-        let may_have_closed = self.coming.as_ref().is_some_and(|coming| leaves(coming));
+        let has_closed = |host: &Host| host.membership().is_some_and(|it| matches!(it, Membership::Excluded(_)));
+        let may_have_closed =
+            self.coming.as_ref().is_some_and(|coming| leaves(coming)) || self.hosts.iter().any(has_closed);
         next.policy() == self.roster.policy() && (leaves(next) || may_have_closed || !joins)
     }
 

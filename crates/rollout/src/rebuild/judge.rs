@@ -57,7 +57,9 @@ pub fn judge(
     // Those who do not serve any more may have been the first to close, or to open.
     let all: Vec<&Testimony> = heard.iter().chain(&aside).copied().collect();
     let epoch = epoch_of(&heard, &all);
-    let opened = newest(heard.iter().filter_map(|it| it.mode.towards(epoch)));
+    // Whom an earlier roster has left out is opened by no promise: it is admitted.
+    let members = heard.iter().filter(|it| it.membership.is_member());
+    let opened = newest(members.filter_map(|it| it.mode.towards(epoch)));
     let coming = newest(heard.iter().filter_map(|it| it.mode.towards(epoch.next())));
     let some_are_off = !mandate.fenced.is_empty() || dropped.iter().any(|host| !told.contains_key(host));
     let decided = coming.filter(|promise| {
@@ -96,7 +98,7 @@ fn hear<'a>(
     let mut blockers = Vec::new();
     for Member { name, .. } in roster.hosts() {
         match (told.get(name), mandate.fenced.binary_search(name).is_ok()) {
-            (Some(testimony), false) => match distrust(roster, testimony).or_else(|| behind(testimony)) {
+            (Some(testimony), false) => match distrust(roster, testimony).or_else(|| behind(roster, testimony)) {
                 Some(blocker) => blockers.push(blocker),
                 None => heard.push(testimony),
             },
@@ -206,9 +208,14 @@ fn distrust(roster: &Roster, it: &Testimony) -> Option<Blocker> {
     None
 }
 
-/// A host that an earlier roster left out goes by the mandate's once it has seen it.
-fn behind(it: &Testimony) -> Option<Blocker> {
+/// A host that an earlier roster left out, and this one has serve again, has closed for that one. It is shown this one once that holds:
+/// until then it keeps what it has closed for, which a rollout that goes forward may need.
+fn behind(roster: &Roster, it: &Testimony) -> Option<Blocker> {
     let Membership::Excluded(by) = it.membership else { return None };
+    if by < roster.revision() {
+        let detail = format!("it was left out by revision {by} of the roster, and has not closed yet");
+        return not_closed(it).map(|blocker| Blocker { detail, ..blocker });
+    }
     let detail = format!("it goes by revision {by} of the roster, which leaves it out");
     Some(Blocker::host(Code::RosterChanged, &it.host, detail))
 }
@@ -248,8 +255,8 @@ fn is_decided(heard: &[&Testimony], promise: &Promise) -> bool {
 /// Whether the coordinator that was lost, if it is not, can still open a host that nobody hears: it may have decided, that host may
 /// have closed, and the order lets all that are heard lapse. The rollout goes forward then, so that there is one way only.
 ///
-/// Who is new was none of that rollout's N. Of those who do not serve any more that is not known, and one that has returned has
-/// forgotten it.
+/// Who is new was none of that rollout's N. Of those who do not serve any more, or were left out, that is not known, and one that has
+/// returned has forgotten it.
 fn could_open_over_all(
     before: &Roster,
     heard: &[&Testimony],
@@ -264,7 +271,7 @@ fn could_open_over_all(
 
 /// Whether a host did not take part in what the others did: it has come since the roster that held, or was left out for a while.
 fn is_new(before: &Roster, it: &Testimony) -> bool {
-    (has_no_history(it) && before.position(&it.host).is_none()) || it.membership == Membership::Returned
+    (has_no_history(it) && before.position(&it.host).is_none()) || !it.membership.is_member()
 }
 
 /// Whether a host has never served, nor promised anything.
@@ -287,6 +294,10 @@ fn contradiction(
     {
         let k = decided.k;
         return set_back(format!("others have closed for rollout {k}, for which it must have armed as well"));
+    }
+    // What it was promised is of the time before it was left out.
+    if !it.membership.is_member() {
+        return None;
     }
     let waits = it.mode.towards(epoch);
     if waits.is_some() && waits != opened {

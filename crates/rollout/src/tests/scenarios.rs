@@ -37,7 +37,7 @@ impl World {
     }
 
     /// Proposes a flip and stops as soon as `phase` holds.
-    fn flip_until(&mut self, to: usize, phase: fn(&Phase) -> bool) -> RolloutId {
+    pub(super) fn flip_until(&mut self, to: usize, phase: fn(&Phase) -> bool) -> RolloutId {
         let k = self.propose(to).expect("the proposal is in order");
         self.expect_until(|world| phase(&world.coordinator.record.phase));
         k
@@ -49,7 +49,7 @@ impl World {
     }
 
     #[track_caller]
-    fn expect_all_serve(&self, release: usize, epoch: u64) {
+    pub(super) fn expect_all_serve(&self, release: usize, epoch: u64) {
         assert_eq!(self.violation, None);
         assert_eq!(self.coordinator.record.phase, Phase::Settled);
         for machine in &self.machines {
@@ -95,7 +95,7 @@ const fn is_decided(phase: &Phase) -> bool {
     matches!(phase, Phase::Decided(_))
 }
 
-const fn is_opened(phase: &Phase) -> bool {
+pub(super) const fn is_opened(phase: &Phase) -> bool {
     matches!(phase, Phase::Opened(_))
 }
 
