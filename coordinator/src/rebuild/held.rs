@@ -69,7 +69,9 @@ impl Sources {
             let found = bytes.map_err(|error| Blocker::fleet(blob_code(&error), chain(&error)));
             let found = found.and_then(|bytes| {
                 self.of_fleet(&bytes).ok_or_else(|| {
-                    let detail = format!("revision {revision} of the roster, which was in force here, does not verify");
+                    let detail = format!(
+                        "revision {revision} of the roster, which was in force here, does not verify"
+                    );
                     Blocker::fleet(Code::SignatureInvalid, detail)
                 })
             });
@@ -110,9 +112,7 @@ impl Search {
 
     fn ends(self) -> Result<Before, Blocker> {
         match self.owed {
-            Some((revision, blocker))
-                if self.newest.as_ref().is_none_or(|it| it.revision() < revision) =>
-            {
+            Some((revision, blocker)) if self.newest.as_ref().is_none_or(|it| it.revision() < revision) => {
                 Err(blocker)
             }
             Some(_) | None => Ok(self.newest),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_model::{
-    Blocker, Code, FleetName, HostName, HostPlace, JoinReport, Leadership, Membership, Refusal, Roster,
-    SessionId, Term, ToHost, Token,
+    Blocker, Code, FleetName, HostName, HostPlace, JoinReport, Leadership, Refusal, Roster, SessionId, Term,
+    ToHost, Token,
 };
 use muster_proto::convert::to_agent;
 use muster_proto::v1;

@@ -1,10 +1,10 @@
 //! Which roster is the last one that held, of those that hosts keep.
 
+#![expect(clippy::disallowed_methods, reason = "tests make verified documents of their own")]
+
 use std::collections::BTreeMap;
 
-use muster_model::{
-    FleetName, Incarnation, Leadership, Member, Policy, PublicKey, RolloutId, Term,
-};
+use muster_model::{FleetName, Incarnation, Leadership, Member, Policy, PublicKey, RolloutId, Term};
 use muster_rollout::host::{History, Serving};
 use muster_rollout::rebuild::{Stopped, TESTIMONY_FORMAT, Told};
 
@@ -60,7 +60,10 @@ fn what_hosts_keep_who_were_left_out_counts_where_nobody_else_keeps_any() {
     let returned = || keeping("b", Membership::Returned, 6);
     let member = || keeping("c", Membership::Member, 4);
     assert_eq!(kept_by([left_out(), returned(), member()]), [(4, "c".to_owned())]);
-    let forgetful = { let (host, it) = member(); (host, Testimony { roster: None, ..it }) };
+    let forgetful = {
+        let (host, it) = member();
+        (host, Testimony { roster: None, ..it })
+    };
     assert_eq!(kept_by([left_out(), returned(), forgetful]), [(6, "b".to_owned()), (5, "a".to_owned())]);
     assert_eq!(kept_by([left_out()]), [(5, "a".to_owned())]);
 }
@@ -77,7 +80,7 @@ fn a_roster_that_does_not_verify_is_waited_for_unless_a_later_one_does() {
     let bad = |revision: u64| (revision, Err(unverified(&name("a"), RosterRevision(revision))));
     let good = |revision: u64| (revision, Ok(roster(revision, &["a", "b"])));
     let owed = search(vec![bad(4), good(3)]).expect_err("it may have others serve");
-    assert_eq!((owed.code, owed.host), (Code::SignatureInvalid, Some(name("a"))));
+    assert_eq!((owed.code, owed.host.clone()), (Code::SignatureInvalid, Some(name("a"))));
     assert!(owed.detail.contains("revision 4") && owed.detail.contains("muster root apply"), "{owed}");
     search(vec![bad(4)]).expect_err("nor is the mandated roster the one before");
     search(vec![bad(4), (3, Err(gate::missing(&name("b"))))]).expect_err("the newest is named");

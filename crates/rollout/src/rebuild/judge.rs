@@ -98,10 +98,12 @@ fn hear<'a>(
     let mut blockers = Vec::new();
     for Member { name, .. } in roster.hosts() {
         match (told.get(name), mandate.fenced.binary_search(name).is_ok()) {
-            (Some(testimony), false) => match distrust(roster, testimony).or_else(|| behind(roster, testimony)) {
-                Some(blocker) => blockers.push(blocker),
-                None => heard.push(testimony),
-            },
+            (Some(testimony), false) => {
+                match distrust(roster, testimony).or_else(|| behind(roster, testimony)) {
+                    Some(blocker) => blockers.push(blocker),
+                    None => heard.push(testimony),
+                }
+            }
             (None, false) => blockers.push(gate::missing(name)),
             (Some(_), true) => {
                 let detail = "the operators state that its machine is off, and it is connected";
