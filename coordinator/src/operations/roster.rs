@@ -194,7 +194,8 @@ async fn last_roster(shared: &Shared, envelope: Digest) -> Option<Entry> {
     None
 }
 
-/// Orders that wait are bound to the roster in force, with its N: under another one none of them is begun.
+/// Orders that wait are bound to the roster in force, with its N: under another one none of them is begun. What is kept until the
+/// fleet has settled ends them then.
 fn orders_that_end(shared: &Shared, record: &FleetRecord) -> String {
     let bound = super::orders::bound_to_roster(shared, record);
     if bound.is_empty() {
@@ -203,7 +204,7 @@ fn orders_that_end(shared: &Shared, record: &FleetRecord) -> String {
     let named: Vec<String> = bound.iter().map(ToString::to_string).collect();
     let revision = record.roster.revision;
     format!(
-        "; orders that wait for rollout {} are for revision {revision}, and end with it",
+        "; orders that wait for rollout {} are for revision {revision}, and end once it holds",
         named.join(", ")
     )
 }

@@ -42,7 +42,8 @@ fn an_order_that_waits_ends_with_an_addition_and_everybody_is_told_so() {
     assert_eq!(scaled.present().document().hosts().len(), 2);
 
     let entries = said(fleet, "roster");
-    let ends = |entry: &String| entry.contains("wait for rollout 2 are for revision 3, and end with it");
+    let ends =
+        |entry: &String| entry.contains("wait for rollout 2 are for revision 3, and end once it holds");
     assert!(entries.iter().any(ends), "{entries:?}");
     let status = fleet.json(&["status"]).expect_code(0).json();
     assert_eq!(status["waiting_orders"][0]["outdated_roster_revision"], 3, "{status}");
