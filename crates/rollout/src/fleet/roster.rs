@@ -109,9 +109,11 @@ impl Fleet {
     pub(super) fn withdrawn(&mut self, index: usize, roster: RosterRevision, out: &mut Out) {
         let host = &mut self.hosts[index];
         host.serves(None);
-        host.has_membership(muster_model::Membership::Excluded(roster));
+        host.has_membership(Membership::Excluded(roster));
         let name = host.name.clone();
-        let is_of_coming = self.record.coming.as_ref().is_some_and(|coming| roster >= coming.roster.revision);
+        // An addition takes nobody back: who was away for too long sees what operators have signed instead.
+        let asks = |it: &Roster| it.additions().map_or(it.revision(), |additions| additions.base_revision);
+        let is_of_coming = self.coming.as_ref().is_some_and(|coming| roster >= asks(coming));
         if is_of_coming && self.is_leaving(&name) && self.record.offers.remove(&name, &self.roster) {
             out.record_changed = true;
         }
@@ -164,7 +166,8 @@ impl Fleet {
     fn must_not_wait(&self, next: &Roster) -> bool {
         let leaves = |next: &Roster| self.roster.hosts().iter().any(|it| next.member(&it.name) != Some(it));
         let joins = next.hosts().iter().any(|it| self.roster.member(&it.name) != Some(it));
-        let has_closed = |host: &Host| host.membership().is_some_and(|it| matches!(it, Membership::Excluded(_)));
+        let has_closed =
+            |host: &Host| host.membership().is_some_and(|it| matches!(it, Membership::Excluded(_)));
         let may_have_closed =
             self.coming.as_ref().is_some_and(|coming| leaves(coming)) || self.hosts.iter().any(has_closed);
         next.policy() == self.roster.policy() && (leaves(next) || may_have_closed || !joins)

@@ -1,7 +1,8 @@
 //! Hosts that a joiner's key adds: they come like others, and nobody flips without them who has seen them.
 
-use muster_model::{Code, Verified};
+use muster_model::{Code, Membership, RosterRevision, Verified};
 
+use super::super::link::Hold;
 use super::super::papers::{SignedRoster, added_roster, signed_roster};
 use super::super::world::World;
 use crate::fleet::Phase;
@@ -116,4 +117,27 @@ fn what_a_host_has_seen_added_is_not_taken_back_by_joiners_nor_by_a_restart() {
     world.show_this(0, &signed_roster(4, 3));
     assert_eq!(world.held(0), (4, None));
     assert_eq!(world.coordinator.record.phase, Phase::Settled);
+}
+
+/// To a host that was away for too long the addition is too old: it goes by what operators have signed.
+#[test]
+fn who_has_closed_for_what_operators_signed_is_not_waited_for_once_hosts_are_added_to_that() {
+    let mut world = World::settled();
+    world.machines[2].hold = Hold::Up;
+    world.park(3).expect("the fleet is settled");
+    world.rest();
+    assert_eq!((world.machines[2].guard, world.roster_in_force().hosts().len()), (None, 3));
+    world.machines[2].hold = Hold::Network;
+    let base = world.rosters.last().expect("there are some").clone();
+    world.apply_roster(added_roster(&base, base.digest, 3, &[4])).expect("taken at any time");
+    world.machines[2].shown.clear();
+    world.cut(2);
+    world.machines[2].hold = Hold::Nothing;
+    // It takes the addition for nothing more than what it goes on from, which it has seen.
+    assert!(world.run_until(|world| !world.machines[2].shown.is_empty()));
+    world.machines[2].shown.clear();
+    world.expect_until(|world| world.roster_in_force().revision() == RosterRevision(3));
+    assert_eq!(world.machines[2].record.membership, Membership::Excluded(RosterRevision(2)));
+    assert_eq!(world.roster_in_force().hosts().len(), 3, "1, 2 and 4");
+    assert_eq!(world.violation, None);
 }
