@@ -3,7 +3,7 @@
 //! Only a host that knows that it was left out may forget what it was armed or closed for, and come back dark. Nobody can prove that to
 //! it but the operators' own roster.
 
-use muster_model::{Blocker, Code, Digest, HostName, Membership, Roster, Standing};
+use muster_model::{Blocker, Code, Digest, HostName, Member, Membership, Roster, Standing};
 
 use super::record::MissedRoster;
 use super::{Fleet, Out};
@@ -67,7 +67,8 @@ impl Fleet {
             |host: &HostName| next.member(host).is_some_and(|it| self.roster.member(host) == Some(it));
         self.record.missed.iter_mut().for_each(|missed| missed.hosts.retain(stays));
         self.record.missed.retain(|missed| !missed.hosts.is_empty());
-        // Nobody has a history where nothing was ever served. A name that gets another key is another machine.
+        // Nobody has a history where nothing was ever served. A name that gets another key is another machine: one that had that key
+        // before may have a history, one that is new has none, and misses nothing.
         if self.record.serving.is_none() {
             return;
         }
@@ -75,9 +76,9 @@ impl Fleet {
             let known = self.parked_position(host).and_then(|index| self.parked[index].known.as_ref());
             matches!(known.map(|known| known.membership), Some(Membership::Excluded(_)))
         };
-        let is_back = |host: &&HostName| self.roster.position(host).is_none() && !knows(host);
+        let is_back = |it: &&Member| self.roster.member(&it.name) != Some(*it) && !knows(&it.name);
         let hosts: std::collections::BTreeSet<HostName> =
-            next.hosts().iter().map(|member| &member.name).filter(is_back).cloned().collect();
+            next.hosts().iter().filter(is_back).map(|member| member.name.clone()).collect();
         if !hosts.is_empty() {
             let (revision, envelope) = (self.record.roster.revision, self.record.roster_envelope);
             self.record.missed.push(MissedRoster { revision, envelope, hosts });

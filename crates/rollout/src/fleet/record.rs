@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use muster_model::{
     BootId, Digest, Epoch, FleetName, FlipMode, HostMode, HostName, Incarnation, JournalHead, Leadership,
-    Order, RolloutId, Roster, RosterRef, RosterRevision, Standing, Term, Token, UnixTime,
+    Membership, Order, RolloutId, Roster, RosterRef, RosterRevision, Standing, Term, Token, UnixTime,
 };
 use serde::{Deserialize, Serialize};
 
@@ -282,11 +282,18 @@ impl FleetRecord {
 impl MissedRoster {
     /// Whether a host that stands there goes by a time before this roster: it was a member, and does not know that it has left.
     ///
-    /// One without a history is admitted as it is. One that was left out by whichever roster comes back with the one in force.
+    /// One without a history is admitted as it is. One that was left out by whichever roster comes back with the one in force; and so
+    /// does one that had returned, unless it has promised something since, as it may where it was never opened.
     #[must_use]
     pub fn is_news_to(&self, standing: &Standing) -> bool {
         let has_history = standing.mode != HostMode::Serve(Epoch(0)) || standing.last_k != RolloutId(0);
-        standing.membership.is_member() && has_history && standing.roster_revision < self.revision
+        let has_promised = !matches!(standing.mode, HostMode::Serve(_));
+        let is_unaware = match standing.membership {
+            Membership::Member => has_history,
+            Membership::Returned => has_promised,
+            Membership::Excluded(_) => false,
+        };
+        is_unaware && standing.roster_revision < self.revision
     }
 }
 

@@ -3,10 +3,10 @@
 use muster_model::{Code, HostMode, Membership, RosterRevision};
 
 use super::super::link::Hold;
-use super::super::papers::{added_roster, host_name, signed_roster_of};
+use super::super::papers::{added_roster, host_name, signed_roster, signed_roster_of};
 use super::super::world::World;
 use super::{codes, is_opened};
-use crate::fleet::{Phase, State};
+use crate::fleet::{MissedRoster, Phase, State};
 
 impl World {
     /// The machine is off, and the coordinator has noticed.
@@ -291,4 +291,45 @@ fn a_host_that_closed_for_a_rollout_of_its_time_comes_back_and_freezes_nobody() 
         "nobody was frozen meanwhile"
     );
     world.expect_all_serve(0, 3);
+}
+
+#[test]
+fn a_host_whose_key_was_changed_and_changed_back_while_it_was_off_is_told() {
+    let mut world = World::settled();
+    world.switch_off(2);
+    world.fenced.insert(host_name(3));
+    world.apply_roster(signed_roster(2, 3).with_key_of_host(3, 9)).expect("its machine is off");
+    world.fenced.clear();
+    world.apply_roster(signed_roster(3, 3)).expect("the other machine never came");
+    world.rest();
+    let missed = world.coordinator.record.missed_by(&host_name(3)).expect("it may come back");
+    assert_eq!(missed.revision, RosterRevision(2));
+    world.start_agent(2);
+    world
+        .expect_until(|world| world.machines[2].record.membership == Membership::Excluded(RosterRevision(2)));
+    world.rest();
+    assert!(world.coordinator.record.missed.is_empty());
+    world.expect_all_serve(0, 1);
+}
+
+#[test]
+fn who_has_returned_is_told_that_it_was_left_out_again_if_it_has_promised_something_since() {
+    let world = World::settled();
+    let missed = MissedRoster {
+        revision: RosterRevision(5),
+        envelope: muster_model::Digest::of(b"an envelope"),
+        hosts: [host_name(3)].into(),
+    };
+    let standing = world.machines[2].record.standing();
+    let is_news = |membership, mode, revision| {
+        let roster_revision = RosterRevision(revision);
+        missed.is_news_to(&muster_model::Standing { membership, mode, roster_revision, ..standing.clone() })
+    };
+    let (k, epoch) = (standing.last_k, muster_model::Epoch(1));
+    for mode in [HostMode::Closed(k), HostMode::Armed(k, epoch)] {
+        assert!(is_news(Membership::Returned, mode, 4) && is_news(Membership::Member, mode, 4));
+        assert!(!is_news(Membership::Returned, mode, 5), "it has seen that one");
+        assert!(!is_news(Membership::Excluded(RosterRevision(3)), mode, 4));
+    }
+    assert!(!is_news(Membership::Returned, HostMode::Serve(epoch), 4), "it comes back as it is");
 }
