@@ -70,7 +70,8 @@ fn what_hosts_keep_who_were_left_out_counts_where_nobody_else_keeps_any() {
 
 #[test]
 fn a_roster_that_does_not_verify_is_waited_for_unless_a_later_one_does() {
-    let search = |found: Vec<(u64, Result<Arc<Verified<Roster>>, Blocker>)>| {
+    type Found = (u64, Result<Arc<Verified<Roster>>, Blocker>);
+    let search = |found: Vec<Found>| {
         let mut search = Search::default();
         for (revision, found) in found {
             search.found(RosterRevision(revision), found);
