@@ -314,7 +314,12 @@ impl FleetDriver {
         self.start_asking();
         let Answer { ask, outcome, drill, .. } = answer;
         if let (Ask::Open { .. } | Ask::Close { .. }, Ok(_)) = (ask, &outcome) {
-            // It obeyed before it was looked for: what it serves is known, and needs no new session.
+            // It obeyed before it was looked for: what it serves is known, and needs no new session, unless no fence could be tried while
+            // it was gone. Then nothing is said any more in this one: that all is well would be believed before it is so.
+            if self.guard_presence != Presence::Present && self.drill == Drilled::No {
+                self.end_stream();
+                self.uplink = None;
+            }
             self.guard_presence = Presence::Present;
         }
         match ask {
