@@ -120,6 +120,12 @@ impl World {
             self.start_agent(number - 1);
         }
         self.fleet_step(step);
+        if self.coordinator.fleet.is_none() {
+            // It died before it could answer: whether it has kept what was stated, nobody knows.
+            for host in &self.fenced {
+                self.stated.entry(host.clone()).and_modify(|heard| *heard = Heard::Perhaps);
+            }
+        }
         Ok(())
     }
 
