@@ -1,6 +1,5 @@
-//! Checks: measure a release on disk now, and attest it; and rehearsals, which run its self-test as well;
-//! and what runs before any release does. Outside of any
-//! rollout, and nothing that is served changes.
+//! Checks, which measure a release on disk now and attest it; rehearsals, which run its self-test as well; and what a host that is to
+//! be adopted runs before any release does. All are outside of any rollout, and change nothing that is served.
 
 use std::sync::Arc;
 

@@ -60,10 +60,17 @@ impl Steadiness {
 impl Schedule {
     /// Whether it is time for the next certificate.
     pub(super) fn is_due(&mut self, shared: &Shared, now: UnixTime) -> bool {
-        let steady = self.clock.lasts(shared.machine.now());
-        let Some(issuer) = &shared.enrolments.issuer else { return false };
         let validity = shared.tls.credentials().validity();
-        due(validity, issuer).is_some_and(|due| due <= now)
+        let issuer = shared.enrolments.issuer.as_ref();
+        let (boot, _) = shared.machine.now();
+        self.is_due_at((boot, now), validity, issuer.and_then(|issuer| due(validity, issuer)))
+    }
+
+    /// The same by both clocks, of one moment.
+    fn is_due_at(&mut self, clocks: (BootTime, UnixTime), validity: Validity, due: Option<UnixTime>) -> bool {
+        let steady = self.clock.lasts(clocks);
+        let (_, now) = clocks;
+        due.is_some_and(|due| due <= now)
             && self.not_before.is_none_or(|at| at <= now)
             && steady >= Duration::from_millis(life_ms(validity) / STEADY_PART).min(STEADY_MAX)
     }
@@ -130,5 +137,35 @@ mod tests {
         assert_eq!(look(HOUR_MS + 1000, 127 * HOUR_MS), 0, "somebody set it");
         assert_eq!(look(HOUR_MS + 3000, 127 * HOUR_MS + 2000), 2000);
         assert_eq!(look(HOUR_MS + 4000, 101 * HOUR_MS + 4000), 0, "and set it back");
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_by_a_time_of_day_that_is_steady() {
+        const MINUTE_MS: u64 = 60 * 1000;
+        let validity = Validity { not_before: UnixTime(0), not_after: UnixTime(200 * MINUTE_MS) };
+        let due = Some(UnixTime(100 * MINUTE_MS));
+        let mut schedule = Schedule::default();
+        let mut is_due = |boot_min: u64, unix_min: u64, due| {
+            schedule.is_due_at(
+                (BootTime(boot_min * MINUTE_MS), UnixTime(unix_min * MINUTE_MS)),
+                validity,
+                due,
+            )
+        };
+        assert!(!is_due(1, 20, due), "it is young");
+        assert!(!is_due(5, 110, due), "somebody set the time of day");
+        assert!(!is_due(14, 119, due), "nine minutes ago, of a life of 200");
+        assert!(!is_due(15, 120, None), "the authority ends with it");
+        assert!(is_due(15, 120, due));
+        schedule.not_before = Some(UnixTime(130 * MINUTE_MS));
+        let mut is_due = |boot_min: u64, unix_min: u64| {
+            schedule.is_due_at(
+                (BootTime(boot_min * MINUTE_MS), UnixTime(unix_min * MINUTE_MS)),
+                validity,
+                due,
+            )
+        };
+        assert!(!is_due(20, 125), "an attempt has failed");
+        assert!(is_due(25, 130));
     }
 }
