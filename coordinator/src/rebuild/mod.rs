@@ -72,8 +72,8 @@ pub(crate) enum Input {
     Begin { mandate: Box<Signed>, reply: oneshot::Sender<Result<(), Refusal>> },
     /// What is known so far?
     Survey(oneshot::Sender<Survey>),
-    /// The last roster that held, if some host keeps it: the newest of these.
-    Held { kept: held::Kept, before: Result<held::Before, Blocker> },
+    /// The rosters before the mandate's, of those that hosts claim to keep.
+    Rosters { claims: held::Claims, found: Result<held::Rosters, Blocker> },
     /// The documents that were looked for in this term.
     Gathered { term: Term, found: Box<Result<gather::Gathered, Vec<Blocker>>> },
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_model::{
-    Blocker, Code, FleetName, HostName, HostPlace, JoinReport, Leadership, Refusal, Roster, SessionId, Term,
-    ToHost, Token,
+    Blocker, Code, FleetName, HostName, HostPlace, JoinReport, Leadership, Refusal, SessionId, Term, ToHost,
+    Token,
 };
 use muster_proto::convert::to_agent;
 use muster_proto::v1;
@@ -14,7 +14,7 @@ use muster_proto::v1::coordinator_frame::Body;
 use muster_rollout::fleet::{
     FleetRecord, Identity, Inheritance, PreviousToken, RECORD_FORMAT, SessionRecord, roster_ref,
 };
-use muster_rollout::rebuild::{Mandated, Testimony, Verdict, judge};
+use muster_rollout::rebuild::{Before, Mandated, Testimony, Verdict, judge};
 use muster_store::StoreError;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -52,10 +52,10 @@ struct Rebuilder {
     hosts: BTreeMap<HostName, Host>,
     blockers: Vec<Blocker>,
     stage: Stage,
-    /// The last roster that held, and the rosters among which it was looked for.
-    before: Option<(held::Kept, held::Before)>,
-    /// Those among which it is being looked for.
-    reading: Option<held::Kept>,
+    /// The rosters before the mandate's, and the claims by which they were looked for.
+    before: Option<(held::Claims, held::Rosters)>,
+    /// Those by which they are being looked for.
+    reading: Option<held::Claims>,
     ask_again: Option<Instant>,
     post: mpsc::Sender<Input>,
 }
@@ -182,11 +182,11 @@ impl Rebuilder {
                 let survey = self.survey().await;
                 let _ = reply.send(survey);
             }
-            Input::Held { kept, before } => {
+            Input::Rosters { claims, found } => {
                 self.reading = None;
-                match before {
-                    Ok(before) => {
-                        self.before = Some((kept, before));
+                match found {
+                    Ok(found) => {
+                        self.before = Some((claims, found));
                         self.conclude();
                     }
                     Err(blocker) => {
@@ -245,7 +245,7 @@ impl Rebuilder {
     fn admissible(&self, host: &HostName, report: &JoinReport) -> Result<(), Blocker> {
         let refuse = |code, detail: String| Err(Blocker::host(code, host, detail));
         // Whoever served before is heard as well.
-        let served = self.held().is_some_and(|before| before.position(host).is_some());
+        let served = self.before.as_ref().is_some_and(|(_, rosters)| rosters.list(host));
         if let Some(mandate) = &self.mandate
             && !matches!(mandate.roster.place(host), Some(HostPlace::Serving | HostPlace::Parked))
             && !served
@@ -309,9 +309,9 @@ impl Rebuilder {
             return;
         }
         let told = self.told();
-        let kept = held::kept(&told);
-        if self.before.as_ref().is_none_or(|(known, _)| *known != kept) {
-            return self.look_for(kept);
+        let claims = held::claims(&told);
+        if self.before.as_ref().is_none_or(|(known, _)| *known != claims) {
+            return self.look_for(claims);
         }
         match self.judge(mandate, &told) {
             Ok(verdict) => {
@@ -334,29 +334,28 @@ impl Rebuilder {
         }
     }
 
-    /// Has the last roster that held be read from those who keep it.
-    fn look_for(&mut self, kept: held::Kept) {
+    /// Has the rosters before the mandate's be read from those who keep them.
+    fn look_for(&mut self, claims: held::Claims) {
         if self.reading.is_some() {
             return;
         }
-        self.reading = Some(kept.clone());
+        self.reading = Some(claims.clone());
         let former = self.beginning.former.as_ref();
         let former = former.map(|former| (former.roster.revision, former.roster_envelope));
         let (sources, post) = (self.sources(self.told()), self.post.clone());
         tokio::spawn(async move {
-            let before = sources.held(kept.clone(), former).await;
+            let found = sources.rosters(claims.clone(), former).await;
             // The coordinator is ending if nobody listens.
-            let _ = post.send(Input::Held { kept, before }).await;
+            let _ = post.send(Input::Rosters { claims, found }).await;
         });
     }
 
     fn judge(&self, mandate: &Signed, told: &BTreeMap<HostName, Testimony>) -> Result<Verdict, Vec<Blocker>> {
-        judge(&mandate.roster, &mandate.mandate, self.held().unwrap_or(&mandate.roster), told)
-    }
-
-    /// The last roster that held, as far as is known.
-    fn held(&self) -> Option<&Roster> {
-        self.before.as_ref().and_then(|(_, before)| before.as_deref()).map(|before| &**before)
+        let judged = |before: Before<'_>| judge(&mandate.roster, &mandate.mandate, before, told);
+        match &self.before {
+            Some((_, rosters)) => rosters.before(&mandate.roster, judged),
+            None => judged(Before::only(&mandate.roster)),
+        }
     }
 
     fn sources(&self, told: BTreeMap<HostName, Testimony>) -> Sources {

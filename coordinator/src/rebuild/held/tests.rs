@@ -2,8 +2,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests make verified documents of their own")]
 
-use std::collections::BTreeMap;
-
 use muster_model::{FleetName, Incarnation, Leadership, Member, Policy, PublicKey, RolloutId, Term};
 use muster_rollout::host::{History, Serving};
 use muster_rollout::rebuild::{Stopped, TESTIMONY_FORMAT, Told};
@@ -49,29 +47,29 @@ fn keeping(host: &str, membership: Membership, revision: u64) -> (HostName, Test
     (name(host), testimony)
 }
 
-fn kept_by(told: impl IntoIterator<Item = (HostName, Testimony)>) -> Vec<(u64, String)> {
-    let told: BTreeMap<HostName, Testimony> = told.into_iter().collect();
-    kept(&told).into_iter().map(|(revision, _, host)| (revision.0, host.to_string())).collect()
+fn claimed(told: impl IntoIterator<Item = (HostName, Testimony)>) -> [Vec<(u64, String)>; 2] {
+    let claims = claims(&told.into_iter().collect());
+    [claims.by_members, claims.by_others]
+        .map(|kept| kept.into_iter().map(|(revision, _, host)| (revision.0, host.to_string())).collect())
 }
 
 #[test]
-fn what_hosts_keep_who_were_left_out_counts_where_nobody_else_keeps_any() {
+fn what_hosts_keep_who_were_left_out_is_told_apart_unless_nobody_else_keeps_any() {
     let left_out = || keeping("a", Membership::Excluded(RosterRevision(5)), 5);
     let returned = || keeping("b", Membership::Returned, 6);
     let member = || keeping("c", Membership::Member, 4);
-    assert_eq!(kept_by([left_out(), returned(), member()]), [(4, "c".to_owned())]);
+    let others = [(6, "b".to_owned()), (5, "a".to_owned())];
+    assert_eq!(claimed([left_out(), returned(), member()]), [vec![(4, "c".to_owned())], others.to_vec()]);
     let forgetful = {
         let (host, it) = member();
         (host, Testimony { roster: None, ..it })
     };
-    assert_eq!(kept_by([left_out(), returned(), forgetful]), [(6, "b".to_owned()), (5, "a".to_owned())]);
-    assert_eq!(kept_by([left_out()]), [(5, "a".to_owned())]);
+    assert_eq!(claimed([left_out(), returned(), forgetful]), [others.to_vec(), Vec::new()]);
 }
 
 #[test]
 fn a_roster_that_does_not_verify_is_waited_for_unless_a_later_one_does() {
-    type Found = (u64, Result<Arc<Verified<Roster>>, Blocker>);
-    let search = |found: Vec<Found>| {
+    let search = |found: Vec<(u64, Result<Found, Blocker>)>| {
         let mut search = Search::default();
         for (revision, found) in found {
             search.found(RosterRevision(revision), found);

@@ -30,10 +30,25 @@ pub struct Verdict {
     pub decided: Option<Promise>,
 }
 
+/// The rosters before the mandate's, as far as hosts keep them.
+#[derive(Debug, Clone, Copy)]
+pub struct Before<'a> {
+    /// The last one that is known to have held: who was in none of its rollouts is new.
+    pub held: &'a Roster,
+    /// Later ones that only hosts keep which do not serve: they may have held as well.
+    pub later: &'a [&'a Roster],
+}
+
+impl<'a> Before<'a> {
+    /// One roster, and none after it.
+    pub fn only(held: &'a Roster) -> Self {
+        Self { held, later: &[] }
+    }
+}
+
 /// Works out where the fleet stands. What is missing, or does not fit together, is a blocker: nothing is guessed.
 ///
-/// `before` is the last roster that held, as far as is known: who served under it must be heard as well, and who was in none of its
-/// rollouts is new.
+/// Who served under a roster before the mandate's, or may have, must be heard as well.
 ///
 /// A rollout for which some host has closed was decided, and goes forward. One for which hosts are armed and nobody has closed may
 /// have been decided by the coordinator that was lost, but nobody can act on that any more: every host has durably left it. It is
@@ -41,11 +56,13 @@ pub struct Verdict {
 pub fn judge(
     roster: &Roster,
     mandate: &Mandate,
-    before: &Roster,
+    before: Before<'_>,
     told: &BTreeMap<HostName, Testimony>,
 ) -> Result<Verdict, Vec<Blocker>> {
     let heard = hear(roster, mandate, told);
-    let dropped = dropped(before, roster);
+    let Before { held: before, later } = before;
+    let earlier = later.iter().copied().chain([before]);
+    let dropped: BTreeSet<HostName> = earlier.flat_map(|earlier| dropped(earlier, roster)).cloned().collect();
     let aside = hear_aside(roster, mandate, &dropped, told);
     let (heard, aside) = match (heard, aside) {
         (Ok(heard), Ok(aside)) => (heard, aside),
@@ -80,12 +97,12 @@ pub fn judge(
 }
 
 /// The machines that one roster has serve, and that a later one neither has serve nor parks: some of them may serve.
-fn dropped(before: &Roster, next: &Roster) -> BTreeSet<HostName> {
+fn dropped<'a>(before: &'a Roster, next: &Roster) -> impl Iterator<Item = &'a HostName> {
     let is_parked = |it: &Member| {
         next.parked_host(&it.name).is_some_and(|parked| parked.attestation_key == it.attestation_key)
     };
-    let gone = before.hosts().iter().filter(|it| next.member(&it.name) != Some(*it) && !is_parked(it));
-    gone.map(|member| member.name.clone()).collect()
+    let gone = before.hosts().iter().filter(move |it| next.member(&it.name) != Some(*it) && !is_parked(it));
+    gone.map(|member| &member.name)
 }
 
 /// Those who must be heard, if all of them were.

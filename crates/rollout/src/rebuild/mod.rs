@@ -10,6 +10,6 @@ mod judge;
 mod record;
 mod testimony;
 
-pub use judge::{Verdict, judge};
+pub use judge::{Before, Verdict, judge};
 pub use record::{Dossier, Mandated};
 pub use testimony::{Kept, Promise, Revealed, Stopped, TESTIMONY_FORMAT, Testimony, Told};

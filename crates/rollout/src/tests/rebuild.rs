@@ -13,7 +13,7 @@ use super::papers::{SignedRoster, fleet_name, host_name, signed_roster_of};
 use super::world::World;
 use crate::fleet::{Papers, Phase, roster_ref};
 use crate::host::{Host, HostRecord, Mode};
-use crate::rebuild::{Dossier, Mandated, Promise, Stopped, Testimony, Told, Verdict, judge};
+use crate::rebuild::{Before, Dossier, Mandated, Promise, Stopped, Testimony, Told, Verdict, judge};
 
 /// How many histories are run.
 const HISTORIES: u64 = 1_500;
@@ -183,7 +183,7 @@ fn rebuild_under(world: &mut World, signed: &SignedRoster) -> Result<Verdict, Ve
     // It may serve, whatever the others tell: it is heard as well, or it is off.
     let mut off = Vec::new();
     for host in &dropped {
-        let refused = codes(judge(&signed.roster, &mandate(Vec::new()), &before, &told));
+        let refused = codes(judge(&signed.roster, &mandate(Vec::new()), Before::only(&before), &told));
         assert!(refused.contains(&(Code::RemovalNeedsEvidence, host.to_string())), "{refused:?}");
         let index = world.machines.iter().position(|it| it.name == *host).expect("it has a machine");
         if world.random.chance(300) {
@@ -198,7 +198,7 @@ fn rebuild_under(world: &mut World, signed: &SignedRoster) -> Result<Verdict, Ve
         }
     }
     let mandate = mandate(off);
-    let verdict = judge(&signed.roster, &mandate, &before, &told)?;
+    let verdict = judge(&signed.roster, &mandate, Before::only(&before), &told)?;
     let mut opened = verdict.opened.and_then(|promise| dossier(world, &promise, has_opened(&told, &promise)));
     if let Some(secrets) = opened.as_mut().and_then(|dossier| dossier.reveal(&told)) {
         let bytes = secrets.as_bytes();
@@ -370,10 +370,32 @@ fn who_was_left_out_and_is_taken_back_is_heard_once_it_has_closed() {
     third.mode = Told::Serve(crate::host::Serving { epoch: Epoch(0), release: None });
     third.last_k = RolloutId(1);
     let removal = [(Code::RemovalNeedsEvidence, "host-3".to_owned())];
-    assert_eq!(codes(judge(&signed.roster, &mandate, &before, &told)), removal, "it may serve");
+    assert_eq!(codes(judge(&signed.roster, &mandate, Before::only(&before), &told)), removal, "it may serve");
     told.get_mut(&host_name(3)).expect("it was heard").stopped = Stopped::Proven;
-    let verdict = judge(&signed.roster, &mandate, &before, &told).expect("it has closed");
+    let verdict = judge(&signed.roster, &mandate, Before::only(&before), &told).expect("it has closed");
     assert_eq!((verdict.epoch.0, verdict.opened), (1, None));
+}
+
+#[test]
+fn whom_only_a_roster_lists_that_nobody_keeps_who_serves_is_heard_as_well() {
+    let (_, mut told, mandate) = settled();
+    let (held, later) = (signed_roster_of(1, 3, &[].into()), signed_roster_of(2, 4, &[3].into()));
+    let signed = signed_roster_of(3, 3, &[].into());
+    let reference = roster_ref(&signed.roster, signed.digest);
+    let mandated = |fenced| {
+        let mandate =
+            Mandate::new(mandate.fleet.clone(), NEXT.incarnation, reference, fenced, "lost".to_owned());
+        mandate.expect("a mandate")
+    };
+    let third = told.get_mut(&host_name(3)).expect("it was heard");
+    third.membership = Membership::Excluded(RosterRevision(2));
+    third.stopped = Stopped::Proven;
+    judge(&signed.roster, &mandated(Vec::new()), Before::only(&held.roster), &told)
+        .expect("nobody else is known");
+    let before = Before { held: &held.roster, later: &[&later.roster] };
+    let outcome = judge(&signed.roster, &mandated(Vec::new()), before, &told);
+    assert_eq!(codes(outcome), [(Code::RemovalNeedsEvidence, "host-4".to_owned())], "it may serve");
+    judge(&signed.roster, &mandated(vec![host_name(4)]), before, &told).expect("it is stated to be off");
 }
 
 /// Three hosts that serve the first release, as they would tell it.
@@ -397,12 +419,12 @@ fn codes(outcome: Result<Verdict, Vec<Blocker>>) -> Vec<(Code, String)> {
 fn nothing_is_concluded_before_all_hosts_were_heard_and_agree() {
     let (world, told, mandate) = settled();
     let roster = &world.rosters[0].roster;
-    let good = judge(roster, &mandate, roster, &told).expect("all were heard");
+    let good = judge(roster, &mandate, Before::only(roster), &told).expect("all were heard");
     assert_eq!((good.epoch.0, good.opened, good.decided), (1, None, None));
     let with = |change: &dyn Fn(&mut BTreeMap<HostName, Testimony>)| {
         let mut told = told.clone();
         change(&mut told);
-        codes(judge(roster, &mandate, roster, &told))
+        codes(judge(roster, &mandate, Before::only(roster), &told))
     };
     let second = host_name(2);
     let at = |code| vec![(code, second.to_string())];
@@ -438,7 +460,8 @@ fn a_host_that_the_mandated_roster_parks_has_closed_or_is_stated_to_be_off() {
         Mandate::new(mandate.fleet.clone(), NEXT.incarnation, reference, fenced, reason).expect("a mandate")
     };
     let removal = [(Code::RemovalNeedsEvidence, "host-3".to_owned())];
-    let outcome = |told: &_, fenced| judge(&signed.roster, &mandated(fenced), &signed.roster, told);
+    let outcome =
+        |told: &_, fenced| judge(&signed.roster, &mandated(fenced), Before::only(&signed.roster), told);
     assert_eq!(codes(outcome(&told, vec![])), removal, "it serves, and nobody else knows");
     let parked = told.get_mut(&host_name(3)).expect("it was heard");
     parked.membership = Membership::Excluded(RosterRevision(2));
@@ -501,7 +524,7 @@ fn a_host_that_the_mandated_roster_parks_may_have_been_the_first_to_close_or_to_
         }
         let it = told.get_mut(&host_name(3)).expect("it was heard");
         (it.membership, it.stopped) = (Membership::Excluded(RosterRevision(2)), Stopped::Proven);
-        let verdict = judge(&signed.roster, &mandate, before, &told).expect("it fits together");
+        let verdict = judge(&signed.roster, &mandate, Before::only(before), &told).expect("it fits together");
         (verdict.epoch, verdict.opened, verdict.decided)
     };
     assert_eq!(outcome(&armed, &armed), (Epoch(1), None, None), "nobody has acted on it, and nobody can");
@@ -517,12 +540,15 @@ fn a_host_that_is_stated_to_be_off_is_not_heard() {
     let fenced =
         Mandate::new(fleet, NEXT.incarnation, mandate.roster, vec![host_name(3)], reason).expect("a mandate");
     assert_eq!(
-        codes(judge(roster, &fenced, roster, &told)),
+        codes(judge(roster, &fenced, Before::only(roster), &told)),
         [(Code::RemovalNeedsEvidence, "host-3".to_owned())],
         "it is connected"
     );
     told.remove(&host_name(3));
-    assert_eq!(judge(roster, &fenced, roster, &told).expect("the others were heard").epoch.0, 1);
+    assert_eq!(
+        judge(roster, &fenced, Before::only(roster), &told).expect("the others were heard").epoch.0,
+        1
+    );
 }
 
 #[test]
@@ -549,7 +575,7 @@ fn a_rollout_that_the_lost_coordinator_could_still_open_for_a_host_that_is_off_g
         let serving =
             crate::host::Serving { epoch: serving, release: only.serving.and_then(|it| it.release) };
         only.mode = Told::Armed { k, serving, next, set: false };
-        let verdict = judge(roster, &mandate, roster, &told).expect("all were heard");
+        let verdict = judge(roster, &mandate, Before::only(roster), &told).expect("all were heard");
         (verdict.decided == Some(next), verdict.epoch.0)
     };
     // The others may have closed, and that order would open them over this one.
