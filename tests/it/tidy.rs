@@ -110,13 +110,14 @@ fn dependencies_point_down() {
     let allowed: &[(&str, &[&str])] = &[
         ("crates/model", &[]),
         ("crates/rollout", &["model"]),
-        ("crates/artifact", &["model"]),
+        ("crates/artifact", &["fsverity", "model"]),
         ("crates/trust", &["model"]),
         ("crates/audit", &["model", "trust"]),
         ("crates/store", &["model"]),
         ("crates/mtls", &["model"]),
         ("crates/config", &[]),
         ("crates/daemon", &["model"]),
+        ("crates/fsverity", &[]),
         ("crates/systemd", &[]),
         ("crates/guard", &["artifact", "config", "model", "systemd"]),
         ("proto", &["model"]),
@@ -166,6 +167,39 @@ fn each_library_has_one_home() {
             assert!(!uses || folder == *home, "{folder} depends on {library}, whose home is {home}");
         }
     }
+}
+
+/// Whether a crate may have unsafe code is said in its manifest: a crate that goes by the lints of the workspace may not.
+#[test]
+fn what_the_compiler_cannot_check_is_in_one_file() {
+    for manifest in files(root(), "Cargo.toml") {
+        let folder = relative(manifest.parent().expect("a folder"));
+        if folder.starts_with("fuzz") {
+            continue;
+        }
+        let text = fs::read_to_string(&manifest).expect("UTF-8");
+        let table: toml::Table = text.parse().expect("TOML");
+        let follows = table["lints"].get("workspace").is_some_and(|it| it.as_bool() == Some(true));
+        assert!(follows || folder == "crates/fsverity", "{folder} has lints of its own");
+    }
+    let allowed = concat!("uns", "afe_code");
+    for path in files(root(), ".rs") {
+        let text = fs::read_to_string(&path).expect("UTF-8");
+        let name = relative(&path);
+        assert!(name == "crates/fsverity/src/calls.rs" || !text.contains(allowed), "{name} has {allowed}");
+    }
+    // Its other lints are those of the workspace.
+    let lints = |file: &str, path: &[&str]| {
+        let text = fs::read_to_string(root().join(file)).expect("UTF-8");
+        let mut table: toml::Table = text.parse().expect("TOML");
+        for key in path {
+            table = table[*key].as_table().expect("a table").clone();
+        }
+        let rust = table["rust"].as_table().expect("a table").clone();
+        let others: toml::Table = rust.into_iter().filter(|(lint, _)| lint != allowed).collect();
+        (others, table["clippy"].clone(), table["rustdoc"].clone())
+    };
+    assert_eq!(lints("crates/fsverity/Cargo.toml", &["lints"]), lints("Cargo.toml", &["workspace", "lints"]));
 }
 
 #[test]
