@@ -204,15 +204,21 @@ impl Library {
             self.papers.has_roster(roster) || order.document().roster == named.payload_digest();
         let roster =
             if is_vouched_for { named } else { root.verify_roster(&pulled.roster, now).map_err(invalid)? };
-        let attestations =
-            verify_evidence(&pulled.evidence, roster.document()).map_err(refuse(Code::BadAttestation))?;
+        let verified = verify_evidence(&pulled.evidence, roster.document());
+        let evidence = verified.map_err(|error| refuse(evidence_code(&error))(error))?;
         Ok(Box::new(Evidence {
             order: order.into_document(),
             release: release.into_document(),
             roster_digest: roster.payload_digest(),
             roster: roster.into_document(),
-            attestations: attestations.into_iter().map(Authentic::into_document).collect(),
+            attestations: evidence.attestations.into_iter().map(Authentic::into_document).collect(),
+            withdrawals: evidence.withdrawals.into_iter().map(Authentic::into_document).collect(),
             now,
         }))
     }
+}
+
+/// What it is called that evidence does not verify.
+fn evidence_code(error: &TrustError) -> Code {
+    if error.is_about_withdrawal() { Code::NotWithdrawn } else { Code::BadAttestation }
 }

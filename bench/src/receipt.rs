@@ -46,6 +46,7 @@ pub(crate) fn make(folder: &Path, hosts: u32) -> anyhow::Result<()> {
         order: &order,
         release: &release,
         attestations: &attestations,
+        withdrawals: &[],
         secrets: &secrets,
         roster: &roster,
     };

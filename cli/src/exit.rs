@@ -82,6 +82,7 @@ impl Exit {
             | Code::AgentTooOld
             | Code::NotAllowed
             | Code::RemovalNeedsEvidence
+            | Code::NotWithdrawn
             | Code::RolledBackDisk
             | Code::HistoryLost
             | Code::ReleaseExists

@@ -214,6 +214,10 @@ explanations! {
         "A host cannot leave the roster without proof.",
         "It may still serve the old release, and nobody would notice once it is off the roster.",
         "have it close first: `muster host park HOST --reason TEXT`; if its machine is off or wiped, state that: `muster roster apply FILE --fenced HOST --reason TEXT`";
+    NotWithdrawn =>
+        "A host that the roster sets aside has not proven by its own word that it has closed.",
+        "The others believe nobody else: a coordinator that was taken over could say so of a host that serves.",
+        "let it connect once, so that it closes and signs that it has; if its machine is off or wiped, state that: `muster host park HOST --fenced --reason TEXT`, or `muster host retire` for one that has retired";
     SignatureInvalid =>
         "A document's signatures do not hold.",
         "Too few of the keys that the root names have signed it, or the root has expired.",

@@ -2,7 +2,7 @@
 
 use muster_model::{Digest, Document, Order, Release, Secrets, SigningRole};
 use muster_rollout::fleet::Opening;
-use muster_trust::{Authentic, Receipt, RootChain, TrustError, verify_evidence};
+use muster_trust::{Authentic, Evidence, Receipt, RootChain, TrustError, verify_evidence};
 
 use crate::ledger::Documents;
 
@@ -33,7 +33,8 @@ pub(crate) fn assemble(
     let roster = roots.verify_roster_history(&documents.read(opening.papers.roster)?)?;
     let release: Authentic<Release> =
         document(documents, roots, opening.papers.release, SigningRole::Release)?;
-    let attestations = verify_evidence(&documents.read(opening.evidence)?, roster.document())?;
+    let Evidence { attestations, withdrawals } =
+        verify_evidence(&documents.read(opening.evidence)?, roster.document())?;
     let secrets = Secrets::from_bytes(&documents.read(opening.secrets)?).ok_or(ReceiptFailure::Secrets)?;
     let secrets: Vec<_> = secrets.iter().map(|closure| closure.secret()).collect();
     let receipt = Receipt {
@@ -41,6 +42,7 @@ pub(crate) fn assemble(
         roster: &roster,
         release: &release,
         attestations: &attestations,
+        withdrawals: &withdrawals,
         secrets: &secrets,
     };
     let bytes = receipt.to_bytes();

@@ -158,6 +158,7 @@ fn grpc_code(code: Code) -> tonic::Code {
         | Code::RosterEmpty
         | Code::RosterChanged
         | Code::RemovalNeedsEvidence
+        | Code::NotWithdrawn
         | Code::SignatureInvalid
         | Code::OrderInvalid
         | Code::OrderExpired

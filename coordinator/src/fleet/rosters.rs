@@ -96,7 +96,14 @@ mod tests {
         };
         let aside = |it: &(&str, u8)| {
             let Member { name, attestation_key } = member(it);
-            Withdrawn { name, attestation_key, reason: "rattles".to_owned(), since_unix_ms: UnixTime(1) }
+            Withdrawn {
+                name,
+                attestation_key,
+                reason: "rattles".to_owned(),
+                since_unix_ms: UnixTime(1),
+                since: None,
+                fenced: false,
+            }
         };
         let fleet = FleetName::new("demo").unwrap();
         let members = serving.iter().map(member).collect();

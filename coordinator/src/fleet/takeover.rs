@@ -117,8 +117,9 @@ impl Reader<'_> {
 
     fn commitments(&self, evidence: Digest, roster: &Verified<Roster>) -> Result<Vec<Commitment>, Error> {
         let bytes = self.read("the evidence", evidence)?;
-        let attestations =
-            verify_evidence(&bytes, roster).map_err(|error| self.failed("the evidence", evidence, error))?;
+        let attestations = verify_evidence(&bytes, roster)
+            .map_err(|error| self.failed("the evidence", evidence, error))?
+            .attestations;
         let commitment_of = |purpose| match purpose {
             Purpose::Rollout { commitment, .. } => Some(commitment),
             Purpose::Check | Purpose::Adoption | Purpose::Rehearsal { .. } => None,

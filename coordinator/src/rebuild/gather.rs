@@ -119,7 +119,7 @@ impl Sources {
         }
         self.read(host, kept.papers.release, envelope).await?;
         let evidence = self.read(host, kept.evidence, EVIDENCE_BYTES_MAX as u64).await?;
-        let attestations = verify_evidence(&evidence, roster.document()).map_err(bad)?;
+        let attestations = verify_evidence(&evidence, roster.document()).map_err(bad)?.attestations;
         let attestations = attestations.into_iter().map(Authentic::into_document);
         let commitments: Vec<Commitment> = attestations.filter_map(|it| commitment(&it)).collect();
         let secrets = match kept.secrets {

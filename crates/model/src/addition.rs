@@ -148,6 +148,29 @@ pub enum FollowError {
         /// What has been seen.
         held: RosterRevision,
     },
+    /// A machine that served by the roster before is said to be set aside since before that.
+    #[error(
+        "it has {host} set aside since before revision {kept}, in which it serves; draft it anew from the roster in force \
+         (with this version of `muster`)"
+    )]
+    ServedSince {
+        /// The host.
+        host: HostName,
+        /// The revision that has it serve.
+        kept: RosterRevision,
+    },
+    /// A machine that is set aside is said to be so since before the roster before says.
+    #[error(
+        "revision {kept} has {host} set aside since {since}, and this one since before; draft it anew from the roster in force"
+    )]
+    SetAsideLater {
+        /// The host.
+        host: HostName,
+        /// Since when it is.
+        since: RosterRevision,
+        /// The revision that says so.
+        kept: RosterRevision,
+    },
     /// A host that was added would be gone, or have another key.
     #[error("{host} was added in revision {held}, and only the operators can take it away or change its key")]
     Dropped {

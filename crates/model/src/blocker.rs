@@ -118,6 +118,8 @@ codes! {
     RosterChanged = "roster-changed",
     /// A host cannot leave the roster without proof that it no longer serves.
     RemovalNeedsEvidence = "removal-needs-evidence",
+    /// A host that the roster sets aside has not proven by its own word that it has closed.
+    NotWithdrawn = "not-withdrawn",
     /// A document's signatures do not hold.
     SignatureInvalid = "signature-invalid",
     /// The order does not say what it is used for.

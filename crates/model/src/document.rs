@@ -23,6 +23,8 @@ pub enum DocumentKind {
     Attestation,
     /// That a coordinator of a new incarnation leads a fleet.
     Mandate,
+    /// That one host has closed because a roster sets it aside.
+    Withdrawal,
 }
 
 impl DocumentKind {
@@ -37,6 +39,7 @@ impl DocumentKind {
             Self::Order => "order",
             Self::Attestation => "attestation",
             Self::Mandate => "mandate",
+            Self::Withdrawal => "withdrawal",
         }
     }
 
@@ -51,6 +54,7 @@ impl DocumentKind {
             Self::Order => "application/vnd.muster.order+json",
             Self::Attestation => "application/vnd.muster.attestation+json",
             Self::Mandate => "application/vnd.muster.mandate+json",
+            Self::Withdrawal => "application/vnd.muster.withdrawal+json",
         }
     }
 }

@@ -28,6 +28,7 @@ mod root;
 mod roster;
 mod time;
 mod timing;
+mod withdrawal;
 
 pub use addition::{Addition, AdditionError, Additions, FollowError};
 pub use attestation::{Assurance, Attestation, BootGate, ClockState, Comparable, HostFacts, Purpose, Scope};
@@ -60,3 +61,4 @@ pub use root::{KEY_NAME_BYTES_MAX, RoleKeys, Root, SigningRole};
 pub use roster::{BootGatePolicy, ClockPolicy, Fence, Member, Policy, Roster};
 pub use time::{BootTime, UnixTime};
 pub use timing::Timing;
+pub use withdrawal::{Withdrawal, WithdrawalError};

@@ -18,6 +18,13 @@ pub struct Withdrawn {
     pub reason: String,
     /// Milliseconds since 1970 when the operators decided so.
     pub since_unix_ms: UnixTime,
+    /// The revision that set this machine (this name with this key) aside; it has been since then. Nothing in an entry from before hosts
+    /// gave their own word: none is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<RosterRevision>,
+    /// Whether the operators state that it is off, so that no word of its own is asked for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fenced: bool,
 }
 
 /// Where a roster has a host.
@@ -63,7 +70,12 @@ impl Withdrawn {
     }
 
     /// Checks a list of them, which is called `what`.
-    pub(crate) fn check_all(what: &str, list: &[Self], hosts_max: usize) -> Result<(), DocumentError> {
+    pub(crate) fn check_all(
+        what: &str,
+        list: &[Self],
+        hosts_max: usize,
+        revision: RosterRevision,
+    ) -> Result<(), DocumentError> {
         let invalid = |reason: String| Err(DocumentError::Invalid { kind: "roster", reason });
         if list.len() > hosts_max {
             return invalid(format!(
@@ -72,6 +84,13 @@ impl Withdrawn {
             ));
         }
         check_names("roster", &format!("{what} "), list.iter().map(|it| &it.name))?;
+        let is_of_then = |it: &&Self| it.since.is_none_or(|since| (1..=revision.0).contains(&since.0));
+        if let Some(host) = list.iter().find(|it| !is_of_then(it)) {
+            return invalid(format!(
+                "{} is {what} since a revision that is none up to {revision}",
+                host.name
+            ));
+        }
         let max = Self::REASON_BYTES_MAX;
         let is_short = |reason: &str| !reason.trim().is_empty() && reason.len() <= max;
         match list.iter().find(|host| !is_short(&host.reason)) {

@@ -327,8 +327,8 @@ impl Roster {
             let max = Fence::REASON_BYTES_MAX;
             return invalid(format!("that {} is off needs a reason of at most {max} bytes", fence.host));
         }
-        Withdrawn::check_all("parked", &self.parked, Self::HOSTS_MAX)?;
-        Withdrawn::check_all("retired", &self.retired, Self::HOSTS_MAX)?;
+        Withdrawn::check_all("parked", &self.parked, Self::HOSTS_MAX, self.revision)?;
+        Withdrawn::check_all("retired", &self.retired, Self::HOSTS_MAX, self.revision)?;
         let aside = self.parked.iter().chain(&self.retired).map(|it| (&it.attestation_key, &it.name));
         let mut keys: Vec<_> =
             self.hosts.iter().map(|member| (&member.attestation_key, &member.name)).chain(aside).collect();
@@ -399,7 +399,15 @@ mod tests {
 
     fn aside(name: &str, key: u8, reason: &str) -> Withdrawn {
         let Member { name, attestation_key } = member(name, key);
-        Withdrawn { name, attestation_key, reason: reason.to_owned(), since_unix_ms: UnixTime(7) }
+        let since_unix_ms = UnixTime(7);
+        Withdrawn {
+            name,
+            attestation_key,
+            reason: reason.to_owned(),
+            since_unix_ms,
+            since: None,
+            fenced: false,
+        }
     }
 
     #[test]

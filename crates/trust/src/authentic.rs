@@ -233,7 +233,7 @@ const fn signing_role(kind: DocumentKind) -> &'static str {
         DocumentKind::Roster | DocumentKind::Order | DocumentKind::Mandate => "operator",
         DocumentKind::Addition => "joiner",
         DocumentKind::Release => "release",
-        DocumentKind::Attestation => "attestation",
+        DocumentKind::Attestation | DocumentKind::Withdrawal => "attestation",
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use muster_model::{
     AdditionError, DocumentError, DocumentKind, FleetName, HostName, PublicKey, RosterRevision, UnixTime,
+    WithdrawalError,
 };
 
 use crate::dsse::EnvelopeError;
@@ -16,7 +17,7 @@ use crate::ssh::{AgentKey, SshAgentError};
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
-/// Which document an error is about; of an attestation also whose it should be, where that is known.
+/// Which document an error is about; of an attestation or a withdrawal also whose it should be, where that is known.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct DocumentName {
     kind: DocumentKind,
@@ -29,13 +30,18 @@ impl DocumentName {
         Self { kind: DocumentKind::Attestation, host: Some(host.clone()) }
     }
 
+    /// The withdrawal of this host.
+    pub(crate) fn withdrawal_of(host: &HostName) -> Self {
+        Self { kind: DocumentKind::Withdrawal, host: Some(host.clone()) }
+    }
+
     /// What kind of document it is.
     #[must_use]
     pub const fn kind(&self) -> DocumentKind {
         self.kind
     }
 
-    /// The host whose attestation it should be.
+    /// The host whose attestation or withdrawal it should be.
     #[must_use]
     pub const fn host(&self) -> Option<&HostName> {
         self.host.as_ref()
@@ -289,6 +295,44 @@ pub enum TrustError {
     /// Evidence without its last line break.
     #[error("the evidence does not end with a line break, so it was cut short; get it again")]
     EvidenceCutShort,
+    /// A withdrawal by another key than its host's.
+    #[error(
+        "the withdrawal of {host} is not signed by the key that the roster has for it: nothing proves that it has closed; look at \
+         the host itself, and find out who speaks in its name"
+    )]
+    NotWithdrawnByItsKey {
+        /// The host that it should be of.
+        host: HostName,
+    },
+    /// A withdrawal with more than one signature, or none.
+    #[error("the withdrawal of {host} carries {found} signatures; a host signs alone and once")]
+    WithdrawalSignatures {
+        /// The host that it should be of.
+        host: HostName,
+        /// How many signatures it carries.
+        found: usize,
+    },
+    /// A withdrawal that would break the lines of evidence.
+    #[error("the withdrawal of {host} contains a line break and cannot be evidence; is its agent ours?")]
+    WithdrawalLineBreak {
+        /// The host that it should be of.
+        host: HostName,
+    },
+    /// Another host's withdrawal.
+    #[error("this should be the withdrawal of {host}, and is that of {found}")]
+    WithdrawalOf {
+        /// The host that it should be of.
+        host: HostName,
+        /// The host that it names.
+        found: HostName,
+    },
+    /// A withdrawal that does not stand for the host that the roster sets aside, or none at all.
+    #[error("nothing proves that all hosts have closed that the roster sets aside")]
+    Withdrawal {
+        /// Why not.
+        #[source]
+        source: WithdrawalError,
+    },
     /// A receipt that proves no flip.
     #[error(transparent)]
     Receipt(#[from] ReceiptError),
@@ -340,4 +384,25 @@ pub enum TrustError {
         #[source]
         source: SigningFailure,
     },
+}
+
+impl TrustError {
+    /// Whether it says that a host that is set aside has not proven by its own word that it has closed.
+    #[must_use]
+    pub fn is_about_withdrawal(&self) -> bool {
+        if let Self::Envelope { document, .. }
+        | Self::PayloadType { document, .. }
+        | Self::Document { document, .. } = self
+        {
+            return document.kind() == DocumentKind::Withdrawal;
+        }
+        matches!(
+            self,
+            Self::NotWithdrawnByItsKey { .. }
+                | Self::WithdrawalSignatures { .. }
+                | Self::WithdrawalLineBreak { .. }
+                | Self::WithdrawalOf { .. }
+                | Self::Withdrawal { .. }
+        )
+    }
 }

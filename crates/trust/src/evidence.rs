@@ -1,14 +1,15 @@
 //! Attestations: one host's, and those of all N hosts as one document.
 //!
-//! Evidence is N envelopes, one on each line, in the order of the roster. It is not signed as a whole, since every line
-//! is signed by the host that it is about.
+//! Evidence is N envelopes, one on each line, in the order of the roster, and after them the withdrawals of the hosts that the roster sets
+//! aside and that have to give their word. It is not signed as a whole, since every line is signed by the host that it is about.
 
-use muster_model::{Attestation, DocumentKind, Member, Roster, Verified};
+use muster_model::{Attestation, DocumentKind, Member, Roster, Verified, Withdrawal, WithdrawalError};
 
 use crate::authentic::{open, parse};
 use crate::dsse::Envelope;
 use crate::keys::is_signed_by;
 use crate::root::check_fleet;
+use crate::withdrawal::verify_words;
 use crate::{Authentic, DocumentName, TrustError};
 
 /// The largest attestation envelope that is read, in bytes. They have about 1,500.
@@ -36,37 +37,56 @@ pub fn verify_attestation(
     candidate.accept(member, roster)
 }
 
-/// Puts attestation envelopes, given in the order of the roster, together as evidence. Each must have passed
-/// [`verify_attestation`].
-pub fn assemble_evidence<B: AsRef<[u8]>>(attestations: &[B]) -> Vec<u8> {
-    let len = attestations.iter().map(|line| line.as_ref().len() + 1).sum();
+/// What evidence holds, verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evidence {
+    /// The N attestations, in the order of the roster.
+    pub attestations: Vec<Authentic<Attestation>>,
+    /// One for each host of [`Roster::must_have_withdrawn`], in that order.
+    pub withdrawals: Vec<Authentic<Withdrawal>>,
+}
+
+/// Puts the envelopes of attestations, given in the order of the roster, together as evidence, and after them those of the withdrawals, in
+/// the order of [`Roster::must_have_withdrawn`]. Each must have passed [`verify_attestation`] or
+/// [`verify_withdrawal`](crate::verify_withdrawal).
+pub fn assemble_evidence<B: AsRef<[u8]>>(lines: &[B]) -> Vec<u8> {
+    let len = lines.iter().map(|line| line.as_ref().len() + 1).sum();
     let mut evidence = Vec::with_capacity(len);
-    for attestation in attestations {
-        evidence.extend_from_slice(attestation.as_ref());
+    for line in lines {
+        evidence.extend_from_slice(line.as_ref());
         evidence.push(b'\n');
     }
     evidence
 }
 
-/// Verifies evidence: exactly N lines, and line i is the attestation of host i of the roster.
+/// Verifies evidence: N lines, of which line i is the attestation of host i of the roster; and one more for each host that has to give its
+/// word that it has closed.
 ///
 /// What the attestations say is not compared; that is for the gate and for every host.
-pub fn verify_evidence(
-    bytes: &[u8],
-    roster: &Verified<Roster>,
-) -> Result<Vec<Authentic<Attestation>>, TrustError> {
+pub fn verify_evidence(bytes: &[u8], roster: &Verified<Roster>) -> Result<Evidence, TrustError> {
     if bytes.len() > EVIDENCE_BYTES_MAX {
         return Err(TrustError::EvidenceTooLarge { len: bytes.len(), max: EVIDENCE_BYTES_MAX });
     }
     let Some(lines) = bytes.strip_suffix(b"\n") else {
         return Err(TrustError::EvidenceCutShort);
     };
-    let found = lines.split(|byte| *byte == b'\n').count();
-    let expected = roster.hosts().len();
-    if found != expected {
-        return Err(TrustError::AttestationCount { expected, found });
+    let lines: Vec<&[u8]> = lines.split(|byte| *byte == b'\n').collect();
+    let (hosts, words) = (roster.hosts().len(), roster.must_have_withdrawn().count());
+    if lines.len() < hosts || (words == 0 && lines.len() > hosts) {
+        return Err(TrustError::AttestationCount { expected: hosts, found: lines.len() });
     }
-    verify_in_order(lines.split(|byte| *byte == b'\n'), roster)
+    let (attestations, withdrawals) = lines.split_at(hosts);
+    let attestations = verify_in_order(attestations.iter().copied(), roster)?;
+    check_count(words, withdrawals.len())?;
+    Ok(Evidence { attestations, withdrawals: verify_words(withdrawals.iter().copied(), roster)? })
+}
+
+/// One withdrawal for each host that must give its word.
+pub(crate) fn check_count(expected: usize, found: usize) -> Result<(), TrustError> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(TrustError::Withdrawal { source: WithdrawalError::Count { expected, found } })
 }
 
 /// Verifies that attestation i is that of host i of the roster. The caller has counted them.

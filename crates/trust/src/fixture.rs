@@ -8,7 +8,7 @@ use muster_model::{
     Assurance, Attestation, BootGate, BootId, ClockState, Comparable, Digest, Document, Epoch, FleetName,
     Flip, FlipMode, HostFacts, HostName, Member, OnFailure, Order, Policy, Purpose, Release, RoleKeys,
     RolloutId, Root, Roster, RosterRef, RosterRevision, Scope, Secret, SigningRole, UnixTime, Verified,
-    Version,
+    Version, Withdrawal, Withdrawn,
 };
 
 use crate::{Authentic, Envelope, Signer, SigningKey, TrustRoot, assemble_evidence, sign, verify_evidence};
@@ -141,6 +141,30 @@ pub(crate) fn signed_attestation(index: u8) -> Envelope {
     signed(&attestation(index), &[index])
 }
 
+/// The word of a host, of revision `revision`.
+pub(crate) fn withdrawal(index: u8, revision: u64) -> Withdrawal {
+    let boot_id = BootId::new("0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f").expect("a boot id");
+    Withdrawal::new(fleet_name(), host_name(index), RosterRevision(revision), RolloutId(5), boot_id, NOW)
+}
+
+/// The entry of a host that is set aside since revision 3.
+pub(crate) fn aside(index: u8, fenced: bool) -> Withdrawn {
+    Withdrawn {
+        name: host_name(index),
+        attestation_key: key(index).public().clone(),
+        reason: "a fan".to_owned(),
+        since_unix_ms: NOW,
+        since: Some(RosterRevision(3)),
+        fenced,
+    }
+}
+
+/// The fixture's roster with host-8 parked and host-9 retired, both on their word.
+pub(crate) fn roster_with_aside() -> Roster {
+    let roster = roster(&fleet_name(), HOSTS);
+    roster.setting_aside(vec![aside(8, false)], vec![aside(9, false)]).expect("valid")
+}
+
 pub(crate) fn verified_roster() -> Verified<Roster> {
     Verified::assert(roster(&fleet_name(), HOSTS))
 }
@@ -151,6 +175,7 @@ pub(crate) struct FlipParts {
     pub(crate) release: Release,
     pub(crate) order: Order,
     pub(crate) attestations: Vec<Attestation>,
+    pub(crate) withdrawals: Vec<Withdrawal>,
     pub(crate) secrets: Vec<Option<Secret>>,
 }
 
@@ -160,12 +185,21 @@ pub(crate) struct SignedFlip {
     pub(crate) release: Authentic<Release>,
     pub(crate) order: Authentic<Order>,
     pub(crate) attestations: Vec<Authentic<Attestation>>,
+    pub(crate) withdrawals: Vec<Authentic<Withdrawal>>,
     pub(crate) secrets: Vec<Option<Secret>>,
 }
 
 impl FlipParts {
     pub(crate) fn new() -> Self {
-        let roster = roster(&fleet_name(), HOSTS);
+        Self::under(roster(&fleet_name(), HOSTS), Vec::new())
+    }
+
+    /// The same with a host that is parked and one that has retired.
+    pub(crate) fn with_aside() -> Self {
+        Self::under(roster_with_aside(), vec![withdrawal(8, 3), withdrawal(9, 4)])
+    }
+
+    fn under(roster: Roster, withdrawals: Vec<Withdrawal>) -> Self {
         let reference = RosterRef {
             digest: Digest::of(&roster.to_bytes()),
             revision: RosterRevision(4),
@@ -176,6 +210,7 @@ impl FlipParts {
             order: order(&fleet_name(), reference),
             attestations: (1..=HOSTS).map(attestation).collect(),
             secrets: (1..=HOSTS).map(|i| Some(secret(i))).collect(),
+            withdrawals,
             roster,
         }
     }
@@ -187,16 +222,17 @@ impl FlipParts {
         let order = signed(&self.order, operators);
         let roster = root.verify_roster(signed(&self.roster, operators).raw(), NOW).expect("a signed roster");
         let release = signed(&self.release, &[RELEASE_KEY]);
-        let lines: Vec<_> = self
-            .attestations
-            .iter()
-            .zip(1..)
-            .map(|(attestation, key)| std::sync::Arc::clone(signed(attestation, &[key]).raw()))
-            .collect();
+        let attested =
+            self.attestations.iter().zip(1..).map(|(attestation, key)| signed(attestation, &[key]));
+        let withdrawn = self.withdrawals.iter().zip(8..).map(|(withdrawal, key)| signed(withdrawal, &[key]));
+        let lines: Vec<_> =
+            attested.chain(withdrawn).map(|envelope| std::sync::Arc::clone(envelope.raw())).collect();
+        let evidence = verify_evidence(&assemble_evidence(&lines), roster.document()).expect("evidence");
         SignedFlip {
             release: root.verify_release(release.raw(), &self.release.fleet, NOW).expect("a signed release"),
             order: root.verify_order(order.raw(), NOW).expect("a signed order"),
-            attestations: verify_evidence(&assemble_evidence(&lines), roster.document()).expect("evidence"),
+            attestations: evidence.attestations,
+            withdrawals: evidence.withdrawals,
             secrets: self.secrets.clone(),
             roster,
         }

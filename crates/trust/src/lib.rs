@@ -21,6 +21,7 @@ mod receipt;
 mod root;
 mod source;
 mod ssh;
+mod withdrawal;
 
 #[cfg(test)]
 mod fixture;
@@ -34,7 +35,8 @@ pub use chain::{RootChain, Succession};
 pub use dsse::{ENVELOPE_BYTES_MAX, Envelope, EnvelopeError, SIGNATURES_MAX, Signature, pae};
 pub use error::{DocumentName, TrustError};
 pub use evidence::{
-    ATTESTATION_BYTES_MAX, EVIDENCE_BYTES_MAX, assemble_evidence, verify_attestation, verify_evidence,
+    ATTESTATION_BYTES_MAX, EVIDENCE_BYTES_MAX, Evidence, assemble_evidence, verify_attestation,
+    verify_evidence,
 };
 pub use join::{
     JoinToken, JoinTokenError, TOKEN_SECRET_LEN, enrolment_possession, is_same_digest, recovery_possession,
@@ -45,3 +47,4 @@ pub use receipt::{RECEIPT_BYTES_MAX, Receipt, ReceiptError, VerifiedReceipt, ver
 pub use root::{ROOT_BYTES_MAX, RootProposal, TrustRoot};
 pub use source::KeySource;
 pub use ssh::{AgentKey, AgentSigner, KeyText, SshAgentError, public_key};
+pub use withdrawal::{WITHDRAWAL_BYTES_MAX, verify_withdrawal};

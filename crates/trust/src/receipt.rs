@@ -6,13 +6,14 @@
 
 use muster_model::{
     Attestation, Comparable, Digest, DocumentKind, FlipMode, HostName, Order, Purpose, Release, RolloutId,
-    Roster, RosterRevision, Secret, SigningRole,
+    Roster, RosterRevision, Secret, SigningRole, Withdrawal,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::evidence::verify_in_order;
+use crate::evidence::{check_count, verify_in_order};
 use crate::root::{RootExpiry, check_fleet};
+use crate::withdrawal::verify_words;
 use crate::{Authentic, TrustError, TrustRoot};
 
 /// The largest receipt that is read, in bytes.
@@ -31,6 +32,8 @@ pub struct Receipt<'a> {
     pub release: &'a Authentic<Release>,
     /// The attestations of all hosts, in the order of the roster.
     pub attestations: &'a [Authentic<Attestation>],
+    /// The word of each host that the roster sets aside and that has to give it, in the order of [`Roster::must_have_withdrawn`].
+    pub withdrawals: &'a [Authentic<Withdrawal>],
     /// The closing secrets of all hosts, in the order of the roster. A host whose lease had to lapse has none. Empty for
     /// a flip in fast mode, where no host waits for another to close.
     pub secrets: &'a [Option<Secret>],
@@ -43,6 +46,7 @@ pub struct VerifiedReceipt {
     roster: Authentic<Roster>,
     release: Authentic<Release>,
     attestations: Vec<Authentic<Attestation>>,
+    withdrawals: Vec<Authentic<Withdrawal>>,
     lapsed: Vec<HostName>,
     is_solo: bool,
 }
@@ -192,15 +196,16 @@ impl Receipt<'_> {
     /// Writes the receipt: one JSON document. What it says is checked by [`verify_receipt`] alone.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let Self { order, roster, release, attestations, secrets } = *self;
+        let Self { order, roster, release, attestations, withdrawals, secrets } = *self;
         let wire = Wire {
             format: FORMAT.to_owned(),
             order: embed(order),
             roster: embed(roster),
             release: embed(release),
             attestations: attestations.iter().map(embed).collect(),
+            withdrawals: withdrawals.iter().map(embed).collect(),
             secrets: secrets.to_vec(),
-            digest: content_digest(order, roster, release, attestations, secrets),
+            digest: content_digest(self),
         };
         serde_json::to_vec(&wire).expect("a receipt has string keys and no failing serialisers")
     }
@@ -229,6 +234,12 @@ impl VerifiedReceipt {
     #[must_use]
     pub fn attestations(&self) -> &[Authentic<Attestation>] {
         &self.attestations
+    }
+
+    /// The word of each host that the roster sets aside and that had to give it: it had closed.
+    #[must_use]
+    pub fn withdrawals(&self) -> &[Authentic<Withdrawal>] {
+        &self.withdrawals
     }
 
     /// The hosts of which only the coordinator's clock says that they had stopped serving. The order allowed as many.
@@ -262,11 +273,21 @@ pub fn verify_receipt(bytes: &[u8], root: &TrustRoot) -> Result<VerifiedReceipt,
     let attestations = verify_in_order(wire.attestations.into_iter().map(raw), roster.document())?;
     check_attestations(&attestations, order.document())?;
     let lapsed = check_secrets(&wire.secrets, &attestations, order.document())?;
-    let found = content_digest(&order, &roster, &release, &attestations, &wire.secrets);
+    check_count(roster.document().must_have_withdrawn().count(), wire.withdrawals.len())?;
+    let withdrawals = verify_words(wire.withdrawals.into_iter().map(raw), roster.document())?;
+    let found = content_digest(&Receipt {
+        order: &order,
+        roster: &roster,
+        release: &release,
+        attestations: &attestations,
+        withdrawals: &withdrawals,
+        secrets: &wire.secrets,
+    });
     if found != wire.digest {
         return Err(ReceiptError::Digest { stated: wire.digest, found }.into());
     }
-    Ok(VerifiedReceipt { order, roster, release, attestations, lapsed, is_solo: root.root().is_solo() })
+    let is_solo = root.root().is_solo();
+    Ok(VerifiedReceipt { order, roster, release, attestations, withdrawals, lapsed, is_solo })
 }
 
 #[derive(Serialize, Deserialize)]
@@ -281,24 +302,22 @@ struct Wire<'a> {
     release: &'a RawValue,
     #[serde(borrow)]
     attestations: Vec<&'a RawValue>,
+    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
+    withdrawals: Vec<&'a RawValue>,
     secrets: Vec<Option<Secret>>,
     digest: Digest,
 }
 
 /// One digest over all that a receipt holds, however its JSON is laid out. It is no proof, as anyone can compute it: it
 /// finds the accident that a signature cannot, since key ids are not signed and a threshold does not need every signature.
-fn content_digest(
-    order: &Authentic<Order>,
-    roster: &Authentic<Roster>,
-    release: &Authentic<Release>,
-    attestations: &[Authentic<Attestation>],
-    secrets: &[Option<Secret>],
-) -> Digest {
+fn content_digest(receipt: &Receipt<'_>) -> Digest {
+    let Receipt { order, roster, release, attestations, withdrawals, secrets } = *receipt;
     let mut parts = vec![order.normal_digest(), roster.normal_digest(), release.normal_digest()];
     parts.extend(attestations.iter().map(Authentic::normal_digest));
     // What a missing secret leaves is found by its place; the domain label in a commitment keeps the two apart.
     let places = secrets.iter().map(|secret| secret.map_or(Digest::of(&[]), |secret| secret.commitment().0));
     parts.extend(places);
+    parts.extend(withdrawals.iter().map(Authentic::normal_digest));
     let parts: Vec<&[u8]> = parts.iter().map(|digest| &digest.as_bytes()[..]).collect();
     Digest::of_parts(&parts)
 }

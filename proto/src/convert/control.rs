@@ -51,9 +51,11 @@ pub fn to_coordinator(message: FromHost) -> FromAgent {
             nonce: nonce.map(|nonce| nonce.as_bytes().to_vec()),
             returned,
         }),
-        FromHost::Withdrawn { roster, at } => {
-            FromAgent::Withdrawn(v1::Withdrawn { roster_revision: roster.0, at_boot_ms: at.0 })
-        }
+        FromHost::Withdrawn { roster, at } => FromAgent::Withdrawn(v1::Withdrawn {
+            roster_revision: roster.0,
+            at_boot_ms: at.0,
+            envelope: None,
+        }),
         FromHost::Refused { k, refusal } => {
             FromAgent::Refused(v1::Refused { k: k.map(|k| k.0), refusal: Some(refusal.into()) })
         }

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use muster_model::{
-    Addition, Attestation, Digest, Document, HostPlace, Order, Release, Root, Roster, SigningRole,
+    Addition, Attestation, Digest, Document, HostPlace, Order, Release, Root, Roster, SigningRole, Withdrawal,
 };
-use muster_trust::{Authentic, TrustRoot, sign, verify, verify_attestation};
+use muster_trust::{Authentic, TrustRoot, sign, verify, verify_attestation, verify_withdrawal};
 
 use crate::Verdict;
 use crate::fixture::{FLIP, HOSTS_MAX, KEY, KEY_PUBLIC, NOW, OTHER_KEY, ROOT, host, key_alone};
@@ -18,7 +18,7 @@ fn read<T: Document + Clone + PartialEq + Debug>(bytes: &[u8]) -> Option<(T, Vec
     assert_eq!(T::parse(&written).as_ref(), Ok(&document), "what is written is what was read");
     let envelope = sign(&document, &[&*KEY]).unwrap();
     assert_eq!(envelope.payload(), written);
-    if T::KIND != Attestation::KIND {
+    if T::KIND != Attestation::KIND && T::KIND != Withdrawal::KIND {
         let verified: Authentic<T> = verify(envelope.raw(), &key_alone()).unwrap();
         assert_eq!(**verified.document(), document);
         assert_eq!(verified.payload_digest(), Digest::of(&written));
@@ -109,5 +109,20 @@ pub(crate) fn attestation(bytes: &[u8]) -> Verdict {
     if let Ok(verified) = verified {
         assert_eq!(**verified.document(), attestation);
     }
+    Verdict::Taken
+}
+
+pub(crate) fn withdrawal(bytes: &[u8]) -> Verdict {
+    let Some((withdrawal, envelope)) = read::<Withdrawal>(bytes) else { return Verdict::Refused };
+    assert!(withdrawal.roster_revision.0 > 0);
+    let fleet = FLIP.roster.document().fleet();
+    let verify = |key| verify_withdrawal(&envelope, fleet, &host(0), key);
+    let verified = verify(&KEY_PUBLIC);
+    let is_ours = withdrawal.fleet == *fleet && withdrawal.host == host(0);
+    assert_eq!(verified.is_ok(), is_ours, "{verified:?}");
+    if let Ok(verified) = verified {
+        assert_eq!(**verified.document(), withdrawal);
+    }
+    assert!(verify(OTHER_KEY.public()).is_err(), "another key has not signed it");
     Verdict::Taken
 }

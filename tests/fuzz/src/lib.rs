@@ -54,6 +54,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "request", run: frames::request },
     Target { name: "root", run: documents::root },
     Target { name: "roster", run: documents::roster },
+    Target { name: "withdrawal", run: documents::withdrawal },
 ];
 
 /// Runs the target of this name.

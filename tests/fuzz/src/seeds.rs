@@ -5,8 +5,8 @@ use std::path::Path;
 
 use muster_audit::{SignedCheckpoint, export_header, export_line, export_root_line};
 use muster_model::{
-    Addition, BootTime, Digest, Document, FromHost, Manifest, Member, PublicKey, RolloutId, Roster,
-    RosterRevision, ToHost, Withdrawn,
+    Addition, BootId, BootTime, Digest, Document, FromHost, Manifest, Member, PublicKey, RolloutId, Roster,
+    RosterRevision, ToHost, Withdrawal, Withdrawn,
 };
 use muster_proto::convert::{to_agent, to_coordinator};
 use muster_proto::v1;
@@ -90,9 +90,16 @@ fn set_aside() -> Roster {
         attestation_key: PublicKey::Ed25519([number + 1; 32]),
         reason: reason.to_owned(),
         since_unix_ms: NOW,
+        since: Some(RosterRevision(u64::from(number) - 5)),
+        fenced: number == 8,
     };
     let (parked, retired) = (aside(7, "a fan rattles"), aside(8, "sold"));
     PLAN.roster().setting_aside(vec![parked], vec![retired]).unwrap()
+}
+
+fn withdrawal() -> Withdrawal {
+    let boot_id = BootId::new("0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f").unwrap();
+    Withdrawal::new(fleet(), host(0), RosterRevision(4), RolloutId(6), boot_id, NOW)
 }
 
 /// What adds host-3 to a roster.
@@ -149,6 +156,7 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
         ("request", vec![marked(24, &upload.encode_to_vec())]),
         ("root", vec![root().to_bytes()]),
         ("roster", vec![PLAN.roster().to_bytes(), set_aside().to_bytes()]),
+        ("withdrawal", vec![withdrawal().to_bytes()]),
     ]
 }
 
@@ -171,5 +179,5 @@ fn every_seed_is_taken() {
 fn whole_receipt() -> Vec<u8> {
     let SignedFlip { order, roster, release, attestations } = &*FLIP;
     let secrets = &[0, 1].map(|index| Some(secret(index)));
-    Receipt { order, roster, release, attestations, secrets }.to_bytes()
+    Receipt { order, roster, release, attestations, withdrawals: &[], secrets }.to_bytes()
 }

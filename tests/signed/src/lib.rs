@@ -146,7 +146,9 @@ impl Plan {
         SignedFlip {
             order: root.verify_order(sign(&self.order(), &[key]).expect(SIGNS).raw(), NOW).expect(HOLDS),
             release: root.verify_release(release.raw(), self.fleet(), NOW).expect(HOLDS),
-            attestations: verify_evidence(&assemble_evidence(&lines), roster.document()).expect(HOLDS),
+            attestations: verify_evidence(&assemble_evidence(&lines), roster.document())
+                .expect(HOLDS)
+                .attestations,
             roster,
         }
     }

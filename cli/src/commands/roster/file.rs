@@ -162,6 +162,8 @@ mod tests {
             attestation_key: PublicKey::Ed25519([key; 32]),
             reason: "a fan rattles".to_owned(),
             since_unix_ms: muster_model::UnixTime(1_700_000_000_000),
+            since: None,
+            fenced: false,
         };
         let file = RosterFile {
             parked: vec![aside("host-2", 2)],

@@ -115,5 +115,6 @@ impl Next {
 
 fn aside(member: muster_model::Member, reason: &str) -> Withdrawn {
     let muster_model::Member { name, attestation_key } = member;
-    Withdrawn { name, attestation_key, reason: reason.to_owned(), since_unix_ms: unix_time() }
+    let (reason, since_unix_ms) = (reason.to_owned(), unix_time());
+    Withdrawn { name, attestation_key, reason, since_unix_ms, since: None, fenced: false }
 }

@@ -3,7 +3,7 @@
 use muster_model::{
     Attestation, BootId, BootTime, Comparable, Digest, Documents, Epoch, FromHost, HaltId, HostFacts,
     Leadership, Mandate, Nonce, Order, PublicKey, Refusal, Release, RolloutId, Roster, RosterRevision,
-    ToHost, UnixTime, Verified,
+    ToHost, UnixTime, Verified, Withdrawal,
 };
 
 /// Something that happened to the host.
@@ -183,6 +183,9 @@ pub struct Evidence {
     pub roster_digest: Digest,
     /// The N attestations, in the order of the roster.
     pub attestations: Vec<Verified<Attestation>>,
+    /// The word of each host that the roster sets aside and that has to give it, by the key of its entry, in the order of
+    /// [`Roster::must_have_withdrawn`].
+    pub withdrawals: Vec<Verified<Withdrawal>>,
     /// Now, for the validity of the order.
     pub now: UnixTime,
 }

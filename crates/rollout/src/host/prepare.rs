@@ -217,6 +217,11 @@ impl Host {
         if roster.position(&record.host).is_none() {
             return refuse(Code::HostNotInRoster, "the roster does not list this host");
         }
+        // N has shrunk only if whoever is not counted has closed: that is the word of these hosts, and nobody else's.
+        let words = evidence.withdrawals.iter().map(|withdrawal| &**withdrawal);
+        if let Err(error) = roster.check_withdrawals(words) {
+            return refuse(Code::NotWithdrawn, &error.to_string());
+        }
         let serving = self.record.may_serve();
         if let Some(serving) = serving
             && order.from != serving.release

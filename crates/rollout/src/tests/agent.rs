@@ -362,6 +362,7 @@ impl World {
             roster: Verified::clone(&roster.roster),
             roster_digest: roster.digest,
             attestations: self.attestations_in(evidence).into_iter().cloned().collect(),
+            withdrawals: Vec::new(),
             now: self.machines[index].unix(self.unix_now()),
         }))
     }

@@ -64,6 +64,8 @@ pub(super) fn signed_roster_of(revision: u64, hosts: usize, parked: &BTreeSet<us
         attestation_key: key_of(&host_name(number)),
         reason: "a fan rattles".to_owned(),
         since_unix_ms: UnixTime(1),
+        since: None,
+        fenced: false,
     };
     let (parked, serving): (Vec<usize>, Vec<usize>) = (1..=hosts).partition(|number| parked.contains(number));
     let members = serving.into_iter().map(member).collect();

@@ -151,12 +151,13 @@ fn a_receipt_with_added_hosts_is_verified_offline() {
     let order = signed(&fixture::order(&fleet_name(), reference), &OPERATORS);
     let release = signed(&fixture::release(&fleet_name(), fixture::manifest()), &[101]);
     let lines: Vec<_> = (1..=3).map(|host| Arc::clone(fixture::signed_attestation(host).raw())).collect();
-    let attestations = verify_evidence(&assemble_evidence(&lines), roster.document()).expect("evidence");
+    let evidence = verify_evidence(&assemble_evidence(&lines), roster.document()).expect("evidence");
     let receipt = Receipt {
         order: &root.verify_order(order.raw(), NOW).expect("signed"),
         roster: &roster,
         release: &root.verify_release(release.raw(), &fleet_name(), NOW).expect("signed"),
-        attestations: &attestations,
+        attestations: &evidence.attestations,
+        withdrawals: &evidence.withdrawals,
         secrets: &[1, 2, 3].map(|host| Some(fixture::secret(host))),
     };
     let bytes = receipt.to_bytes();

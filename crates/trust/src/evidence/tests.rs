@@ -64,7 +64,7 @@ fn an_attestation_is_small_and_one_line() {
 #[test]
 fn evidence_is_one_line_for_each_host_in_the_rosters_order() {
     let evidence = assemble_evidence(&lines());
-    let verified = verify_evidence(&evidence, &verified_roster()).unwrap();
+    let verified = verify_evidence(&evidence, &verified_roster()).unwrap().attestations;
     let hosts: Vec<_> = verified.iter().map(|attestation| attestation.document().host.clone()).collect();
     assert_eq!(hosts, [host_name(1), host_name(2), host_name(3)]);
     assert!(verified.iter().zip(lines()).all(|(attestation, line)| *attestation.raw() == line));

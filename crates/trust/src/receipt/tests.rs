@@ -9,8 +9,8 @@ use crate::fixture::{
 
 impl SignedFlip {
     fn receipt(&self) -> Vec<u8> {
-        let Self { roster, release, order, attestations, secrets } = self;
-        Receipt { order, roster, release, attestations, secrets }.to_bytes()
+        let Self { roster, release, order, attestations, withdrawals, secrets } = self;
+        Receipt { order, roster, release, attestations, withdrawals, secrets }.to_bytes()
     }
 }
 
@@ -238,9 +238,9 @@ fn a_receipt_holds_the_envelopes_themselves() {
 
 #[test]
 fn one_flipped_bit_anywhere_is_found_and_named() {
-    let (receipt, root) = (FlipParts::new().sign().receipt(), trust_root());
+    let (receipt, root) = (FlipParts::with_aside().sign().receipt(), trust_root());
     verify_receipt(&receipt, &root).unwrap();
-    let named = ["order", "roster", "release", "attestation", "secret", "receipt"];
+    let named = ["order", "roster", "release", "attestation", "withdrawal", "secret", "receipt"];
     // Each byte once, each bit somewhere; behind the signed parts also the one that turns a letter into its capital.
     let secrets = receipt.len() - receipt.rsplit(|byte| *byte == b'[').next().unwrap().len();
     let capitals = (secrets..receipt.len()).map(|position| (position, 5));
@@ -254,6 +254,28 @@ fn one_flipped_bit_anywhere_is_found_and_named() {
         let said = error.to_string();
         assert!(named.iter().any(|name| said.contains(name)), "{said}");
     }
+}
+
+#[test]
+fn a_receipt_holds_the_word_of_each_host_that_is_set_aside() {
+    let flip = FlipParts::with_aside().sign();
+    let receipt = verify_receipt(&flip.receipt(), &trust_root()).unwrap();
+    assert_eq!(receipt.withdrawals(), flip.withdrawals);
+    let with = |change: fn(&mut Value)| {
+        let mut json: Value = serde_json::from_slice(&flip.receipt()).unwrap();
+        change(&mut json);
+        verify_receipt(json.to_string().as_bytes(), &trust_root()).unwrap_err()
+    };
+    let dropped = with(|json| drop(json["withdrawals"].as_array_mut().unwrap().pop()));
+    assert!(matches!(dropped, TrustError::Withdrawal { .. }), "{dropped}");
+    let none = with(|json| drop(json.as_object_mut().unwrap().remove("withdrawals")));
+    assert!(matches!(none, TrustError::Withdrawal { .. }), "{none}");
+    let twice = with(|json| json["withdrawals"][1] = json["withdrawals"][0].clone());
+    assert!(matches!(&twice, TrustError::NotWithdrawnByItsKey { host } if *host == host_name(9)), "{twice}");
+    let renamed = with(|json| json["withdrawals"][0]["signatures"][0]["keyid"] = "another".into());
+    assert!(matches!(renamed, TrustError::Receipt(ReceiptError::Digest { .. })), "{renamed}");
+    // One from before there were any is written as it was.
+    assert!(!String::from_utf8(FlipParts::new().sign().receipt()).unwrap().contains("withdrawals"));
 }
 
 #[test]

@@ -267,6 +267,7 @@ impl Turn<'_> {
             roster: Verified::clone(&roster.roster),
             roster_digest: roster.digest,
             attestations: attestations.into_iter().cloned().collect(),
+            withdrawals: Vec::new(),
             now: unix_now(),
         }))
     }
