@@ -100,6 +100,8 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Audit(commands::audit::AuditCommand),
     #[command(subcommand)]
+    BreakGlass(commands::break_glass::BreakGlass),
+    #[command(subcommand)]
     Coordinator(commands::coordinator::CoordinatorCommand),
     Backup(commands::backup::Backup),
     Restore(commands::restore::Restore),

@@ -5,6 +5,7 @@ pub(crate) mod adopt;
 pub(crate) mod approve;
 pub(crate) mod audit;
 pub(crate) mod backup;
+pub(crate) mod break_glass;
 pub(crate) mod certificate;
 pub(crate) mod check;
 pub(crate) mod completions;
@@ -104,6 +105,7 @@ pub(crate) async fn run(cli: Cli, ui: Ui) -> Result<Exit, CliError> {
         Command::Find(find) => Box::pin(find.run(&env)).await,
         Command::Receipt(receipt) => Box::pin(receipt.run(&env)).await,
         Command::Audit(audit) => Box::pin(audit.run(&env)).await,
+        Command::BreakGlass(glass) => Box::pin(glass.run(&env)).await,
         Command::Coordinator(coordinator) => Box::pin(coordinator.run(&env)).await,
         Command::Backup(backup) => Box::pin(backup.run(&env)).await,
         Command::Restore(restore) => restore.run(&env),

@@ -5,6 +5,7 @@
 mod adoption;
 mod approvals;
 mod audit;
+mod break_glass;
 mod certificates;
 mod chrony;
 mod concurrency;

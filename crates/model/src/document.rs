@@ -25,6 +25,8 @@ pub enum DocumentKind {
     Mandate,
     /// That one host has closed because a roster sets it aside.
     Withdrawal,
+    /// That a host may start a release with no coordinator.
+    GlassToken,
 }
 
 impl DocumentKind {
@@ -40,6 +42,7 @@ impl DocumentKind {
             Self::Attestation => "attestation",
             Self::Mandate => "mandate",
             Self::Withdrawal => "withdrawal",
+            Self::GlassToken => "break-glass token",
         }
     }
 
@@ -55,6 +58,7 @@ impl DocumentKind {
             Self::Attestation => "application/vnd.muster.attestation+json",
             Self::Mandate => "application/vnd.muster.mandate+json",
             Self::Withdrawal => "application/vnd.muster.withdrawal+json",
+            Self::GlassToken => "application/vnd.muster.break-glass+json",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Orders and rosters while operators are being asked for their signatures.
 
-use muster_model::{Digest, Document, Mandate, Order, PublicKey, Roster, SigningRole, UnixTime};
+use muster_model::{Digest, Document, GlassToken, Mandate, Order, PublicKey, Roster, SigningRole, UnixTime};
 
 use crate::authentic::{open, parse, signers};
 use crate::dsse::ENVELOPE_BYTES_MAX;
@@ -30,6 +30,9 @@ pub type RosterProposal = Proposal<Roster>;
 /// A mandate that may still lack signatures.
 pub type MandateProposal = Proposal<Mandate>;
 
+/// A break-glass token that may still lack signatures.
+pub type GlassTokenProposal = Proposal<GlassToken>;
+
 impl<T> Proposal<T> {
     /// How many more operators have to sign before the document holds by `root`.
     #[must_use]
@@ -52,6 +55,11 @@ impl TrustRoot {
 
     /// The same for a mandate.
     pub fn review_mandate(&self, raw: &[u8], now: UnixTime) -> Result<MandateProposal, TrustError> {
+        self.review_by_operators(&[raw], now)
+    }
+
+    /// The same for a break-glass token.
+    pub fn review_glass_token(&self, raw: &[u8], now: UnixTime) -> Result<GlassTokenProposal, TrustError> {
         self.review_by_operators(&[raw], now)
     }
 

@@ -230,7 +230,9 @@ pub(crate) fn signers(
 const fn signing_role(kind: DocumentKind) -> &'static str {
     match kind {
         DocumentKind::Root => "root",
-        DocumentKind::Roster | DocumentKind::Order | DocumentKind::Mandate => "operator",
+        DocumentKind::Roster | DocumentKind::Order | DocumentKind::Mandate | DocumentKind::GlassToken => {
+            "operator"
+        }
         DocumentKind::Addition => "joiner",
         DocumentKind::Release => "release",
         DocumentKind::Attestation | DocumentKind::Withdrawal => "attestation",

@@ -1,8 +1,8 @@
 //! The root of trust, and what it vouches for.
 
 use muster_model::{
-    Document, DocumentKind, FleetName, Mandate, Order, PublicKey, Release, Root, SigningRole, UnixTime,
-    Verified,
+    Document, DocumentKind, FleetName, GlassToken, Mandate, Order, PublicKey, Release, Root, SigningRole,
+    UnixTime, Verified,
 };
 
 use crate::authentic::{check_threshold, open, parse, signers};
@@ -116,6 +116,11 @@ impl TrustRoot {
 
     /// Verifies a mandate. Whose it is, and whether it fits, is for the caller.
     pub fn verify_mandate(&self, raw: &[u8], now: UnixTime) -> Result<Authentic<Mandate>, TrustError> {
+        self.verify_by(SigningRole::Operator, raw, RootExpiry::Enforced { now })
+    }
+
+    /// Verifies a break-glass token. Whether it is for this host, and for now, is for the host.
+    pub fn verify_glass_token(&self, raw: &[u8], now: UnixTime) -> Result<Authentic<GlassToken>, TrustError> {
         self.verify_by(SigningRole::Operator, raw, RootExpiry::Enforced { now })
     }
 

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use muster_model::{
-    Addition, Attestation, Digest, Document, HostPlace, Order, Release, Root, Roster, SigningRole, Withdrawal,
+    Addition, Attestation, Digest, Document, GlassToken, HostPlace, Order, Release, Root, Roster,
+    SigningRole, Withdrawal,
 };
 use muster_trust::{Authentic, TrustRoot, sign, verify, verify_attestation, verify_withdrawal};
 
@@ -98,6 +99,20 @@ pub(crate) fn order(bytes: &[u8]) -> Verdict {
     assert!(order.counter.0 > 0 && order.hosts > 0 && order.max_lapsed < order.hosts);
     assert!(order.not_before_unix_ms < order.expires_unix_ms);
     assert!(order.expires_unix_ms.0 - order.not_before_unix_ms.0 <= Order::VALIDITY_MS_MAX);
+    Verdict::Taken
+}
+
+pub(crate) fn break_glass(bytes: &[u8]) -> Verdict {
+    let Some((token, envelope)) = read::<GlassToken>(bytes) else { return Verdict::Refused };
+    assert!(token.epoch.0 > 0 && !token.reason.trim().is_empty());
+    assert!((1..=token.roster.hosts as usize).contains(&token.hosts.len()));
+    assert!(token.hosts.windows(2).all(|pair| pair[0] < pair[1]), "each host once");
+    assert!(token.hosts.iter().all(|host| token.is_for(host)));
+    let lasts = token.expires_unix_ms.0 - token.not_before_unix_ms.0;
+    assert!((1..=GlassToken::VALIDITY_MS_MAX).contains(&lasts));
+    assert_eq!(**ROOT.verify_glass_token(&envelope, NOW).unwrap().document(), token);
+    let stranger = sign(&token, &[&*OTHER_KEY]).unwrap();
+    assert!(ROOT.verify_glass_token(stranger.raw(), NOW).is_err(), "it is no operator's");
     Verdict::Taken
 }
 

@@ -43,6 +43,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "agent_frame", run: frames::agent },
     Target { name: "attestation", run: documents::attestation },
     Target { name: "audit", run: audit::run },
+    Target { name: "break_glass", run: documents::break_glass },
     Target { name: "coordinator_frame", run: frames::coordinator },
     Target { name: "csr", run: request::run },
     Target { name: "envelope", run: envelope::run },

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use muster_audit::{SignedCheckpoint, export_header, export_line, export_root_line};
 use muster_model::{
-    Addition, BootId, BootTime, Digest, Document, FromHost, Manifest, Member, PublicKey, RolloutId, Roster,
-    RosterRevision, ToHost, Withdrawal, Withdrawn,
+    Addition, BootId, BootTime, Digest, Document, Epoch, FromHost, GlassLeave, GlassToken, Manifest, Member,
+    PublicKey, RolloutId, Roster, RosterRef, RosterRevision, ToHost, UnixTime, Withdrawal, Withdrawn,
 };
 use muster_proto::convert::{to_agent, to_coordinator};
 use muster_proto::v1;
@@ -110,6 +110,20 @@ fn addition(base: Roster) -> Addition {
     Addition::new(fleet(), RosterRevision(5), Digest::of(&base.to_bytes()), &envelope, added).unwrap()
 }
 
+/// What lets both hosts start the release alone.
+fn glass_token() -> GlassToken {
+    let roster = PLAN.roster();
+    let leave = GlassLeave {
+        fleet: fleet(),
+        hosts: vec![host(1), host(0)],
+        release: release().manifest,
+        epoch: Epoch(6),
+        roster: RosterRef { digest: Digest::of(&roster.to_bytes()), revision: roster.revision(), hosts: 2 },
+        end_halt: true,
+    };
+    GlassToken::new(leave, "the night of the audit".to_owned(), NOW..UnixTime(NOW.0 + 1_000)).unwrap()
+}
+
 fn export() -> Vec<u8> {
     let checkpoint = SignedCheckpoint::sign(checkpoint(), &*KEY).unwrap();
     let header = export_header(KEY.public(), &checkpoint, 1).into_bytes();
@@ -136,6 +150,7 @@ fn seeds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
                 marked(audit::EXPORT, &export()),
             ],
         ),
+        ("break_glass", vec![glass_token().to_bytes()]),
         ("coordinator_frame", coordinator_frames()),
         ("csr", vec![include_bytes!("../seeds/csr.der").to_vec()]),
         ("envelope", vec![signed(&order()), signed(&release())]),

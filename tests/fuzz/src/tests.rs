@@ -10,7 +10,7 @@ use crate::frames::REQUESTS;
 use crate::{TARGETS, Verdict};
 
 /// The most that is committed of all corpora together.
-const FILES_MAX: usize = 200;
+const FILES_MAX: usize = 240;
 const BYTES_MAX: usize = 300 << 10;
 
 fn fuzz() -> PathBuf {

@@ -1,7 +1,7 @@
 //! An order in words.
 
 use muster_model::{
-    Blocker, ChangeKind, Digest, FleetName, FlipMode, HostName, OnFailure, PublicKey, SigningRole, diff,
+    Blocker, ChangeKind, Digest, FleetName, FlipMode, HostName, OnFailure, PublicKey, Root, SigningRole, diff,
 };
 use serde::Serialize;
 
@@ -88,7 +88,11 @@ struct Contingency {
 impl Approvals {
     /// Counted by the root that this machine pins.
     pub(in crate::commands) fn of(session: &Session, signers: &[PublicKey]) -> Self {
-        let root = session.root().root();
+        Self::by_root(session.root().root(), signers)
+    }
+
+    /// Counted by this root.
+    pub(in crate::commands) fn by_root(root: &Root, signers: &[PublicKey]) -> Self {
         let role = root.role(SigningRole::Operator);
         let view = |key| KeyView::of(root, key);
         Self {

@@ -44,6 +44,31 @@ fn one_signature_of_two_is_seen_and_not_believed() {
 }
 
 #[test]
+fn a_break_glass_token_holds_once_enough_operators_have_signed_it() {
+    use muster_model::{Epoch, FleetName, GlassLeave, GlassToken, HostName, RosterRef, RosterRevision};
+    let leave = GlassLeave {
+        fleet: FleetName::new("smars").unwrap(),
+        hosts: vec![HostName::new("host-1").unwrap()],
+        release: Digest::of(b"release"),
+        epoch: Epoch(4),
+        roster: RosterRef { digest: Digest::of(b"roster"), revision: RosterRevision(3), hosts: 3 },
+        end_halt: false,
+    };
+    let token = GlassToken::new(leave, "night".to_owned(), NOW..UnixTime(NOW.0 + 1)).unwrap();
+    let one = signed(&token, &OPERATORS[..1]);
+    let root = trust_root();
+    let seen = root.review_glass_token(one.raw(), NOW).unwrap();
+    assert_eq!((seen.missing(&root), &seen.document), (1, &token));
+    let refused = root.verify_glass_token(one.raw(), NOW);
+    assert!(matches!(refused, Err(TrustError::Threshold { signed: 1, threshold: 2, .. })), "{refused:?}");
+    let both = add_signature::<GlassToken>(&one, &key(OPERATORS[1])).unwrap();
+    let whole = root.verify_glass_token(both.raw(), NOW).unwrap();
+    assert_eq!((&**whole.document(), whole.payload_digest()), (&token, seen.payload_digest));
+    assert!(root.verify_glass_token(both.raw(), ROOT_EXPIRES).is_err(), "no root, no leave");
+    assert!(root.verify_order(both.raw(), NOW).is_err(), "it passes for nothing else");
+}
+
+#[test]
 fn one_person_counts_once_under_however_many_key_ids() {
     let one = signed(&order(), &OPERATORS[..1]);
     let many = repeated(&one, 3);

@@ -1,0 +1,189 @@
+//! The break-glass token: the operators' leave, signed ahead, to start a release on a host with no coordinator.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::document::{check_format, parse_json, to_json};
+use crate::{Digest, Document, DocumentError, DocumentKind, Epoch, FleetName, HostName, RosterRef, UnixTime};
+
+const FORMAT: &str = "muster.break-glass/1";
+
+/// That a host which is dark after a boot may start one release on its own, once, within a time.
+///
+/// Its id is the digest of the bytes that were signed, so that it stays the same whoever signs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GlassToken {
+    format: String,
+    /// The fleet.
+    pub fleet: FleetName,
+    /// The hosts that may use it, each once. Sorted, at least one.
+    pub hosts: Vec<HostName>,
+    /// The manifest of the release that is started.
+    pub release: Digest,
+    /// The epoch in which the fleet serves it.
+    pub epoch: Epoch,
+    /// The roster that the operators had in mind.
+    pub roster: RosterRef,
+    /// Whether it may be used on a host that was halted, and ends that halt.
+    pub end_halt: bool,
+    /// Why it was made.
+    pub reason: String,
+    /// From when on it holds, by the host's clock.
+    pub not_before_unix_ms: UnixTime,
+    /// From when on it holds no more.
+    pub expires_unix_ms: UnixTime,
+}
+
+/// What a token allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GlassLeave {
+    /// The fleet.
+    pub fleet: FleetName,
+    /// The hosts, in any order.
+    pub hosts: Vec<HostName>,
+    /// The manifest.
+    pub release: Digest,
+    /// The epoch in which the fleet serves it.
+    pub epoch: Epoch,
+    /// The roster in force.
+    pub roster: RosterRef,
+    /// Whether it ends a halt.
+    pub end_halt: bool,
+}
+
+impl GlassToken {
+    /// The longest reason, in bytes.
+    pub const REASON_BYTES_MAX: usize = 400;
+
+    /// The longest time that a token may hold: who finds one can use it that long.
+    pub const VALIDITY_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
+
+    /// The most hosts of one token.
+    pub const HOSTS_MAX: usize = 1_000;
+
+    /// Makes a token and checks it.
+    pub fn new(leave: GlassLeave, reason: String, validity: Range<UnixTime>) -> Result<Self, DocumentError> {
+        let GlassLeave { fleet, mut hosts, release, epoch, roster, end_halt } = leave;
+        hosts.sort();
+        let token = Self {
+            format: FORMAT.to_owned(),
+            fleet,
+            hosts,
+            release,
+            epoch,
+            roster,
+            end_halt,
+            reason,
+            not_before_unix_ms: validity.start,
+            expires_unix_ms: validity.end,
+        };
+        token.check()?;
+        Ok(token)
+    }
+
+    /// Whether this host may use it.
+    #[must_use]
+    pub fn is_for(&self, host: &HostName) -> bool {
+        self.hosts.binary_search(host).is_ok()
+    }
+
+    fn check(&self) -> Result<(), DocumentError> {
+        let invalid =
+            |reason: String| Err(DocumentError::Invalid { kind: DocumentKind::GlassToken.name(), reason });
+        if self.epoch.0 == 0 {
+            return invalid("in epoch 0 there is nothing to start".to_owned());
+        }
+        if self.hosts.is_empty() || self.hosts.len() > Self::HOSTS_MAX {
+            return invalid(format!(
+                "it names {} hosts, and 1 to {} may be",
+                self.hosts.len(),
+                Self::HOSTS_MAX
+            ));
+        }
+        if self.hosts.windows(2).any(|pair| pair[0] >= pair[1]) {
+            return invalid("the hosts are not sorted, or listed twice".to_owned());
+        }
+        if self.hosts.len() > self.roster.hosts as usize {
+            return invalid(format!("it names more hosts than the {} of its roster", self.roster.hosts));
+        }
+        if self.reason.trim().is_empty() || self.reason.len() > Self::REASON_BYTES_MAX {
+            return invalid(format!("it needs a reason of at most {} bytes", Self::REASON_BYTES_MAX));
+        }
+        let lasts = self.expires_unix_ms.0.checked_sub(self.not_before_unix_ms.0);
+        if !lasts.is_some_and(|lasts| (1..=Self::VALIDITY_MS_MAX).contains(&lasts)) {
+            return invalid("it holds for no time, or for more than 7 days".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl Document for GlassToken {
+    const KIND: DocumentKind = DocumentKind::GlassToken;
+
+    fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
+        let token: Self = parse_json(Self::KIND, bytes)?;
+        check_format(Self::KIND, &token.format, FORMAT)?;
+        token.check()?;
+        Ok(token)
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        to_json(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::RosterRevision;
+
+    use super::*;
+
+    fn leave(hosts: &[&str]) -> GlassLeave {
+        GlassLeave {
+            fleet: FleetName::new("smars").expect("a name"),
+            hosts: hosts.iter().map(|name| HostName::new(name).expect("a name")).collect(),
+            release: Digest::of(b"release"),
+            epoch: Epoch(4),
+            roster: RosterRef { digest: Digest::of(b"roster"), revision: RosterRevision(3), hosts: 3 },
+            end_halt: false,
+        }
+    }
+
+    fn token(leave: GlassLeave, reason: &str, from: u64, to: u64) -> Result<GlassToken, DocumentError> {
+        GlassToken::new(leave, reason.to_owned(), UnixTime(from)..UnixTime(to))
+    }
+
+    #[test]
+    fn a_token_names_its_hosts_and_reads_as_it_was_written() {
+        let good = token(leave(&["host-3", "host-1"]), "dr", 5, 6).expect("valid");
+        assert!(good.is_for(&good.hosts[1]) && !good.is_for(&HostName::new("host-2").expect("a name")));
+        assert_eq!(good.hosts[0].as_str(), "host-1");
+        assert_eq!(GlassToken::parse(&good.to_bytes()), Ok(good.clone()));
+        let text = String::from_utf8(good.to_bytes()).expect("JSON");
+        assert!(GlassToken::parse(text.replace("host-1", "host-9").as_bytes()).is_err(), "unsorted");
+        assert!(GlassToken::parse(text.replacen('{', "{\"more\":1,", 1).as_bytes()).is_err());
+        assert!(GlassToken::parse(text.replace("glass/1", "glass/2").as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_token_that_allows_too_much_or_nothing_is_none() {
+        let week = GlassToken::VALIDITY_MS_MAX;
+        assert!(token(leave(&["host-1"]), "dr", 5, 5 + week).is_ok());
+        let long = "x".repeat(GlassToken::REASON_BYTES_MAX + 1);
+        for bad in [
+            token(leave(&[]), "dr", 5, 6),
+            token(leave(&["host-1", "host-1"]), "dr", 5, 6),
+            token(leave(&["host-1", "host-2", "host-3", "host-4"]), "dr", 5, 6),
+            token(leave(&["host-1"]), " ", 5, 6),
+            token(leave(&["host-1"]), &long, 5, 6),
+            token(leave(&["host-1"]), "dr", 5, 5),
+            token(leave(&["host-1"]), "dr", 6, 5),
+            token(leave(&["host-1"]), "dr", 5, 6 + week),
+            token(GlassLeave { epoch: Epoch(0), ..leave(&["host-1"]) }, "dr", 5, 6),
+        ] {
+            assert!(matches!(bad, Err(DocumentError::Invalid { .. })), "{bad:?}");
+        }
+    }
+}
