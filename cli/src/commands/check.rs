@@ -194,7 +194,12 @@ impl Report for Checked {
                 (false, Some(measured)) => format!("measured {}", measured.short()),
                 (false, None) => "no proof".to_owned(),
             };
-            [row.host.to_string(), state, row.files.to_string(), bytes_text(row.bytes), span_text(row.age_ms)]
+            let figures = row.measured.map_or_else(
+                || ["-"; 3].map(str::to_owned),
+                |_| [row.files.to_string(), bytes_text(row.bytes), span_text(row.age_ms)],
+            );
+            let [files, read, age] = figures;
+            [row.host.to_string(), state, files, read, age]
         });
         page.table(["HOST", "STATE", "FILES", "READ", "AGE"], rows.collect());
         for host in &self.parked {
@@ -231,7 +236,7 @@ mod tests {
             measured: blockers.is_empty().then_some(digest),
             files: if blockers.is_empty() { 12 } else { 0 },
             bytes: if blockers.is_empty() { 4096 } else { 0 },
-            age_ms: 20,
+            age_ms: if blockers.is_empty() { 20 } else { 0 },
             rehearsal_ms: None,
             blockers,
         };
@@ -251,7 +256,7 @@ mod tests {
         insta::assert_snapshot!(page.into_text(), @"
         HOST    STATE      FILES  READ      AGE
         host-1  identical  12     4.00 KiB  20ms
-        host-2  no proof   0      0 B       20ms
+        host-2  no proof   -      -         -
 
         1 of 2 hosts have 1.4.0 (sha256:0707070707070707070707070707070707070707070707070707070707070707): the gate is shut
         solo mode: one person alone can sign orders, rosters or releases
@@ -293,7 +298,7 @@ mod tests {
               "measured": null,
               "files": 0,
               "bytes": 0,
-              "age_ms": 20,
+              "age_ms": 0,
               "blockers": [
                 {
                   "code": "host-missing",

@@ -54,7 +54,7 @@ pub(in crate::commands) struct HostVerdict {
     pub(in crate::commands) identical: bool,
     /// What it measured, if its attestation verifies.
     pub(in crate::commands) measured: Option<Digest>,
-    /// Files that it read.
+    /// Files that it read; 0, as the next two, where nothing is proven.
     pub(in crate::commands) files: u64,
     /// Bytes that it read.
     pub(in crate::commands) bytes: u64,
@@ -260,7 +260,7 @@ fn judge(host: &HostName, answer: Answer, reference: Option<&Comparable>) -> Hos
         measured: compared.map(|compared| compared.measured),
         files: compared.map_or(0, |compared| compared.files),
         bytes: compared.map_or(0, |compared| compared.bytes),
-        age_ms,
+        age_ms: compared.map_or(0, |_| age_ms),
         rehearsal_ms: attestation.as_ref().and_then(|attestation| match attestation.purpose {
             Purpose::Rehearsal { took_ms } => Some(took_ms),
             Purpose::Rollout { .. } | Purpose::Check | Purpose::Adoption => None,
