@@ -20,8 +20,12 @@ const TICK: Duration = Duration::from_millis(20);
 /// How long the kernel may take to be rid of a hook.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What has been written by a hook's descendants that are gone is there at once.
+/// What a hook has written is read within this time of its end, unless the machine stands still. While a fleet is closed or dark nobody
+/// waits longer for it.
 const OUTPUT_PATIENCE: Duration = Duration::from_millis(200);
+
+/// A rehearsal holds nothing up, and whoever asked for it wants to know why it failed.
+const REHEARSAL_OUTPUT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// One of the hooks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,12 +108,12 @@ impl Hooks {
         let deadline = Instant::now() + limit;
         let mut kept = Kept::start(&plan, kept::run_id(), None)
             .map_err(|error| failed(format!("cannot run it: {error}")))?;
-        let tail = kept.collect_output(&format!("{} of fleet {}", hook, self.fleet), &self.log);
+        let output = kept.read_output(&format!("{} of fleet {}", hook, self.fleet), &self.log);
         let ended = await_end(&mut kept, deadline, wanted);
         let killed = kept.kill(KILL_PATIENCE);
-        let said = || match tail.recv_timeout(OUTPUT_PATIENCE) {
-            Ok(tail) if !tail.trim().is_empty() => format!("; it wrote: {}", tail.trim()),
-            Ok(_) | Err(_) => String::new(),
+        let said = || {
+            let tail = output.map(|output| output.last_lines(hook.output_patience())).unwrap_or_default();
+            if tail.trim().is_empty() { String::new() } else { format!("; it wrote: {}", tail.trim()) }
         };
         match (ended, killed) {
             (Ok(ExitKind::Code(0)), Ok(())) => Ok(()),
@@ -160,6 +164,22 @@ impl Hooks {
 
     pub(crate) fn failed(&self, hook: Hook, detail: String) -> GuardError {
         GuardError::HookFailed { fleet: self.fleet.clone(), hook: hook.to_string(), detail }
+    }
+}
+
+impl Hook {
+    /// How long its output is read after its end, when it has failed.
+    const fn output_patience(self) -> Duration {
+        match self {
+            Self::Rehearse => REHEARSAL_OUTPUT_PATIENCE,
+            Self::Quiesce
+            | Self::Unquiesce
+            | Self::BeforeClose
+            | Self::Stop
+            | Self::OnFence
+            | Self::AfterOpen
+            | Self::Health => OUTPUT_PATIENCE,
+        }
     }
 }
 

@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, PipeReader, Read};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use muster_model::BootId;
@@ -16,7 +14,7 @@ use muster_model::BootId;
 use crate::config::StopSignal;
 use crate::keeper::{PROGRAM, Report};
 use crate::log::log;
-use crate::output;
+use crate::output::Reading;
 use crate::process::{self, RUN_ID_VARIABLE};
 use crate::record::{ProcessKey, RunRecord};
 use crate::timer::boot_time;
@@ -114,20 +112,11 @@ impl Kept {
             .filter_map(|line| serde_json::from_str(&line).ok())
     }
 
-    /// Reads the output on a thread of its own, so that the command is never held up by a full pipe. The last lines come
-    /// once the output has ended.
-    pub(crate) fn collect_output(&mut self, name: &str, log: &Path) -> mpsc::Receiver<String> {
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let Some(output) = self.output.take() else { return receiver };
-        let path: PathBuf = log.to_owned();
-        let collect = move || {
-            // Nobody waits for the tail of a run whose output outlived it.
-            let _ = sender.send(output::collect(output, &path));
-        };
-        if let Err(error) = thread::Builder::new().name(format!("output {name}")).spawn(collect) {
-            log!("{name}: the output is lost: {error}");
-        }
-        receiver
+    /// Begins to read the output. Nothing the second time, and where no thread can be started.
+    pub(crate) fn read_output(&mut self, name: &str, log: &Path) -> Option<Reading> {
+        let output = self.output.take()?;
+        let reading = Reading::begin(output, format!("output {name}"), log);
+        reading.inspect_err(|error| log!("{name}: the output is lost: {error}")).ok()
     }
 
     /// Waits for the keeper. Its report has ended, so it has ended or is about to; killing it again is harmless.

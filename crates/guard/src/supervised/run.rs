@@ -25,13 +25,14 @@ pub(super) fn run(shared: &Shared, launch: &Launch, first: bool) -> ExitKind {
         }
     };
     let name = format!("fleet {}", shared.setup.fleet);
-    let tail = kept.collect_output(&name, &shared.setup.output);
+    let output = kept.read_output(&name, &shared.setup.output);
     let status = follow(shared, &mut kept, first);
     kept.bury();
     if let Err(error) = shared.sweep() {
         log!("{}", error.chain());
     }
-    if let Ok(tail) = tail.recv_timeout(OUTPUT_PATIENCE) {
+    if let Some(output) = output {
+        let tail = output.last_lines(OUTPUT_PATIENCE);
         shared.lock().output_tail = tail;
     }
     status
