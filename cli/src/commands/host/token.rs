@@ -109,9 +109,38 @@ impl Report for Made {
             self.host, self.expires
         ));
         page.line(format_args!(
-            "  muster-agent enrol --coordinator {} --ca-pin {} --root root.json --config /etc/muster --state /var/lib/muster --link /run/muster/current",
+            "  muster-agent enrol --system --coordinator {} --ca-pin {} --root root.json",
             self.coordinator, self.ca_pin
         ));
         page.line("and paste the token, or give it a file: --token-file FILE");
+        page.line("Where the agent is not from a package, `--config DIR` in the place of `--system` keeps everything in one folder.");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_is_for_hosts_that_have_the_package() {
+        let mut page = Page::new(false);
+        let made = Made {
+            host: HostName::new("host-1").unwrap(),
+            fleets: vec![FleetName::new("web").unwrap()],
+            token: "a-token".to_owned(),
+            expires: "2026-01-01T00:00:00Z".to_owned(),
+            coordinator: "muster.example:7401".to_owned(),
+            ca_pin: "sha256:07".to_owned(),
+        };
+        made.print(&mut page);
+        insta::assert_snapshot!(page.into_text(), @"
+        a-token
+
+        secret: it is shown once; take it to the host where nobody else sees it
+        It lets host-1 enrol until 2026-01-01T00:00:00Z. There, with root.json beside it:
+          muster-agent enrol --system --coordinator muster.example:7401 --ca-pin sha256:07 --root root.json
+        and paste the token, or give it a file: --token-file FILE
+        Where the agent is not from a package, `--config DIR` in the place of `--system` keeps everything in one folder.
+        ");
     }
 }
