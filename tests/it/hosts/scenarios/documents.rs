@@ -42,6 +42,10 @@ pub(super) fn installation(site: &Site<'_>) {
     follow(site, &host, &document.section(Document::REMOVAL), NAMES);
     assert_eq!(host.serves(APP_PORT), None, "it is out of the fleet");
     assert_ne!(host.run("command -v muster-agent").code, 0, "it is removed");
+    let wanted = "find /etc/systemd/system -name 'muster-*'";
+    assert_ne!(host.must(wanted), "", "the package may come back");
+    host.must("apt-get purge --yes muster-agent");
+    assert_eq!(host.must(wanted), "", "nothing wants what is gone for good");
 
     site.flip(APP, "2");
     site.assert_all_serve(APP_PORT, "2");

@@ -61,7 +61,7 @@ pub(super) fn upgrade_under_the_guards_service(site: &Site<'_>) {
     site.wait_connected();
 }
 
-/// What is served goes on, and can be started again without anybody to ask.
+/// What is served goes on, and can be started again without anybody to ask. What is installed again begins with the next boot, too.
 pub(super) fn removal(site: &Site<'_>) {
     let host = site.host(2);
     let serving = host.serves(WEB_PORT).expect("it serves");
@@ -74,6 +74,9 @@ pub(super) fn removal(site: &Site<'_>) {
     });
     assert_eq!(host.serves(WEB_PORT).as_deref(), Some(serving.as_str()));
     install(host, &["muster-agent"]);
+    for unit in ["muster-guard", "muster-agent"] {
+        assert_eq!(host.run(&format!("systemctl is-enabled {unit}")).stdout.trim(), "enabled", "{unit}");
+    }
     site.wait_connected();
     wait_until("the fleet has no blockers", PATIENCE, || {
         (site.muster(&format!("status --fleet {WEB}")).code == 0).then_some(())
