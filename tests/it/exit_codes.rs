@@ -66,7 +66,11 @@ impl Running {
 
 /// A fleet of two that serves 1.0, with 2.0 deployed.
 fn deployed() -> (Fleet, Artifact, String) {
-    let fleet = Fleet::up(2);
+    deployed_to(Fleet::up(2))
+}
+
+/// The same of a fleet that is up.
+fn deployed_to(fleet: Fleet) -> (Fleet, Artifact, String) {
     let tree = artifact(&[("lib/a", "a")]);
     let one = fleet.release(&tree, "1.0");
     tree.write("lib/a", "b");
@@ -217,12 +221,12 @@ fn codes_of_rollouts_that_are_given_up() {
 
 #[test]
 fn codes_of_rosters() {
-    let (fleet, _tree, one) = deployed();
+    let (fleet, _tree, one) = deployed_to(Fleet::patient(2));
     let draft = fleet.scratch().join("roster.toml");
     let path = draft.to_str().unwrap();
     fleet.json(&["roster", "draft", "--fleet", "demo", "--out", path]).expect_code(0);
     let text = fs::read_to_string(&draft).unwrap();
-    for kept in ["boot_gate = \"optional\"", "clock = \"any\"", "lease_ms = 2000", "wait_ms = 4900"] {
+    for kept in ["boot_gate = \"optional\"", "clock = \"any\"", "lease_ms = 60000", "wait_ms = 91700"] {
         assert!(text.contains(kept), "the draft does not keep `{kept}`: {text}");
     }
     // 15: an empty roster proves nothing.
@@ -232,7 +236,10 @@ fn codes_of_rosters() {
     // 15: the roster that somebody else has applied meanwhile.
     let shown = fleet.json(&["roster", "show"]).expect_code(0);
     assert_eq!(shown.json()["revision"], 1, "{shown}");
-    assert_eq!((&shown.json()["clock"], &shown.json()["timing"]["lease_ms"]), (&"any".into(), &2000.into()));
+    assert_eq!(
+        (&shown.json()["clock"], &shown.json()["timing"]["lease_ms"]),
+        (&"any".into(), &60_000.into())
+    );
     let signed = fleet.scratch().join("roster.json");
     let envelope = Caller::operator(&fleet).roster();
     fs::write(&signed, envelope).unwrap();
@@ -429,7 +436,7 @@ fn a_reader_that_has_gone_is_no_failure() {
 
 #[test]
 fn every_command_writes_one_document_and_nothing_else_to_stdout() {
-    let (fleet, tree, _one) = deployed();
+    let (fleet, tree, _one) = deployed_to(Fleet::patient(2));
     fleet.json(&["flip", "2.0"]).expect_code(0);
     let file = |name: &str| fleet.scratch().join(name).to_str().unwrap().to_owned();
     let (backup, receipt, man) = (file("backup"), file("receipt.json"), file("man"));

@@ -179,7 +179,7 @@ fn an_agent_that_started_before_its_guard_tries_a_fence_once_the_guard_is_there(
 
 #[test]
 fn a_power_cut_after_the_decision_loses_nothing() {
-    let (fleet, [_, second]) = Fleet::serving(3);
+    let (fleet, [_, second]) = Fleet::patient(3).with_two_releases();
     let observer = Observer::of(&fleet);
     for host in fleet.hosts() {
         host.agent.kill();

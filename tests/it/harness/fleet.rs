@@ -52,6 +52,20 @@ impl Fleet {
         fleet
     }
 
+    /// Starts a fleet for a test that is not about deadlines: its flips end well even if the machine stands still for ten seconds,
+    /// in which hosts of the usual lease of 2 s, and an `arm_timeout_ms` of 3 s, are too late.
+    #[track_caller]
+    pub(crate) fn patient(hosts: usize) -> Self {
+        let fleet = Self::up_with(hosts, &["--lease", "60s"]);
+        let drop_ins = fleet.dir.join("coordinator/coordinator.toml.d");
+        fs::create_dir(&drop_ins).unwrap();
+        fs::write(drop_ins.join("patience.toml"), "arm_timeout_ms = 60000\n").unwrap();
+        fleet.coordinator().kill();
+        fleet.coordinator().start(&[]);
+        fleet.wait_connected(hosts);
+        fleet
+    }
+
     /// Starts a fleet again that was stopped with `muster dev down`.
     #[track_caller]
     pub(crate) fn start(&self, arguments: &[&str]) -> Output {

@@ -11,11 +11,16 @@ impl Fleet {
     /// A fleet that serves the first of the digests as `1`, with the second deployed as `2`.
     #[track_caller]
     pub(crate) fn serving(hosts: usize) -> (Self, [String; 2]) {
-        let fleet = Self::up(hosts);
-        let first = fleet.release(&versioned("1"), "1");
-        let second = fleet.push(&versioned("2"), "2");
-        fleet.json(&["deploy", "2"]).expect_code(0);
-        (fleet, [first, second])
+        Self::up(hosts).with_two_releases()
+    }
+
+    /// The same of one that is up: it serves `1`, and has `2` deployed.
+    #[track_caller]
+    pub(crate) fn with_two_releases(self) -> (Self, [String; 2]) {
+        let first = self.release(&versioned("1"), "1");
+        let second = self.push(&versioned("2"), "2");
+        self.json(&["deploy", "2"]).expect_code(0);
+        (self, [first, second])
     }
 
     /// Flips, and meanwhile does this. The flip is waited for without haste: whoever is halted or dead comes back.
