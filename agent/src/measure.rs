@@ -18,8 +18,7 @@ use crate::adopted::Adopted;
 use crate::idle::idly;
 use crate::{ClockError, refusal};
 
-/// How many trees are measured at the same time for the flips of one host, and how many for checks. Each uses as many
-/// threads as the configuration allows.
+/// How many trees are measured at the same time in each lane of a host. Each uses as many threads as the configuration allows.
 const MEASURING_MAX: usize = 2;
 
 /// What all fleets of a host share.
@@ -29,12 +28,16 @@ pub(crate) struct Lanes {
     pub(crate) flips: Arc<Semaphore>,
     /// Measurements that an operator asked for outside of any flip.
     pub(crate) checks: Arc<Semaphore>,
+    /// Looks at what is served because something there has changed.
+    pub(crate) hints: Arc<Semaphore>,
+    /// Measurements of what is served that nobody waits for: they are slow on purpose, and hold nobody up but each other.
+    pub(crate) scheduled: Arc<Semaphore>,
 }
 
 impl Lanes {
     pub(crate) fn new() -> Self {
         let lane = || Arc::new(Semaphore::new(MEASURING_MAX));
-        Self { flips: lane(), checks: lane() }
+        Self { flips: lane(), checks: lane(), hints: lane(), scheduled: lane() }
     }
 }
 

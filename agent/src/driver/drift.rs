@@ -22,9 +22,13 @@ use crate::{manifests, running};
 /// Changes come in bursts.
 const CALM: Duration = Duration::from_millis(50);
 
-/// A look takes at most this part of the time between two of them, so that endless changes cost little.
+/// Looks take at most this part of the time, so that endless changes cost little.
 const PART_OF_TIME: u32 = 10;
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// So much pause may be owed before it is kept: after one look that took long, as the first one of a tree that was repaired does, the
+/// next change is told as soon as any.
+const PAUSE_OWED_MAX: Duration = Duration::from_secs(30);
 
 /// While a rollout is under way, which measures by itself.
 const NOT_NOW: Duration = Duration::from_secs(1);
@@ -104,7 +108,7 @@ impl Drift {
             due: None,
             full_due: None,
             is_first: true,
-            calm_until: Instant::now(),
+            calm_until: owing_nothing(Instant::now()),
             state: State::Right,
             found: None,
             fenced: None,
@@ -206,8 +210,11 @@ impl FleetDriver {
         }
         self.drift.due = None;
         self.drift.look = Look::UnderWay;
-        let (trees, lanes, guard) =
-            (Arc::clone(&self.tools.trees), Arc::clone(&self.tools.lanes), self.guard.guard());
+        let (trees, guard) = (Arc::clone(&self.tools.trees), self.guard.guard());
+        let lane = Arc::clone(match depth {
+            Depth::Seal => &self.tools.lanes.hints,
+            Depth::Full => &self.tools.lanes.scheduled,
+        });
         let (fleet, post, changed) = (self.tools.fleet.clone(), self.post.clone(), self.drift.changed());
         let was = if self.drift.is_first { State::Drifted } else { self.drift.state };
         self.drift.is_first = false;
@@ -219,7 +226,8 @@ impl FleetDriver {
                 let _ = tokio::time::timeout(FETCH_MAX, obtained).await;
             }
             let (machine, host) = (trees.machine.clone(), trees.host.clone());
-            let looked = in_lane(&lanes.checks, &machine, &host, move || {
+            let looked = in_lane(&lane, &machine, &host, move || {
+                let begun = trees.machine.boot_time();
                 // Watched anew before each look: a repair puts another folder into the tree's place.
                 let manifest = trees.manifest(release).ok();
                 let mutable = manifest.as_ref().map_or(&[][..], |manifest| &manifest.rules().mutable);
@@ -228,6 +236,7 @@ impl FleetDriver {
                 let outcome = look(depth, &trees, release, settings, || {
                     running::check(&guard, &fleet, &trees, release)
                 });
+                let took = trees.machine.boot_time().since(begun);
                 // What was read differently must not be started; what runs wrongly may well be put right by a start.
                 let differs = outcome.as_ref().err().filter(|refusal| tells_of_the_tree(refusal));
                 let obeyed = match (differs, was) {
@@ -238,14 +247,14 @@ impl FleetDriver {
                 if let Some(error) = obeyed {
                     tracing::warn!(%fleet, error = error.chain(), "the start gate stays as it was");
                 }
-                Ok(Looked { epoch, outcome, watch: watch.ok(), took: now.elapsed() })
+                Ok(Looked { epoch, outcome, watch: watch.ok(), took })
             })
             .await;
             let looked = looked.unwrap_or_else(|refusal| Looked {
                 epoch,
                 outcome: Err(refusal),
                 watch: None,
-                took: now.elapsed(),
+                took: Duration::ZERO,
             });
             // A driver that has ended has no use for it.
             let _ = post.send(Input::DriftLooked(Box::new(looked))).await;
@@ -255,7 +264,7 @@ impl FleetDriver {
     pub(super) async fn looked_for_drift(&mut self, looked: Looked) -> Result<(), AgentError> {
         let Looked { epoch, outcome, watch, took } = looked;
         self.drift.look = Look::None;
-        self.drift.calm_until = Instant::now() + (took * PART_OF_TIME).min(PAUSE_MAX);
+        self.drift.calm_until = calm_after(self.drift.calm_until, Instant::now(), took);
         self.drift.note_teller(&self.tools.fleet, watch.as_ref());
         let Some(watched) = self.drift.watched.as_mut().filter(|watched| watched.epoch == epoch) else {
             return Ok(());
@@ -268,8 +277,7 @@ impl FleetDriver {
                     tracing::error!(fleet = %self.tools.fleet, %refusal, "what is served is not what was released");
                 }
                 self.drift.state = State::Drifted;
-                self.drift.due =
-                    Some(Instant::now() + DRIFTED_AGAIN.max((took * PART_OF_TIME).min(PAUSE_MAX)));
+                self.drift.due = Some(Instant::now() + DRIFTED_AGAIN.max(pause_after(took)));
                 let before = self.drift.found.replace(refusal.clone());
                 let must = must_fence(self.drift.settings, &refusal, before.as_ref());
                 let reason = must.then(|| refusal.to_string());
@@ -313,6 +321,20 @@ impl FleetDriver {
             }
         });
     }
+}
+
+/// The pause that a look costs.
+fn pause_after(took: Duration) -> Duration {
+    took.saturating_mul(PART_OF_TIME).min(PAUSE_MAX)
+}
+
+/// Before when no hint is followed any more, after a look that ended `now`.
+fn calm_after(calm_until: Instant, now: Instant, took: Duration) -> Instant {
+    calm_until.max(owing_nothing(now)) + pause_after(took)
+}
+
+fn owing_nothing(now: Instant) -> Instant {
+    now.checked_sub(PAUSE_OWED_MAX).unwrap_or(now)
 }
 
 /// One look at the tree, and in full also at what runs.
@@ -393,5 +415,25 @@ mod tests {
             assert!(!must_fence(settings(OnDrift::Alarm), &refusal(Code::Drifted), before.as_ref()));
             assert!(!must_fence(None, &refusal(Code::Drifted), before.as_ref()));
         }
+    }
+
+    #[test]
+    fn one_long_look_does_not_hold_up_the_next_and_endless_ones_take_a_tenth_of_the_time() {
+        let start = Instant::now() + PAUSE_OWED_MAX * 2;
+        let took = Duration::from_secs(2);
+        let after_one = calm_after(owing_nothing(start), start, took);
+        assert!(after_one <= start, "what changes next is told at once");
+
+        let (mut now, mut calm_until) = (start, owing_nothing(start));
+        for _ in 0..100 {
+            now = now.max(calm_until) + took;
+            calm_until = calm_after(calm_until, now, took);
+        }
+        let looked = took * 100;
+        let allowed = looked * PART_OF_TIME - PAUSE_OWED_MAX - pause_after(took);
+        assert!(now - start >= allowed, "{:?} of looks in {:?}", looked, now - start);
+
+        let endless = calm_after(now, now, Duration::from_secs(3600));
+        assert_eq!(endless, now + PAUSE_MAX);
     }
 }
