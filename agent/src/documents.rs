@@ -147,7 +147,9 @@ impl Library {
             let detail = format!("the roster is refused: {error}");
             refusal::at(&self.host, Code::RosterChanged, detail)
         };
-        roster.check_follows(kept.revision(), kept.additions()).map_err(refused)
+        roster.check_follows(kept.revision(), kept.additions()).map_err(refused)?;
+        // What operators signed who were shown an older roster would have an old word stand for a host that serves.
+        roster.check_set_aside(kept).map_err(refused)
     }
 
     /// What a rollout rests on is durable before the host is prepared for it: a lost coordinator is rebuilt from it.
@@ -171,10 +173,9 @@ impl Library {
             bytes: [&pulled.order, &pulled.release, &pulled.roster, &pulled.evidence],
         };
         // Who was away when it was handed in has not kept it yet.
-        if self.check_follows_kept(&evidence.roster).is_ok() {
-            let kept = self.papers.keep_roster(evidence.roster.revision(), documents.roster, &pulled.roster);
-            kept.map_err(|error| refusal::of_io(&self.host, "keep the roster", &error))?;
-        }
+        self.check_follows_kept(&evidence.roster)?;
+        let kept = self.papers.keep_roster(evidence.roster.revision(), documents.roster, &pulled.roster);
+        kept.map_err(|error| refusal::of_io(&self.host, "keep the roster", &error))?;
         let kept = self.papers.keep(&verified);
         kept.map_err(|error| refusal::of_io(&self.host, "keep the rollout's documents", &error))
     }

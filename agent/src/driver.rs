@@ -533,6 +533,7 @@ fn point_after_write(effect: &Effect) -> Option<&'static str> {
         Effect::Switch { .. } => Some("agent.set.persisted"),
         Effect::Send(_)
         | Effect::SignAndSend(..)
+        | Effect::SignWithdrawal { .. }
         | Effect::Measure { .. }
         | Effect::Verify { .. }
         | Effect::Seal { .. }

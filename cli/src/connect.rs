@@ -24,6 +24,7 @@ use crate::clock::unix_time;
 use crate::context::{Context, finish_exchange};
 use crate::error::CliError;
 use crate::resolve::{Named, ReleaseName};
+use crate::seen::{SeenRoster, take_note};
 
 /// How long a call may take that the coordinator answers from what it knows.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -160,7 +161,23 @@ impl Session {
     /// since it was signed, the root of its time verifies it as well. Nothing can be flipped with such a roster.
     pub(crate) async fn last_roster(&self, fleet: &FleetName) -> Result<Authentic<Roster>, CliError> {
         let earlier = self.context.earlier_roots(self.root.root().version);
-        self.roster_by(fleet, &earlier, |shown| shown.coming_envelope.unwrap_or(shown.envelope)).await
+        let roster =
+            self.roster_by(fleet, &earlier, |shown| shown.coming_envelope.unwrap_or(shown.envelope)).await?;
+        self.take_note(&roster)?;
+        Ok(roster)
+    }
+
+    /// Takes note of a roster that the coordinator has taken: no earlier one is gone on from any more.
+    pub(crate) fn has_handed_in(&self, envelope: &[u8]) -> Result<(), CliError> {
+        let doing = "take note of the roster that was handed in";
+        let roster = self.root.verify_held_roster(envelope, unix_time()).map_err(CliError::trust(doing))?;
+        self.take_note(&roster)
+    }
+
+    fn take_note(&self, roster: &Authentic<Roster>) -> Result<(), CliError> {
+        let (document, digest) = (roster.document(), roster.payload_digest());
+        let shown = SeenRoster { revision: document.revision(), digest };
+        take_note(self.context.folder(), document.fleet(), shown)
     }
 
     async fn roster_by(

@@ -74,6 +74,11 @@ pub(crate) fn locate(
 }
 
 impl Context {
+    /// The folder that it is in.
+    pub(crate) fn folder(&self) -> &Path {
+        folder_of(&self.path)
+    }
+
     /// Finds and reads the context: what is named, else the user's.
     pub(crate) fn find(named: Option<&Path>) -> Result<Self, CliError> {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);

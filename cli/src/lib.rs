@@ -22,6 +22,7 @@ mod orders;
 mod output;
 mod provision;
 mod resolve;
+mod seen;
 mod suggest;
 mod view;
 

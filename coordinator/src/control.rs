@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use muster_model::{
-    Blocker, Code, Digest, FleetName, FromHost, HostName, Refusal, SessionId, Standing, Token,
+    Blocker, Code, Digest, FleetName, FromHost, HostName, PublicKey, Refusal, SessionId, Standing, Token,
 };
 use muster_mtls::Peer;
 use muster_proto::convert::{self, from_host, to_agent};
@@ -15,7 +15,7 @@ use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body;
 use muster_proto::v1::control_server::ControlServer;
 use muster_rollout::fleet::Event;
-use muster_trust::verify_attestation;
+use muster_trust::{verify_attestation, verify_withdrawal};
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -149,6 +149,9 @@ impl Attachment {
         };
         match body {
             Body::Attested(attested) => self.attested(&handle, session, attested).await,
+            Body::Withdrawn(v1::Withdrawn { envelope: Some(envelope), .. }) => {
+                self.withdrew(&handle, session, &envelope).await
+            }
             Body::Inventory(_) | Body::DeployProgress(_) | Body::DeployEnded(_) | Body::CheckEnded(_) => {
                 self.outside_of_rollouts(&handle, session, body).await.map_err(unreadable)
             }
@@ -384,6 +387,42 @@ impl Attachment {
                 self.bad_attestation(session, k, detail)
             }
             Err(error) => self.bad_attestation(session, k, chain(&error)),
+        };
+        handle.tell(Input::Event(Box::new(event))).await
+    }
+
+    /// A host's word that it has closed, at the edge: it is worth what its signature is worth.
+    async fn withdrew(
+        &self,
+        handle: &Arc<FleetHandle>,
+        session: SessionId,
+        envelope: &[u8],
+    ) -> Result<(), Refusal> {
+        let RosterInForce { roster, coming, .. } = handle.roster();
+        let host = self.host.clone();
+        let of_coming = coming.as_ref().and_then(|(coming, _)| coming.key_of(&host));
+        let keys: Vec<PublicKey> = roster.key_of(&host).into_iter().chain(of_coming).cloned().collect();
+        let verify = |key: &PublicKey| verify_withdrawal(envelope, &handle.name, &host, key);
+        let mut why = "no roster that is known here lists it".to_owned();
+        let mut verified = None;
+        for key in keys {
+            match verify(&key) {
+                Ok(withdrawal) => verified = Some((withdrawal, key)),
+                Err(error) => why = chain(&error),
+            }
+        }
+        let event = match verified {
+            Some((withdrawal, attestation_key)) => Event::Withdrew {
+                host,
+                session,
+                envelope: String::from_utf8_lossy(withdrawal.raw()).into(),
+                withdrawal: withdrawal.into_document(),
+                attestation_key,
+            },
+            None => {
+                let refusal = Refusal::because(Blocker::host(Code::NotWithdrawn, &host, why));
+                Event::Message { host, session, message: FromHost::Refused { k: None, refusal } }
+            }
         };
         handle.tell(Input::Event(Box::new(event))).await
     }

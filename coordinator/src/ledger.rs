@@ -17,7 +17,7 @@ use muster_model::{
     Digest, Durable, Epoch, FleetName, HostName, Incarnation, PublicKey, RolloutId, RosterRef, Term,
     UnixTime, Version,
 };
-use muster_rollout::fleet::{End, FleetRecord, Opening, Record, SessionRecord};
+use muster_rollout::fleet::{End, FleetRecord, Opening, Record, SessionRecord, WithdrawalRecord};
 use muster_store::{AnchorPayload, Opened, Options, RecordKind, SledStore, Store, StoreError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -42,6 +42,8 @@ pub(crate) enum Entry {
     Fleet(Box<FleetRecord>),
     /// A host's session.
     Session { fleet: FleetName, session: Box<SessionRecord> },
+    /// A host's own word that it has closed.
+    Withdrawal { fleet: FleetName, withdrawal: Box<WithdrawalRecord> },
     /// A release became known.
     Release(Box<ReleaseEntry>),
     /// A rollout ended.
@@ -131,6 +133,8 @@ pub(crate) struct State {
 pub(crate) struct FleetState {
     pub(crate) record: Option<FleetRecord>,
     pub(crate) sessions: BTreeMap<HostName, SessionRecord>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) withdrawals: BTreeMap<HostName, WithdrawalRecord>,
     releases: Arc<Vec<ReleaseEntry>>,
     last_end: Option<Arc<End>>,
     receipts: Arc<BTreeMap<Epoch, Digest>>,
@@ -238,6 +242,10 @@ impl Ledger {
                 Record::Fleet(record) => entries.push(Entry::Fleet(record.clone())),
                 Record::Session(session) => {
                     entries.push(Entry::Session { fleet: fleet.clone(), session: Box::new(session.clone()) });
+                }
+                Record::Withdrawal(word) => {
+                    let withdrawal = Box::new(word.clone());
+                    entries.push(Entry::Withdrawal { fleet: fleet.clone(), withdrawal });
                 }
             }
         }
@@ -384,7 +392,11 @@ impl Entry {
             Self::Ended { fleet, .. } | Self::Receipt { fleet, .. } | Self::OrdersDropped { fleet, .. } => {
                 Some(fleet)
             }
-            Self::Incarnation(_) | Self::Fleet(_) | Self::Session { .. } | Self::Certificates(_) => None,
+            Self::Incarnation(_)
+            | Self::Fleet(_)
+            | Self::Session { .. }
+            | Self::Withdrawal { .. }
+            | Self::Certificates(_) => None,
         }
     }
 }
@@ -440,6 +452,10 @@ impl State {
             }
             Entry::Session { fleet, session } => {
                 self.fleets.entry(fleet).or_default().sessions.insert(session.host.clone(), *session);
+            }
+            Entry::Withdrawal { fleet, withdrawal } => {
+                let words = &mut self.fleets.entry(fleet).or_default().withdrawals;
+                words.insert(withdrawal.host.clone(), *withdrawal);
             }
             Entry::Release(release) => {
                 let fleet = self.fleets.entry(release.fleet.clone()).or_default();

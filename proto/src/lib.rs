@@ -20,4 +20,4 @@ pub mod convert;
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/fleet.v1.bin"));
 
 /// The version of the protocol that agents and coordinators of this build speak.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;

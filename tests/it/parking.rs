@@ -53,6 +53,9 @@ fn a_host_that_serves_is_parked_and_comes_back_with_what_the_others_serve_by_the
         (&found["host"], &found["reason"], &found["state"]),
         (&"host-3".into(), &REASON.into(), &"parked".into())
     );
+    let shown = fleet.json(&["roster", "show"]).expect_code(0);
+    assert_eq!(shown.json()["parked"][0]["since"], 2);
+    assert!(fleet.muster(&["roster", "show"]).stdout.contains("its own word, of revision 2 or later"));
     // Two of two: it is not asked, and gets the bytes.
     let two = fleet.release(&artifact(&[("lib/a", "b")]), "2");
     let checked = fleet.json(&["check", "--release", "2"]).expect_code(0);
@@ -65,6 +68,8 @@ fn a_host_that_serves_is_parked_and_comes_back_with_what_the_others_serve_by_the
     fleet.json(&["receipt", "show", "--out", text(&receipt)]).expect_code(0);
     let verified = fleet.json(&["receipt", "verify", text(&receipt)]).expect_code(0);
     assert_eq!(verified.text_at("/parked/0"), "host-3");
+    let kept: Value = serde_json::from_slice(&std::fs::read(&receipt).unwrap()).unwrap();
+    assert_eq!(kept["withdrawals"].as_array().map(Vec::len), Some(1), "its own word is in the receipt");
     let back = fleet.json(&["host", "unpark", "host-3"]).expect_code(0);
     assert_eq!(back.text_at("/outcome"), "serving");
     fleet.assert_all_serve(&two);
@@ -143,6 +148,28 @@ fn a_host_that_is_cut_off_while_it_is_asked_to_leave_counts_until_something_prov
     assert!(open.contains("host-2: pulled out of rack 4"), "{open}");
     fleet.host(2).agent.start(&[]);
     until("the host that was said to be off has closed", || fleet.host(2).serves().is_none());
+}
+
+#[test]
+fn operators_go_on_from_no_older_roster_than_the_last_that_they_have_seen() {
+    let (fleet, one) = serving();
+    fleet.json(&["roster", "draft"]).expect_code(0);
+    let context = fleet.context();
+    let seen = context.parent().unwrap().join("rosters-seen.json");
+    let text = std::fs::read_to_string(&seen).unwrap();
+    assert!(text.contains("\"revision\":1"), "{text}");
+    std::fs::write(&seen, text.replace("\"revision\":1", "\"revision\":2")).unwrap();
+    for asked in [
+        &["host", "park", "host-3", "--reason", REASON][..],
+        &["host", "retire", "host-3", "--reason", REASON],
+    ] {
+        let refused = fleet.json(asked).expect_code(15);
+        let said = &refused.blockers()[0].detail;
+        assert!(said.contains("shows revision 1 of the roster, and revision 2 was seen here"), "{said}");
+    }
+    fleet.assert_all_serve(&one);
+    std::fs::write(&seen, text).unwrap();
+    park(&fleet, "host-3").expect_code(0);
 }
 
 #[test]

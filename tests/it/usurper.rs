@@ -4,7 +4,10 @@
 
 use std::fs;
 
-use muster_model::{Code, Digest, Document as _, MerkleTree, Order, Roster, RosterRef, Secret};
+use muster_model::{
+    BootId, Code, Digest, Document as _, MerkleTree, Order, RolloutId, Roster, RosterRef, RosterRevision,
+    Secret, Withdrawal, Withdrawn,
+};
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body as FromAgent;
 use muster_proto::v1::coordinator_frame::Body as ToAgent;
@@ -14,7 +17,7 @@ use serde_json::Value;
 use crate::harness::audit::Log;
 use crate::harness::forgery::{order, release, strangers_key};
 use crate::harness::impostor::{Endless, Impostor};
-use crate::harness::{Caller, Fleet, Operators, artifact, now, signed};
+use crate::harness::{Caller, Fleet, Operators, artifact, now, signed, until};
 
 const HOSTS: [&str; 3] = ["host-1", "host-2", "host-3"];
 
@@ -157,6 +160,51 @@ impl Usurped {
         let attestations = self.attest(k);
         self.prepare(k, &change(&attestations, self.papers(k, &attestations)));
         self.all_refuse(code, words);
+    }
+
+    /// What operators sign who believe that host-3 is set aside since `since`, with the order for it, and these words of hosts.
+    fn without_host_3(
+        &self,
+        k: u64,
+        since: RosterRevision,
+        attested: &[Vec<u8>],
+        words: &[Vec<u8>],
+    ) -> Papers {
+        let present = self.roster.document();
+        let [first, second, third] = present.hosts() else { panic!("three hosts") };
+        let parked = Withdrawn {
+            name: third.name.clone(),
+            attestation_key: third.attestation_key.clone(),
+            reason: "a fan rattles".to_owned(),
+            since_unix_ms: now(),
+            since: Some(since),
+            fenced: false,
+        };
+        let (fleet, revision) = (present.fleet().clone(), present.revision().next());
+        let roster = Roster::new(fleet, revision, present.policy(), vec![first.clone(), second.clone()])
+            .and_then(|roster| roster.setting_aside(vec![parked], Vec::new()))
+            .unwrap();
+        let digest = Digest::of(&roster.to_bytes());
+        let order = order(k, RosterRef { digest, revision, hosts: 2 }, Some(self.two), self.three);
+        let operators: [&dyn Signer; 2] = [&self.alice, &self.bob];
+        Papers {
+            order: sign(&order, &operators).unwrap().raw().to_vec(),
+            roster: sign(&roster, &operators).unwrap().raw().to_vec(),
+            evidence: assemble_evidence(&[&attested[..2], words].concat()),
+            ..self.papers(k, attested)
+        }
+    }
+
+    /// That host-3 has closed by a revision, as this key says.
+    fn word_of_host_3(&self, revision: RosterRevision, key: &SigningKey) -> Vec<u8> {
+        let host = self.roster.document().hosts()[2].name.clone();
+        let boot = BootId::new("0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f").unwrap();
+        let fleet = self.roster.document().fleet().clone();
+        signed(&Withdrawal::new(fleet, host, revision, RolloutId(2), boot, now()), key)
+    }
+
+    fn key_of(&self, number: usize) -> SigningKey {
+        SigningKey::read(&self.fleet.host(number).folder().join("attestation.key")).unwrap()
     }
 
     fn open(&self, host: &str, k: u64, secrets: &[u8]) {
@@ -315,6 +363,56 @@ fn opens_one_host_while_others_serve(usurped: &Usurped, k: u64) {
             .hear_from(host, "that it serves", |body| matches!(body, FromAgent::Serving(_)).then_some(()));
     }
     fleet.assert_all_serve(&three.to_string());
+}
+
+#[test]
+fn a_coordinator_that_was_taken_over_cannot_say_for_a_host_that_it_has_withdrawn() {
+    let usurped = Usurped::begin();
+    let since = usurped.roster.document().revision().next();
+    let before = usurped.roster.document().revision();
+    let not_its_key = "withdrawal of host-3 is not signed by the key";
+    let unproven = "nothing proves that all hosts have closed";
+    // Operators were told that it has closed, and signed that it is parked. It was shown nothing, and serves.
+    for (k, words, said) in [
+        (3, vec![], unproven),
+        (4, vec![usurped.word_of_host_3(since, &strangers_key())], not_its_key),
+        (5, vec![usurped.word_of_host_3(since, &usurped.key_of(1))], not_its_key),
+        // Its own word, of a time when it was set aside before.
+        (6, vec![usurped.word_of_host_3(before, &usurped.key_of(3))], unproven),
+        (7, vec![usurped.word_of_host_3(since.next(), &usurped.key_of(3))], unproven),
+    ] {
+        let attested = usurped.attest(k);
+        usurped.prepare(k, &usurped.without_host_3(k, since, &attested, &words));
+        usurped.all_refuse(Code::NotWithdrawn, said);
+    }
+    // It was nothing else that kept it shut.
+    let attested = usurped.attest(8);
+    let word = usurped.word_of_host_3(since, &usurped.key_of(3));
+    usurped.prepare(8, &usurped.without_host_3(8, since, &attested, &[word]));
+    for host in &HOSTS[..2] {
+        let prepared = |body| matches!(body, FromAgent::Prepared(_)).then_some(());
+        usurped.impostor.hear_from(host, "that it is prepared", prepared);
+    }
+    usurped.refuses(HOSTS[2], Code::HostNotInRoster, "");
+}
+
+#[test]
+fn operators_who_were_shown_an_older_roster_sign_none_that_a_host_goes_on_to() {
+    let usurped = Usurped::begin();
+    // In the roster that all keep host-3 serves. The one that operators were shown has it set aside, as it was before; its word of then
+    // is real.
+    let since = usurped.roster.document().revision();
+    let attested = usurped.attest(3);
+    let word = usurped.word_of_host_3(since, &usurped.key_of(3));
+    let papers = usurped.without_host_3(3, since, &attested, &[word]);
+    usurped.prepare(3, &papers);
+    usurped.all_refuse(Code::RosterChanged, "in which it serves");
+    let roster = usurped.impostor.hold(&papers.roster).as_bytes().to_vec();
+    usurped.impostor.say(ToAgent::RosterShown(v1::RosterShown { roster }));
+    for host in usurped.fleet.hosts() {
+        until("it does not keep the roster", || host.agent.log().contains("a roster is not kept"));
+    }
+    usurped.fleet.assert_all_serve(&usurped.two.to_string());
 }
 
 #[test]

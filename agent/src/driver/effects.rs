@@ -2,7 +2,9 @@
 
 use muster_daemon::{DECISIONS, crash_point};
 use muster_guard::{Armed, FlipTime, Opened};
-use muster_model::{Attestation, Code, Digest, Documents, FromHost, Refusal, RolloutId};
+use muster_model::{
+    Attestation, BootTime, Code, Digest, Documents, FromHost, Refusal, RolloutId, Withdrawal,
+};
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body;
 use muster_rollout::host::{Effect, Event, Purpose, SealPurpose};
@@ -21,6 +23,7 @@ impl FleetDriver {
         match effect {
             Effect::Send(message) => self.say(message),
             Effect::SignAndSend(k, attestation) => self.sign_and_send(k, &attestation),
+            Effect::SignWithdrawal { withdrawal, at } => self.sign_withdrawal(&withdrawal, at),
             Effect::Measure { purpose, release } => self.measure(purpose, release),
             Effect::Verify { k, documents } => self.verify(k, documents),
             Effect::Seal { k, release } => self.seal(k, release),
@@ -54,11 +57,8 @@ impl FleetDriver {
             FromHost::Refused { refusal, .. } | FromHost::Dark { refusal, .. } => {
                 tracing::warn!(fleet = %self.tools.fleet, %refusal, "refused");
             }
-            FromHost::Withdrawn { roster, .. } => {
-                let fleet = &self.tools.fleet;
-                tracing::warn!(%fleet, revision = %roster, "the roster does not have this host serve: it has closed");
-            }
-            FromHost::Join(_)
+            FromHost::Withdrawn { .. }
+            | FromHost::Join(_)
             | FromHost::Fresh { .. }
             | FromHost::CannotAttest { .. }
             | FromHost::Prepared { .. }
@@ -113,6 +113,25 @@ impl FleetDriver {
             Err(error) => {
                 let refusal = refusal::of_trust(&self.tools.host, Code::BadAttestation, &error);
                 self.send(FromHost::CannotAttest { k, refusal });
+            }
+        }
+    }
+
+    /// The host's word that it has closed: the others believe nobody else.
+    fn sign_withdrawal(&self, withdrawal: &Withdrawal, at: BootTime) {
+        let (fleet, revision) = (&self.tools.fleet, withdrawal.roster_revision);
+        tracing::warn!(%fleet, %revision, "the roster does not have this host serve: it has closed");
+        match muster_trust::sign(withdrawal, &[&*self.tools.key]) {
+            Ok(envelope) => {
+                let Some(uplink) = &self.uplink else { return };
+                tracing::trace!(target: DECISIONS, host = %self.tools.host, ?withdrawal, "withdraws");
+                let (roster_revision, at_boot_ms) = (revision.0, at.0);
+                let envelope = Some(envelope.raw().to_vec());
+                uplink.send(fleet, Body::Withdrawn(v1::Withdrawn { roster_revision, at_boot_ms, envelope }));
+            }
+            Err(error) => {
+                let refusal = refusal::of_trust(&self.tools.host, Code::NotWithdrawn, &error);
+                self.send(FromHost::Refused { k: None, refusal });
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod add;
 mod apply;
+mod aside;
 mod draft;
 mod file;
 mod hand_in;

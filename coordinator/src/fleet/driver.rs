@@ -319,7 +319,7 @@ impl Driver {
         records.iter().for_each(|record| trace_record(&fleet, record));
         let phase = records.iter().rev().find_map(|record| match record {
             Record::Fleet(record) => Some(audit::phase_name(&record.phase)),
-            Record::Document(..) | Record::Session(_) => None,
+            Record::Document(..) | Record::Session(_) | Record::Withdrawal(_) => None,
         });
         let write = self.place.ledger.run(move |ledger| {
             crash_at(phase, "before");
@@ -512,6 +512,7 @@ impl Driver {
             rollout_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
             acknowledged: self.fleet.acknowledged(),
             frozen: self.fleet.frozen().cloned(),
+            unproven: self.fleet.unproven(),
             now,
         }
     }
@@ -532,7 +533,7 @@ fn newest<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<Record> {
     let mut fleet = None;
     for record in records {
         match record {
-            Record::Document(..) | Record::Session(_) => kept.push(record.clone()),
+            Record::Document(..) | Record::Session(_) | Record::Withdrawal(_) => kept.push(record.clone()),
             Record::Fleet(_) => fleet = Some(record.clone()),
         }
     }
@@ -560,6 +561,7 @@ fn trace_record(fleet: &FleetName, record: &Record) {
         Record::Document(digest, _) => tracing::trace!(target: DECISIONS, %fleet, %digest, "keeps"),
         Record::Fleet(record) => tracing::trace!(target: DECISIONS, %fleet, ?record, "writes"),
         Record::Session(session) => tracing::trace!(target: DECISIONS, %fleet, ?session, "writes"),
+        Record::Withdrawal(word) => tracing::trace!(target: DECISIONS, %fleet, ?word, "writes"),
     }
 }
 

@@ -110,6 +110,8 @@ pub(crate) struct View {
     pub(crate) rollout_age_ms: u64,
     pub(crate) acknowledged: usize,
     pub(crate) frozen: Option<Blocker>,
+    /// Hosts that are set aside and have not proven that they have closed, and agents that do not know how.
+    pub(crate) unproven: Vec<Blocker>,
     pub(crate) now: muster_model::BootTime,
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use muster_model::{
     Commitment, Digest, FleetName, HostName, Mandate, Purpose, Roster, Secrets, SigningRole, Verified,
 };
-use muster_rollout::fleet::{FleetRecord, Inheritance, Phase, SessionRecord};
-use muster_trust::{Authentic, RootChain, verify_evidence};
+use muster_rollout::fleet::{FleetRecord, Inheritance, Phase, SessionRecord, WithdrawalRecord};
+use muster_trust::{Authentic, RootChain, verify_evidence, verify_withdrawal};
 
 use crate::Error;
 use crate::ledger::{Documents, Ledger, MandateEntry};
@@ -21,7 +21,8 @@ pub(crate) fn inherit_all(
     let mut inherited = Vec::new();
     for state in ledger.state().fleets.values() {
         let Some(record) = &state.record else { continue };
-        let inheritance = inherit(record, &state.sessions, ledger.documents(), roots)?;
+        let mut inheritance = inherit(record, &state.sessions, ledger.documents(), roots)?;
+        inheritance.withdrawals = words(&record.fleet, &state.withdrawals);
         inherited.push((record.clone(), inheritance));
     }
     Ok(inherited)
@@ -87,7 +88,21 @@ fn inherit(
     };
     let sessions = sessions.values().cloned().collect();
     let coming = coming.map(Arc::new);
-    Ok(Inheritance { roster: Arc::new(roster), coming, sessions, commitments, secrets })
+    let withdrawals = Vec::new();
+    Ok(Inheritance { roster: Arc::new(roster), coming, sessions, withdrawals, commitments, secrets })
+}
+
+/// The words of hosts that they have closed, each verified again. One that does not verify is as good as none: its host gives it again.
+fn words(fleet: &FleetName, kept: &BTreeMap<HostName, WithdrawalRecord>) -> Vec<WithdrawalRecord> {
+    let holds = |word: &&WithdrawalRecord| {
+        let verified = verify_withdrawal(word.envelope.as_bytes(), fleet, &word.host, &word.attestation_key);
+        let is_it = verified.is_ok_and(|it| it.document().roster_revision == word.roster_revision);
+        if !is_it {
+            tracing::error!(%fleet, host = %word.host, "the word of a host that it has closed is damaged");
+        }
+        is_it
+    };
+    kept.values().filter(holds).cloned().collect()
 }
 
 /// What a fleet inherits whose first roster was just applied.

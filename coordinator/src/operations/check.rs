@@ -124,7 +124,10 @@ impl Check {
                 () = events.closed() => return,
             }
         }
-        let finished = self.finished();
+        let mut finished = self.finished();
+        // No flip comes to its end without their word.
+        let unproven = self.fleet.view().await.map(|view| view.unproven).unwrap_or_else(|it| it.blockers);
+        finished.blockers.extend(listed(unproven));
         // Nobody may be listening any more.
         let _ = events.send(Ok(v1::CheckEvent { event: Some(Event::Finished(finished)) })).await;
     }

@@ -45,6 +45,9 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
     let parked = parked.collect();
     let all = view.hosts.iter().chain(&view.parked);
     let blockers = view.frozen.iter().cloned().chain(all.flat_map(|host| host_blockers(host, &view)));
+    let mut blockers: Vec<Blocker> = blockers.collect();
+    let of_others = view.unproven.iter().filter(|it| !blockers.contains(it)).cloned().collect::<Vec<_>>();
+    blockers.extend(of_others);
     Ok(v1::FleetStatus {
         fleet: fleet.name.as_str().to_owned(),
         incarnation: record.leadership.incarnation.0,
@@ -57,7 +60,7 @@ pub(super) async fn status(shared: &Arc<Shared>, fleet: &FleetHandle) -> Result<
         rollout: rollout(&view, &names),
         roster_revision: record.roster.revision.0,
         roster_digest: record.roster.digest.as_bytes().to_vec(),
-        blockers: blockers.map(v1::Blocker::from).collect(),
+        blockers: blockers.into_iter().map(v1::Blocker::from).collect(),
         hosts,
         parked,
         retired: view.roster.retired().iter().map(set_aside).collect(),

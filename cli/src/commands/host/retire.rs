@@ -4,7 +4,7 @@ use muster_proto::v1;
 
 use super::place::{Leaving, Moved, Outcome, in_no_roster};
 use crate::commands::Env;
-use crate::commands::roster::{HandedIn, Next, holds, until};
+use crate::commands::roster::{HandedIn, Next, holds, is_parked, until};
 use crate::connect::{Session, answer};
 use crate::error::CliError;
 use crate::exit::Exit;
@@ -37,7 +37,8 @@ impl Retire {
                 Some(HostPlace::Serving | HostPlace::Parked) => {
                     // It has closed, or nothing proves it but the statement.
                     if !self.host.fenced {
-                        until(env, &session, &fleet, self.host.timeout, |status| holds(status, revision))
+                        let name = &self.host.name;
+                        until(env, &session, &fleet, self.host.timeout, |it| is_parked(it, revision, name))
                             .await?;
                     }
                     if self.host.fenced {

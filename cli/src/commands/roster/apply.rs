@@ -8,6 +8,7 @@ use muster_proto::v1;
 use muster_trust::{Authentic, Signer, sign};
 use serde::Serialize;
 
+use super::aside::carry_on;
 use super::file::RosterFile;
 use super::policy::PolicyChange;
 use crate::clock::unix_time;
@@ -48,14 +49,24 @@ pub(super) struct Statement {
 
 impl Statement {
     /// Adds it to a roster that is about to be signed, and when that is, where somebody goes by it.
-    pub(super) fn made_in(&self, roster: Roster, root: &Root) -> Result<Roster, CliError> {
+    pub(super) fn made_in(
+        &self,
+        roster: Roster,
+        before: Option<&Roster>,
+        root: &Root,
+    ) -> Result<Roster, CliError> {
         // Agents from before there were joiners read no roster that says more than they know.
         let roster = if root.joiners.is_some() { roster.issued(unix_time()) } else { roster };
         let doing = format!("sign the roster of {}", roster.fleet());
         let (reason, stated_unix_ms) = (self.reason.clone().unwrap_or_default(), unix_time());
         let fence = |host: &HostName| Fence { host: host.clone(), reason: reason.clone(), stated_unix_ms };
         let fenced = self.fenced.iter().map(fence).collect();
-        roster.stating(fenced).map_err(|source| CliError::Document { doing, source })
+        let (mut parked, mut retired) = (roster.parked().to_vec(), roster.retired().to_vec());
+        for list in [&mut parked, &mut retired] {
+            carry_on(list, before, roster.revision(), &self.fenced);
+        }
+        let completed = roster.setting_aside(parked, retired).and_then(|roster| roster.stating(fenced));
+        completed.map_err(|source| CliError::Document { doing, source })
     }
 
     /// A roster that others have signed says what it says.
@@ -92,6 +103,7 @@ impl Apply {
         let mut client = session.operations();
         let request = v1::ApplyRosterRequest { envelope: next.raw().to_vec(), fenced: Vec::new() };
         let applied = Box::pin(answer(&doing, client.apply_roster(request))).await?;
+        session.has_handed_in(next.raw())?;
         env.ui.report(&Applied {
             fleet: applied.fleet,
             revision: applied.revision,
@@ -116,7 +128,8 @@ async fn sign_alone(
     statement: &Statement,
 ) -> Result<(Option<Authentic<Roster>>, Authentic<Roster>), CliError> {
     let (current, roster) = draft(session, path, bytes).await?;
-    let roster = statement.made_in(roster, session.root().root())?;
+    let before = current.as_ref().map(|roster| &**roster.document());
+    let roster = statement.made_in(roster, before, session.root().root())?;
     if session.operators_needed() > 1 {
         let path = path.display();
         return Err(CliError::Usage {

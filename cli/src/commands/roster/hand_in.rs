@@ -6,6 +6,7 @@ use muster_model::{Code, Fence, FleetName, HostName, Refusal, Roster, RosterRevi
 use muster_proto::v1;
 use muster_trust::{Signer, sign};
 
+use super::aside::carry_on;
 use crate::clock::unix_time;
 use crate::commands::order::Approvals;
 use crate::connect::{Session, answer};
@@ -76,7 +77,7 @@ impl Next {
         self.retired.push(aside(member, reason));
     }
 
-    /// States that a host is off.
+    /// States that a host is off: nobody waits for it, or for its word.
     pub(crate) fn state_off(&mut self, host: &HostName, reason: &str) {
         let fence = Fence { host: host.clone(), reason: reason.to_owned(), stated_unix_ms: unix_time() };
         self.fenced.push(fence);
@@ -91,8 +92,13 @@ impl Next {
             let detail = "it would leave nobody who serves, and nothing can be proven of an empty fleet";
             return Err(CliError::refused(doing, Refusal::of(Code::RosterEmpty, detail)));
         }
+        let off: Vec<HostName> = self.fenced.iter().map(|fence| fence.host.clone()).collect();
+        let (mut parked, mut retired) = (self.parked, self.retired);
+        for list in [&mut parked, &mut retired] {
+            carry_on(list, Some(&self.before), revision, &off);
+        }
         let roster = Roster::new(self.fleet.clone(), revision, policy, self.members)
-            .and_then(|roster| roster.setting_aside(self.parked, self.retired))
+            .and_then(|roster| roster.setting_aside(parked, retired))
             .and_then(|roster| roster.stating(self.fenced))
             .map_err(invalid)?;
         // Joiners add only to what says when it was signed.
@@ -109,6 +115,7 @@ impl Next {
         let request = v1::ApplyRosterRequest { envelope: envelope.raw().to_vec(), fenced: Vec::new() };
         let mut client = session.operations();
         Box::pin(answer(&doing, client.apply_roster(request))).await?;
+        session.has_handed_in(envelope.raw())?;
         Ok(HandedIn::Applied { revision })
     }
 }

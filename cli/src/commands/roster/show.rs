@@ -8,6 +8,7 @@ use muster_model::{
 use muster_trust::Authentic;
 use serde::Serialize;
 
+use super::aside::proof;
 use crate::args::FleetArg;
 use crate::clock::{date_text, span_text};
 use crate::commands::Env;
@@ -151,10 +152,10 @@ impl Report for Shown {
         for (what, list) in [("PARKED", &self.parked), ("RETIRED", &self.retired)] {
             if !list.is_empty() {
                 page.gap();
-                let rows = list
-                    .iter()
-                    .map(|it| [it.name.to_string(), date_text(it.since_unix_ms), it.reason.clone()]);
-                page.table([what, "SINCE", "WHY"], rows.collect());
+                let rows = list.iter().map(|it| {
+                    [it.name.to_string(), date_text(it.since_unix_ms), proof(it), it.reason.clone()]
+                });
+                page.table([what, "SINCE", "PROOF", "WHY"], rows.collect());
             }
         }
     }

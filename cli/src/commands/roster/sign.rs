@@ -51,7 +51,9 @@ impl Sign {
             (current, proposal.document, Some(proposal.envelope))
         } else {
             let (current, next) = draft(&session, &self.file, &bytes).await?;
-            (current, self.statement.made_in(next, session.root().root())?, None)
+            let before = current.as_ref().map(|roster| &**roster.document());
+            let next = self.statement.made_in(next, before, session.root().root())?;
+            (current, next, None)
         };
         let before = current.as_ref().map(|roster| &**roster.document());
         refuse_out_of_turn(before, &next).map_err(|refusal| CliError::refused(doing.as_str(), refusal))?;

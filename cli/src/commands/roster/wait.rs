@@ -60,7 +60,7 @@ pub(crate) fn is_parked(
 ) -> Result<(), Wait> {
     let is_in = |list: &[v1::HostStatus]| list.iter().any(|it| it.host == host.as_str());
     if status.roster_revision >= revision.0 && is_in(&status.parked) {
-        return Ok(());
+        return has_given_its_word(status, host);
     }
     if status.roster_revision >= revision.0 {
         let place = if is_in(&status.hosts) { "has it serve" } else { "does not have it parked" };
@@ -72,6 +72,20 @@ pub(crate) fn is_parked(
         return Err(overtaken(host, coming.revision, "has it serve on"));
     }
     holds(status, revision)
+}
+
+/// Nobody flips without a host before it has said by its own signature that it has closed, unless it is stated to be off.
+fn has_given_its_word(status: &v1::FleetStatus, host: &HostName) -> Result<(), Wait> {
+    let of_host = status.parked.iter().filter(|it| it.host == host.as_str());
+    let is_missing = |it: &&v1::Blocker| it.code == Code::NotWithdrawn.as_str();
+    if !of_host.flat_map(|it| &it.blockers).any(|it| is_missing(&it)) {
+        return Ok(());
+    }
+    let detail = format!(
+        "it is parked, and has not said by its own signature that it has closed; nothing is flipped before. If its machine is off, \
+         state it: `muster host park {host} --fenced --reason TEXT`"
+    );
+    Err(Wait::For(vec![Blocker::host(Code::NotWithdrawn, host, detail)]))
 }
 
 /// Whether the host serves by this revision of the roster or by a later one, as far as the roster goes.
@@ -187,6 +201,21 @@ mod tests {
         assert!(waits(&status(&[("host-3", leaves)], &[], Some(7)), 6), "another has left as well");
         assert_in_vain(parked(&status(&[("host-3", serves)], &[], Some(7)), 6), "revision 7 has it serve on");
         assert_in_vain(parked(&status(&[("host-3", serves)], &[], None), 6), "knows nothing of revision 6");
+    }
+
+    #[test]
+    fn a_host_is_parked_only_once_it_has_given_its_word() {
+        let mut status = status(&[], &["host-3"], None);
+        let missing = v1::Blocker { code: "not-withdrawn".to_owned(), ..v1::Blocker::default() };
+        let other = v1::Blocker { code: "drifted".to_owned(), ..v1::Blocker::default() };
+        status.parked[0].blockers = vec![other];
+        assert!(is_parked(&status, RosterRevision(5), &host()).is_ok());
+        status.parked[0].blockers.push(missing);
+        let Err(Wait::For(blockers)) = is_parked(&status, RosterRevision(5), &host()) else {
+            panic!("it waits")
+        };
+        assert_eq!(blockers[0].code, Code::NotWithdrawn);
+        assert!(blockers[0].detail.contains("--fenced"));
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_model::{
-    Attestation, Blocker, Digest, Epoch, FromHost, HostName, JoinReport, Order, Refusal, Release, RolloutId,
-    Roster, SessionId, ToHost, Token, UnixTime, Verified,
+    Attestation, Blocker, Digest, Epoch, FromHost, HostName, JoinReport, Order, PublicKey, Refusal, Release,
+    RolloutId, Roster, SessionId, ToHost, Token, UnixTime, Verified, Withdrawal,
 };
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +54,19 @@ pub enum Event {
         attestation: Verified<Attestation>,
         /// The envelope, for the evidence.
         envelope: Arc<[u8]>,
+    },
+    /// A host has closed because a roster leaves it out, and its own word of that verifies with its key.
+    Withdrew {
+        /// The host.
+        host: HostName,
+        /// The session it came over.
+        session: SessionId,
+        /// What it states.
+        withdrawal: Verified<Withdrawal>,
+        /// The key that has signed it.
+        attestation_key: PublicKey,
+        /// The envelope, for the evidence: JSON in one line.
+        envelope: Arc<str>,
     },
     /// A release was deployed on a host: one that is dark may be able to serve now.
     Deployed {

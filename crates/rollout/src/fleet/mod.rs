@@ -17,6 +17,7 @@ mod roster;
 mod session;
 mod view;
 mod wait;
+mod withdrawals;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use muster_model::{
 pub use event::{DarkWindow, Effect, End, Event, Limits, NextRoster, Outcome, Proposal, Report, Stage};
 pub use record::{
     Armament, Base, ComingRoster, FleetRecord, Identity, MissedRoster, Offers, Opening, Papers, Phase,
-    PreviousToken, RECORD_FORMAT, Record, Rollout, SessionRecord, is_bound_to, roster_ref,
+    PreviousToken, RECORD_FORMAT, Record, Rollout, SessionRecord, WithdrawalRecord, is_bound_to, roster_ref,
 };
 pub use roster::leaves;
 pub use view::{HostView, RolloutView, State};
@@ -41,7 +42,10 @@ use rollout::Progress;
 pub type Step = AnyStep<Record, Effect>;
 
 /// The newest protocol version this half speaks; agents below [`PROTOCOL_MIN`] are blockers, never parse errors.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
+/// The oldest that knows withdrawals, and rosters that say since when hosts are set aside. It is asked for only while one is in force or
+/// coming.
+pub const PROTOCOL_OF_WITHDRAWALS: u32 = 2;
 /// The oldest agent protocol that takes part.
 pub const PROTOCOL_MIN: u32 = 1;
 
@@ -55,6 +59,8 @@ pub struct Fleet {
     parked: Vec<Host>,
     /// The roster that the record has as coming.
     coming: Option<Arc<Verified<Roster>>>,
+    /// The newest word of each host that it has closed, by name: also of those that have retired and are let in no more.
+    withdrawals: BTreeMap<HostName, WithdrawalRecord>,
     progress: Progress,
     /// What was known of the opening from which the rollout under way sets out: it counts again if that is given up.
     set_aside: Option<flip::Opened>,
@@ -74,6 +80,8 @@ pub struct Inheritance {
     pub coming: Option<Arc<Verified<Roster>>>,
     /// The hosts' sessions.
     pub sessions: Vec<SessionRecord>,
+    /// The words of hosts that they have closed, each verified by the key in it.
+    pub withdrawals: Vec<WithdrawalRecord>,
     /// Of a decided rollout: the commitments of the N attestations, in the order of the roster.
     pub commitments: Vec<Commitment>,
     /// Of an opened one: the N closing secrets, in the order of the roster.
@@ -115,6 +123,7 @@ struct Known {
     serving: Option<Epoch>,
     halted: Option<RolloutId>,
     agent_version: String,
+    protocol: u32,
     membership: Membership,
 }
 
@@ -151,6 +160,7 @@ impl Fleet {
             parked,
             roster: inheritance.roster,
             coming: inheritance.coming,
+            withdrawals: inheritance.withdrawals.into_iter().map(|it| (it.host.clone(), it)).collect(),
             progress: Progress::None,
             set_aside: None,
             secrets: inheritance.secrets,
@@ -183,6 +193,9 @@ impl Fleet {
                 if let Some(index) = self.current(&host, session) {
                     self.attested(index, k, attestation, envelope, now, &mut out);
                 }
+            }
+            Event::Withdrew { host, session, withdrawal, attestation_key, envelope } => {
+                self.withdrew(&host, session, &withdrawal, attestation_key, &envelope, &mut out);
             }
             Event::Deployed { host, session, manifest } => {
                 if let Some(index) = self.current(&host, session)

@@ -51,9 +51,7 @@ impl Fleet {
         match message {
             FromHost::Confirmed => host.confirmed(out),
             FromHost::Withdrawn { roster, at: _ } => {
-                host.serves(None);
-                host.has_membership(muster_model::Membership::Excluded(roster));
-                host.trouble.clear();
+                host.has_withdrawn(roster);
             }
             FromHost::Serving { epoch, at: _ } => host.serves(Some(epoch)),
             FromHost::Dark { refusal, nonce: _, returned: _ } => {
@@ -82,7 +80,7 @@ impl Fleet {
         self.parked.binary_search_by(|it| it.name.cmp(host)).ok()
     }
 
-    fn current_parked(&self, host: &HostName, session: SessionId) -> Option<usize> {
+    pub(super) fn current_parked(&self, host: &HostName, session: SessionId) -> Option<usize> {
         let index = self.parked_position(host)?;
         let current = self.parked[index].session.as_ref()?;
         (current.id == session).then_some(index)

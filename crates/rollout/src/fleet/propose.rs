@@ -74,6 +74,7 @@ impl Fleet {
         self.check_proposal(proposal)?;
         let mut blockers = self.unavailable();
         blockers.extend(self.unfinished_change());
+        blockers.extend(self.unproven());
         if blockers.is_empty() { Ok(base) } else { Err(Refusal { blockers }) }
     }
 

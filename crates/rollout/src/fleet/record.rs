@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use muster_model::{
     BootId, Digest, Epoch, FleetName, FlipMode, HostMode, HostName, Incarnation, JournalHead, Leadership,
-    Membership, Order, RolloutId, Roster, RosterRef, RosterRevision, Standing, Term, Token, UnixTime,
+    Membership, Order, PublicKey, RolloutId, Roster, RosterRef, RosterRevision, Standing, Term, Token,
+    UnixTime,
 };
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,24 @@ pub enum Record {
     Fleet(Box<FleetRecord>),
     /// A host's session.
     Session(SessionRecord),
+    /// A host's own word that it has closed.
+    Withdrawal(WithdrawalRecord),
+}
+
+/// A host's own word that it has closed because a roster leaves it out.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WithdrawalRecord {
+    /// [`RECORD_FORMAT`].
+    pub format: u32,
+    /// The host.
+    pub host: HostName,
+    /// The key that has signed it.
+    pub attestation_key: PublicKey,
+    /// The roster that left it out.
+    pub roster_revision: RosterRevision,
+    /// The envelope: JSON in one line.
+    pub envelope: String,
 }
 
 /// The durable state of a fleet.

@@ -328,6 +328,10 @@ impl Fleet {
     fn prepare(&mut self, k: RolloutId, attesting: Attesting, now: BootTime, out: &mut Out) {
         let Some(rollout) = self.record.phase.rollout() else { return };
         let Papers { order, release, roster } = rollout.papers;
+        let words = match self.words() {
+            Ok(words) => words.iter().flat_map(|word| [*word, "\n"]).collect::<String>(),
+            Err(missing) => return self.abort_with(missing, out),
+        };
         let mut evidence = Vec::new();
         let mut commitments = Vec::with_capacity(attesting.answers.len());
         for answer in attesting.answers.into_iter().flatten() {
@@ -337,6 +341,7 @@ impl Fleet {
             evidence.extend_from_slice(&envelope);
             evidence.push(b'\n');
         }
+        evidence.extend_from_slice(words.as_bytes());
         reached(k, Stage::Attested, None, commitments.len(), out);
         let evidence = Self::keep_document(evidence, out);
         let documents = Documents { order, release, roster, evidence };
@@ -358,6 +363,7 @@ impl Inheritance {
             roster,
             coming: None,
             sessions: Vec::new(),
+            withdrawals: Vec::new(),
             commitments: Vec::new(),
             secrets: Secrets::default(),
         }

@@ -41,6 +41,7 @@ impl Fleet {
                 format!("this roster has revision {}; the next one is {expected}", roster.revision());
             return Err(Refusal::of(Code::RosterChanged, detail));
         }
+        self.check_agents(&roster)?;
         self.check_additions(&roster)?;
         self.check_retired(&roster)?;
         self.check_statements(&roster, &fenced)?;
@@ -114,7 +115,13 @@ impl Fleet {
         // An addition takes nobody back: who was away for too long sees what operators have signed instead.
         let asks = |it: &Roster| it.additions().map_or(it.revision(), |additions| additions.base_revision);
         let is_of_coming = self.coming.as_ref().is_some_and(|coming| roster >= asks(coming));
-        if is_of_coming && self.is_leaving(&name) && self.record.offers.remove(&name, &self.roster) {
+        // The others believe its signature alone, and so does this half: one without a word that is needed is waited for.
+        let is_proven = self.coming.as_ref().is_some_and(|coming| !self.owes_word(coming, &name));
+        if is_of_coming
+            && is_proven
+            && self.is_leaving(&name)
+            && self.record.offers.remove(&name, &self.roster)
+        {
             out.record_changed = true;
         }
         // It is shown the roster in force next, which has it serve again.

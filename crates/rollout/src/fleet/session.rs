@@ -436,6 +436,7 @@ impl Host {
             serving: epoch,
             halted: report.standing.halted,
             agent_version: report.agent_version,
+            protocol: report.protocol,
             membership: report.standing.membership,
         });
         self.serves(epoch);

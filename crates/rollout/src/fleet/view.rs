@@ -86,9 +86,11 @@ impl Fleet {
     /// The hosts that are parked, in the order of the roster.
     #[must_use]
     pub fn parked(&self) -> Vec<HostView> {
+        let unproven = self.unproven();
         let view = |host: &Host| {
             let mut blockers = host.troubles(host.trouble_while_parked());
             blockers.retain(|blocker| blocker.code != Code::HostMissing);
+            blockers.extend(unproven.iter().filter(|it| it.host.as_ref() == Some(&host.name)).cloned());
             host.view(State::Parked, blockers)
         };
         self.parked.iter().map(view).collect()

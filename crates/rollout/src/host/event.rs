@@ -197,6 +197,13 @@ pub enum Effect {
     Send(FromHost),
     /// Sign this attestation and send it.
     SignAndSend(RolloutId, Box<Attestation>),
+    /// Sign this host's word that it has closed because a roster leaves it out, and send it.
+    SignWithdrawal {
+        /// What it states.
+        withdrawal: Box<Withdrawal>,
+        /// Since when nothing is served, on the host's clock.
+        at: BootTime,
+    },
     /// Measure a release's tree in full.
     Measure {
         /// Why.

@@ -4,7 +4,7 @@ use muster_model::{
     BootTime, Code, Digest, Epoch, FlipMode, FromHost, Membership, Nonce, Refusal, RolloutId, Secrets,
 };
 
-use super::event::{CloseCause, Effect, GuardState, Measured, Purpose, Resume, SealPurpose};
+use super::event::{CloseCause, Effect, GuardState, Measured, Now, Purpose, Resume, SealPurpose};
 use super::prepare::stale_rollout;
 use super::record::{Mode, Next, Serving, Switch, SwitchStage};
 use super::{Entropy, Host, Out, Quiesced, Stream};
@@ -43,6 +43,7 @@ impl Host {
         &mut self,
         cause: CloseCause,
         outcome: Result<BootTime, Refusal>,
+        now: Now,
         entropy: Entropy,
         out: &mut Out,
     ) {
@@ -76,14 +77,14 @@ impl Host {
             out.record_changed = true;
             out.send(FromHost::Closed { k, secret, at });
         } else {
-            self.stopped(cause, at, entropy, out);
+            self.stopped(cause, at, now, entropy, out);
         }
     }
 
     /// What the host may not serve is stopped.
-    fn stopped(&mut self, cause: CloseCause, at: BootTime, entropy: Entropy, out: &mut Out) {
+    fn stopped(&mut self, cause: CloseCause, at: BootTime, now: Now, entropy: Entropy, out: &mut Out) {
         match self.record.membership {
-            Membership::Excluded(by) => self.has_withdrawn(by, cause, at, out),
+            Membership::Excluded(by) => self.has_withdrawn(by, cause, at, now, out),
             Membership::Returned if self.stopping.is_none() => self.ask_to_return(entropy, out),
             Membership::Member
                 if self.record.may_serve().is_some_and(|serving| serving.release.is_some()) =>

@@ -1,8 +1,8 @@
 //! Membership, on a host: which rosters it has seen, and whether they have it serve.
 
-use muster_model::{BootTime, Code, Digest, Epoch, FromHost, Membership, Refusal, Roster, RosterRevision};
+use muster_model::{BootTime, Code, Digest, Epoch, Membership, Refusal, Roster, RosterRevision, Withdrawal};
 
-use super::event::{CloseCause, Effect};
+use super::event::{CloseCause, Effect, Now};
 use super::record::{HostRecord, Mode, Serving};
 use super::{Entropy, Host, Out, Stream};
 
@@ -82,10 +82,20 @@ impl Host {
     ///
     /// Only the answer to what this exclusion has asked of the guard proves it. That of an earlier closing may come while an opening
     /// of the time in between still waits for the guard.
-    pub(super) fn has_withdrawn(&self, by: RosterRevision, cause: CloseCause, at: BootTime, out: &mut Out) {
+    pub(super) fn has_withdrawn(
+        &self,
+        by: RosterRevision,
+        cause: CloseCause,
+        at: BootTime,
+        now: Now,
+        out: &mut Out,
+    ) {
         // Whoever is not connected tells it when it has joined.
         if cause == CloseCause::LeftOut(by) && self.stream != Stream::Down {
-            out.send(FromHost::Withdrawn { roster: by, at });
+            let HostRecord { fleet, host, last_k, .. } = &self.record;
+            let (fleet, host, boot) = (fleet.clone(), host.clone(), self.profile.boot_id().clone());
+            let withdrawal = Box::new(Withdrawal::new(fleet, host, by, *last_k, boot, now.unix));
+            out.effects.push(Effect::SignWithdrawal { withdrawal, at });
         }
     }
 

@@ -189,7 +189,7 @@ impl Host {
             Event::Leased { k, outcome } => self.leased(k, outcome, now, &mut out),
             Event::SwitchSet { k, outcome } => self.switch_set(k, outcome, &mut out),
             Event::DeadlineReached => self.renew(now, &mut out),
-            Event::Closed { cause, outcome } => self.closed(cause, outcome, entropy, &mut out),
+            Event::Closed { cause, outcome } => self.closed(cause, outcome, now, entropy, &mut out),
             Event::Opened { epoch, outcome } => self.opened(epoch, outcome, &mut out),
             Event::Guard { state, since, halt, refusal } => {
                 self.guard_was_halted(halt, &mut out);

@@ -158,7 +158,9 @@ impl Verdict {
         };
         let secrets = secrets.filter(|_| record.phase.opening().is_some()).unwrap_or_default();
         let roster = rosters.in_force;
-        Ok((record, Inheritance { roster, coming: next, sessions, commitments, secrets }))
+        // Hosts give their word again when they join.
+        let withdrawals = Vec::new();
+        Ok((record, Inheritance { roster, coming: next, sessions, withdrawals, commitments, secrets }))
     }
 
     /// A rollout that goes forward counts N by the roster that its order is bound to, and waits by that one's times: the

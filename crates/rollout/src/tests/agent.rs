@@ -159,6 +159,11 @@ impl World {
                 self.check_attested(index, k);
                 self.send_up(index, Up::Attested(k, attestation));
             }
+            Effect::SignWithdrawal { withdrawal, at } => {
+                let roster = withdrawal.roster_revision;
+                self.check_from_host(index, &FromHost::Withdrawn { roster, at });
+                self.send_up(index, Up::Withdrawn(withdrawal));
+            }
             Effect::Measure { purpose, release } => self.start(index, Work::Measure { purpose, release }),
             Effect::Verify { k, documents } => self.start(index, Work::Verify { k, documents }),
             Effect::Seal { k, release } => self.start(index, Work::Seal { k, release }),
@@ -362,7 +367,9 @@ impl World {
             roster: Verified::clone(&roster.roster),
             roster_digest: roster.digest,
             attestations: self.attestations_in(evidence).into_iter().cloned().collect(),
-            withdrawals: Vec::new(),
+            withdrawals: self.withdrawals_in(evidence).map_err(|line| {
+                Refusal::of(Code::NotWithdrawn, format!("{line} is not signed by its host's key"))
+            })?,
             now: self.machines[index].unix(self.unix_now()),
         }))
     }

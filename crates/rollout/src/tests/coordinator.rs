@@ -13,12 +13,14 @@ use muster_model::{
 use super::clock::Clock;
 use super::disk::{Death, File};
 use super::link::{Link, Origin, Up};
-use super::papers::secrets_in;
+use super::papers::{key_of, secrets_in};
 use super::store::{Version, version};
+use super::withdrawals::WITHDRAWN;
 use super::world::{Heard, Mistake, World};
 use crate::Step;
 use crate::fleet::{
     Effect, Event, Fleet, FleetRecord, Inheritance, Limits, Phase, Record, Report, SessionRecord,
+    WithdrawalRecord,
 };
 
 /// How often an agent finds a leader that was deposed and still runs.
@@ -36,6 +38,7 @@ pub(super) struct Coordinator {
     /// What is durable.
     pub(super) record: FleetRecord,
     pub(super) sessions: BTreeMap<HostName, SessionRecord>,
+    pub(super) withdrawals: BTreeMap<HostName, WithdrawalRecord>,
     pub(super) documents: BTreeMap<Digest, Arc<[u8]>>,
     /// The file that all three are read back from when a leader takes over.
     pub(super) file: File,
@@ -84,6 +87,7 @@ impl Coordinator {
             deposed: None,
             record,
             sessions: BTreeMap::new(),
+            withdrawals: BTreeMap::new(),
             documents: BTreeMap::new(),
             file: File::default(),
             unsynced: Vec::new(),
@@ -155,6 +159,7 @@ impl World {
             roster: self.roster_in_force(),
             coming: self.roster_coming(),
             sessions: coordinator.sessions.values().cloned().collect(),
+            withdrawals: coordinator.withdrawals.values().cloned().collect(),
             commitments: attestations.iter().filter_map(|it| commitment(&it.purpose)).collect(),
             secrets: secrets.unwrap_or_default(),
         };
@@ -234,7 +239,8 @@ impl World {
             Up::Join(report) => {
                 let seat = self.coordinator.seat_of(leadership);
                 let fleet = seat.and_then(|seat| self.coordinator.at(seat));
-                if let Some(envelope) = fleet.map(|fleet| fleet.shown_to_joining(&host, &report.standing)) {
+                let shown = fleet.map(|fleet| fleet.shown_to_joining(&host, &report.standing));
+                if let Some(envelope) = shown.filter(|it| !self.is_withheld(&host, *it)) {
                     self.machines[index].shown.push(envelope);
                     self.machines[index].last_shown = Some(envelope);
                 }
@@ -252,6 +258,13 @@ impl World {
                 let attestation = Verified::assert(*attestation);
                 self.attestations.push(attestation.clone());
                 Event::Attested { host, session, k, attestation, envelope: envelope.into() }
+            }
+            Up::Withdrawn(withdrawal) => {
+                let envelope = format!("{WITHDRAWN}{}", self.withdrawals.len()).into();
+                let withdrawal = Verified::assert(*withdrawal);
+                self.withdrawals.push(withdrawal.clone());
+                let attestation_key = key_of(&host);
+                Event::Withdrew { host, session, withdrawal, attestation_key, envelope }
             }
         };
         self.coordinate_at(leadership, event);
@@ -336,8 +349,15 @@ impl World {
         let is_changed = rosters != self.shown_last;
         self.shown_last = rosters;
         let Some(fleet) = &self.coordinator.fleet else { return };
-        for machine in self.machines.iter_mut().filter(|machine| machine.session().is_some()) {
-            let shown = fleet.shown_to(&machine.name);
+        let shown_to: Vec<Option<Digest>> = self
+            .machines
+            .iter()
+            .map(|machine| {
+                Some(fleet.shown_to(&machine.name)).filter(|it| !self.is_withheld(&machine.name, *it))
+            })
+            .collect();
+        for (machine, shown) in self.machines.iter_mut().zip(shown_to) {
+            let Some(shown) = shown.filter(|_| machine.session().is_some()) else { continue };
             if is_changed || machine.last_shown != Some(shown) {
                 machine.shown.push(shown);
                 machine.last_shown = Some(shown);

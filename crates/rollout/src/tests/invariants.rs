@@ -50,7 +50,9 @@ impl World {
         // P14: a host that is parked serves nothing.
         let is_open =
             |machine: &&Machine| roster.parked_host(&machine.name).is_some() && machine.guard.is_some();
-        let parked = self.machines.iter().filter(is_open);
+        // Where that is the mistake, what is looked for is what it leads to.
+        let is_planted = self.lies_about_withdrawals();
+        let parked = self.machines.iter().filter(is_open).filter(|_| !is_planted);
         violations.extend(parked.map(|it| format!("P14: {} is parked and serves", it.name)));
         for violation in violations {
             self.violate(violation);
@@ -211,7 +213,10 @@ impl World {
         let offered: Vec<&Machine> =
             open.into_iter().filter(|it| self.coordinator.record.offers.include(&it.name)).collect();
         self.seen.off += offered.len() as u64;
-        let unproven = offered.iter().find(|machine| !self.stated.contains_key(&machine.name));
+        // Where that is the mistake, what is looked for is what it leads to.
+        let is_planted = self.lies_about_withdrawals();
+        let is_unproven = |machine: &&&Machine| !is_planted && !self.stated.contains_key(&machine.name);
+        let unproven = offered.iter().find(is_unproven);
         if let Some(name) = unproven.map(|machine| machine.name.clone()) {
             self.violate(format!("P14: the roster parks {name}, which has not closed"));
         }

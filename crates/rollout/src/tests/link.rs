@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use muster_model::{Attestation, FromHost, JoinReport, Leadership, RolloutId, SessionId, ToHost};
+use muster_model::{Attestation, FromHost, JoinReport, Leadership, RolloutId, SessionId, ToHost, Withdrawal};
 
 use super::random::SplitMix64;
 
@@ -67,6 +67,7 @@ pub(super) enum Up {
     Join(Box<JoinReport>),
     Message(Box<FromHost>),
     Attested(RolloutId, Box<Attestation>),
+    Withdrawn(Box<Withdrawal>),
 }
 
 impl Link {

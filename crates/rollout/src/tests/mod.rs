@@ -42,4 +42,5 @@ mod rebuild;
 mod scenarios;
 mod store;
 mod warden;
+mod withdrawals;
 mod world;

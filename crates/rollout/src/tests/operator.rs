@@ -7,7 +7,7 @@ use muster_model::{
 };
 
 use super::machine::Machine;
-use super::papers::{SignedRoster, fleet_name, host_name, signed_roster_of};
+use super::papers::{SignedRoster, fleet_name, host_name, signed_roster_after};
 use super::world::{Heard, World};
 use crate::fleet::{Event, NextRoster, Papers, Proposal};
 
@@ -97,7 +97,12 @@ impl World {
     /// Applies the next roster, with machines 1 to `hosts`; those that are new start without anything deployed.
     pub(super) fn change_roster(&mut self, hosts: usize) -> Result<(), Refusal> {
         let fleet = self.coordinator.fleet.as_ref().expect("the coordinator is up");
-        self.apply_roster(signed_roster_of(fleet.next_revision().0, hosts, &self.parked))
+        let last = fleet.coming().unwrap_or_else(|| fleet.roster());
+        let revision = fleet.next_revision().0;
+        let next = signed_roster_after(Some(last), revision, hosts, &self.parked, &self.fenced);
+        self.apply_roster(next)?;
+        self.forge_withdrawals();
+        Ok(())
     }
 
     /// Applies this roster, of machines from 1 on.

@@ -57,15 +57,30 @@ pub(super) fn signed_roster(revision: u64, hosts: usize) -> SignedRoster {
     signed_roster_of(revision, hosts, &BTreeSet::new())
 }
 
-/// A roster with hosts 1 to `hosts`, some of which are parked.
+/// A roster with hosts 1 to `hosts`, some of which it parks.
 pub(super) fn signed_roster_of(revision: u64, hosts: usize, parked: &BTreeSet<usize>) -> SignedRoster {
-    let aside = |number: usize| Withdrawn {
-        name: host_name(number),
-        attestation_key: key_of(&host_name(number)),
-        reason: "a fan rattles".to_owned(),
-        since_unix_ms: UnixTime(1),
-        since: None,
-        fenced: false,
+    signed_roster_after(None, revision, hosts, parked, &BTreeSet::new())
+}
+
+/// The same after another: who is parked there is so since then, and stays stated to be off.
+pub(super) fn signed_roster_after(
+    before: Option<&Roster>,
+    revision: u64,
+    hosts: usize,
+    parked: &BTreeSet<usize>,
+    fenced: &BTreeSet<HostName>,
+) -> SignedRoster {
+    let aside = |number: usize| {
+        let name = host_name(number);
+        let known = before.and_then(|before| before.parked_host(&name));
+        Withdrawn {
+            attestation_key: key_of(&name),
+            reason: "a fan rattles".to_owned(),
+            since_unix_ms: UnixTime(1),
+            since: known.map_or(Some(RosterRevision(revision)), |known| known.since),
+            fenced: fenced.contains(&name) || known.is_some_and(|known| known.fenced),
+            name,
+        }
     };
     let (parked, serving): (Vec<usize>, Vec<usize>) = (1..=hosts).partition(|number| parked.contains(number));
     let members = serving.into_iter().map(member).collect();

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::coordinator::{Coordinator, Seat};
 use super::world::{Mistake, World};
-use crate::fleet::{FleetRecord, Record, SessionRecord};
+use crate::fleet::{FleetRecord, Record, SessionRecord, WithdrawalRecord};
 
 /// How many records the store grows to before it is written anew, beside the sessions and documents.
 const STORE_RECORDS_MAX: usize = 64;
@@ -22,6 +22,7 @@ enum Stored {
     Document(Digest, Arc<[u8]>),
     Fleet(Box<FleetRecord>),
     Session(SessionRecord),
+    Withdrawal(WithdrawalRecord),
 }
 
 impl Coordinator {
@@ -41,7 +42,9 @@ impl Coordinator {
         let documents = self.documents.iter().map(|(digest, bytes)| Record::Document(*digest, bytes.clone()));
         let sessions = self.sessions.values().cloned().map(Record::Session);
         let fleet = Record::Fleet(Box::new(self.record.clone()));
-        let bodies: Vec<_> = documents.chain(sessions).chain([fleet]).map(|it| stored(&it)).collect();
+        let words = self.withdrawals.values().cloned().map(Record::Withdrawal);
+        let bodies: Vec<_> =
+            documents.chain(sessions).chain(words).chain([fleet]).map(|it| stored(&it)).collect();
         self.file.replace(bodies.iter().map(Vec::as_slice));
     }
 
@@ -82,6 +85,7 @@ impl World {
         }
         self.coordinator.version = version(&self.coordinator.record);
         let kept = self.coordinator.sessions.len() + self.coordinator.documents.len();
+        let kept = kept + self.coordinator.withdrawals.len();
         if self.coordinator.file.len() > STORE_RECORDS_MAX + kept {
             self.coordinator.rewrite();
         }
@@ -94,7 +98,7 @@ impl World {
         let stored: Option<Vec<Stored>> =
             bodies.and_then(|bodies| bodies.iter().map(|body| serde_json::from_slice(body).ok()).collect());
         let Some(stored) = stored else { return self.violate("P7: what was durable in the store is lost") };
-        let mut sessions = BTreeMap::new();
+        let (mut sessions, mut withdrawals) = (BTreeMap::new(), BTreeMap::new());
         let mut newest = None;
         for record in stored {
             match record {
@@ -104,16 +108,20 @@ impl World {
                 Stored::Session(session) => {
                     sessions.insert(session.host.clone(), session);
                 }
+                Stored::Withdrawal(word) => {
+                    withdrawals.insert(word.host.clone(), word);
+                }
                 Stored::Fleet(record) => newest = Some(record),
             }
         }
         let known = &self.coordinator;
         let is_lost = known.sessions.keys().any(|host| !sessions.contains_key(host))
+            || known.withdrawals.keys().any(|host| !withdrawals.contains_key(host))
             || newest.as_ref().is_none_or(|it| version(it) < version(&known.record));
         if is_lost {
             return self.violate("P7: what was durable in the store is lost");
         }
-        self.coordinator.sessions = sessions;
+        (self.coordinator.sessions, self.coordinator.withdrawals) = (sessions, withdrawals);
         if let Some(record) = newest.filter(|it| **it != self.coordinator.record) {
             note!(self, "  the store holds a record that was not acknowledged");
             self.persist_fleet(&Record::Fleet(record));
@@ -127,6 +135,9 @@ impl World {
             }
             Record::Session(session) => {
                 self.coordinator.sessions.insert(session.host.clone(), session.clone());
+            }
+            Record::Withdrawal(word) => {
+                self.coordinator.withdrawals.insert(word.host.clone(), word.clone());
             }
             Record::Fleet(record) => {
                 note!(self, "    durable: {:?}", record.phase);
@@ -147,6 +158,7 @@ fn stored(record: &Record) -> Vec<u8> {
         Record::Document(digest, bytes) => Stored::Document(digest, bytes),
         Record::Fleet(record) => Stored::Fleet(record),
         Record::Session(session) => Stored::Session(session),
+        Record::Withdrawal(word) => Stored::Withdrawal(word),
     };
     serde_json::to_vec(&stored).expect("a record can be written")
 }

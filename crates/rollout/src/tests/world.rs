@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use muster_model::{
     Attestation, BootTime, Digest, FlipMode, HostName, Incarnation, Leadership, Order, Refusal, Release,
-    RolloutId, Roster, SessionId, UnixTime, Verified,
+    RolloutId, Roster, SessionId, UnixTime, Verified, Withdrawal,
 };
 
 use super::clock::Clock;
@@ -73,6 +73,10 @@ pub(super) enum Mistake {
     TimerForgotten,
     /// A host takes the answer to an earlier closing for that to the one by which it leaves.
     ClosingsNotToldApart,
+    /// A coordinator that was taken over says that a host has closed, which is shown nothing.
+    WithdrawalForged,
+    /// The same, and the others take that for the host's word.
+    WithdrawalNotSigned,
 }
 
 /// Everything there is.
@@ -114,6 +118,9 @@ pub(super) struct World {
     pub(super) rosters: Vec<SignedRoster>,
     pub(super) orders: BTreeMap<Digest, Verified<Order>>,
     pub(super) attestations: Vec<Verified<Attestation>>,
+    /// The words of hosts that they have closed, which they have signed; and those that nobody has.
+    pub(super) withdrawals: Vec<Verified<Withdrawal>>,
+    pub(super) forged: Vec<Verified<Withdrawal>>,
     sessions: u64,
     /// How long a read of the leadership takes at most; 0 if it is answered at once.
     pub(super) read_ms_max: u64,
@@ -229,6 +236,8 @@ impl World {
             rosters: vec![roster],
             orders: BTreeMap::new(),
             attestations: Vec::new(),
+            withdrawals: Vec::new(),
+            forged: Vec::new(),
             sessions: 0,
             read_ms_max: 0,
             drifts: false,
@@ -443,6 +452,7 @@ impl World {
         std::str::from_utf8(evidence)
             .expect("the simulator's envelopes are text")
             .lines()
+            .take_while(|line| line.starts_with(|first: char| first.is_ascii_digit()))
             .map(|line| &self.attestations[line.parse::<usize>().expect("a position")])
             .collect()
     }

@@ -207,7 +207,8 @@ impl Turn<'_> {
                 self.state.machines[index].edit().refused_by = refused_by;
             }
             // Only what the model leaves out brings these about: fast mode, halts, and hooks.
-            Effect::Unquiesce | Effect::Switch { .. } | Effect::Halt => {}
+            // Nobody is set aside here.
+            Effect::Unquiesce | Effect::Switch { .. } | Effect::Halt | Effect::SignWithdrawal { .. } => {}
         }
     }
 

@@ -32,6 +32,7 @@ impl Turn<'_> {
             coming: None,
             roster: self.roster_in_force(),
             sessions: store.sessions.values().cloned().collect(),
+            withdrawals: Vec::new(),
             commitments,
             secrets: secrets.unwrap_or_default(),
         };
@@ -212,6 +213,7 @@ impl Turn<'_> {
                 Record::Session(session) => {
                     self.state.store.edit().sessions.insert(session.host.clone(), session.clone());
                 }
+                Record::Withdrawal(_) => unreachable!("nobody is set aside in a model"),
                 Record::Fleet(record) => {
                     self.check_fleet_record(record);
                     let store = self.state.store.edit();

@@ -2,13 +2,13 @@
 //! PREPARE, while service is not touched.
 
 use muster_model::{
-    Attestation, Code, Commitment, Digest, FromHost, MerkleTree, Order, Purpose, Refusal, Release, RolloutId,
-    SessionId, ToHost, UnixTime, Verified,
+    Attestation, Code, Commitment, Digest, FleetName, FromHost, MerkleTree, Order, Purpose, Refusal, Release,
+    RolloutId, RosterRevision, SessionId, ToHost, UnixTime, Verified, Withdrawal,
 };
 
 use super::super::link::Hold;
 use super::super::machine::Work;
-use super::super::papers::{SignedRoster, signed_roster};
+use super::super::papers::{SignedRoster, host_name, signed_roster};
 use super::super::world::World;
 use super::{is_closed, is_decided};
 use crate::fleet::{self, Phase};
@@ -30,7 +30,10 @@ fn shown(mut world: World, to: usize, change: impl FnOnce(&mut Evidence)) -> Opt
     change(&mut evidence);
     world.host_event(1, Event::Verified { k, outcome: Ok(evidence) });
     world.rest();
-    world.expect_all_serve(release, epoch);
+    assert_eq!((&world.coordinator.record.phase, &world.violation), (&Phase::Settled, &None));
+    for member in world.roster_in_force().hosts() {
+        world.expect_serves(&member.name, release, epoch);
+    }
     world.refusal_of(1)
 }
 
@@ -96,6 +99,28 @@ fn the_roster_must_not_be_older_than_one_that_was_seen() {
     world.flip(1);
     let older = signed_roster(1, 3);
     assert_eq!(shown(world, 2, |evidence| bind(evidence, &older)), Some(Code::RosterChanged));
+}
+
+#[test]
+fn each_host_that_is_set_aside_must_have_given_its_own_word_since_then() {
+    let parked = || {
+        let mut world = World::settled();
+        world.park(3).expect("the fleet is settled");
+        world.rest();
+        world
+    };
+    let missing = shown(parked(), 1, |evidence| drop(evidence.withdrawals.pop()));
+    assert_eq!(missing, Some(Code::NotWithdrawn));
+    let changes: [fn(&mut Withdrawal); 4] = [
+        |it| it.roster_revision = RosterRevision(1),
+        |it| it.roster_revision = RosterRevision(3),
+        |it| it.host = host_name(2),
+        |it| it.fleet = FleetName::new("other").expect("a name"),
+    ];
+    for change in changes {
+        let refused = shown(parked(), 1, |evidence| edit(&mut evidence.withdrawals[0], change));
+        assert_eq!(refused, Some(Code::NotWithdrawn));
+    }
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! Hosts that are parked, come back, retire, or join while the others flip.
 
-use muster_model::{Code, Digest, Membership, RosterRevision};
+use muster_model::{BootTime, Code, Digest, FromHost, Membership, RosterRevision};
 
 use super::super::link::Hold;
 use super::super::machine::Pending;
 use super::super::papers::{host_name, signed_roster, signed_roster_of};
-use super::super::world::World;
+use super::super::world::{Mistake, World};
 use super::{codes, is_decided, is_opened};
 use crate::fleet::{NextRoster, Phase, State};
 use crate::host::{CloseCause, Event};
@@ -49,6 +49,128 @@ fn a_host_that_is_parked_closes_before_n_shrinks_and_the_others_flip_without_it(
     assert_eq!(world.coordinator.record.phase, Phase::Settled);
     world.expect_serves(&host_name(1), 1, 2);
     assert_eq!((world.machines[2].guard, &world.violation), (None, &None));
+}
+
+#[test]
+fn a_coordinator_that_says_that_a_host_has_closed_flips_nobody_over_it() {
+    let mut world = World::settled();
+    world.mistake = Some(Mistake::WithdrawalForged);
+    world.park(3).expect("the fleet is settled");
+    assert_eq!(world.roster_in_force().hosts().len(), 2, "it was said that it has closed");
+    world.propose(1).expect("it takes the word for the host's");
+    world.rest();
+    let end = world.ends.last().expect("the rollout is given up");
+    assert_eq!(codes(&end.blockers[..1])[0].0, Code::NotWithdrawn, "{end:?}");
+    world.expect_serves(&host_name(1), 0, 1);
+    world.expect_serves(&host_name(3), 0, 1);
+    assert_eq!(world.violation, None);
+}
+
+#[test]
+fn a_host_that_says_without_a_signature_that_it_has_closed_is_waited_for() {
+    let mut world = World::settled();
+    world.machines[2].hold = Hold::Network;
+    world.park(3).expect("the fleet is settled");
+    let session = world.machines[2].session().expect("it is connected");
+    let message = FromHost::Withdrawn { roster: RosterRevision(2), at: BootTime(1) };
+    world.coordinate(crate::fleet::Event::Message { host: host_name(3), session, message });
+    assert_eq!(world.roster_in_force().hosts().len(), 3);
+    assert_eq!(world.view_of(3).state, State::Leaving);
+    world.machines[2].hold = Hold::Nothing;
+    world.rest();
+    assert_eq!(world.roster_in_force().hosts().len(), 2);
+    assert_eq!(world.violation, None);
+}
+
+#[test]
+fn were_a_word_that_nobody_signed_taken_two_releases_would_be_served() {
+    let mut world = World::settled();
+    world.mistake = Some(Mistake::WithdrawalNotSigned);
+    world.park(3).expect("the fleet is settled");
+    assert_eq!(world.roster_in_force().hosts().len(), 2, "it was said that it has closed");
+    world.propose(1).expect("nothing is missing");
+    world.rest();
+    let violation = world.violation.expect("host 3 serves on");
+    assert!(violation.starts_with("P1:"), "{violation}");
+}
+
+#[test]
+fn a_host_that_was_parked_while_it_was_away_is_waited_for_until_it_says_so_or_is_stated_to_be_off() {
+    let mut world = World::settled();
+    world.flip_until(1, is_decided);
+    world.machines[2].hold = Hold::Network;
+    world.rest();
+    while !is_opened(&world.coordinator.record.phase) {
+        assert!(world.pass_deadline(), "{:?}", world.coordinator.record.phase);
+        world.rest();
+    }
+    let lapsed = world.coordinator.record.phase.opening().expect("it is opened").lapsed.clone();
+    assert!(lapsed.contains(&host_name(3)));
+    world.park(3).expect("its lease has lapsed");
+    world.rest();
+    assert_eq!(world.roster_in_force().hosts().len(), 2);
+    let refusal = world.propose(2).expect_err("nobody but host 3 can say that it has closed");
+    assert_eq!(codes(&refusal.blockers), [(Code::NotWithdrawn, Some("host-3"))]);
+    let view = world.view_of(3);
+    assert!(view.blockers.iter().any(|blocker| blocker.code == Code::NotWithdrawn), "{view:?}");
+    // Its word outlives the leader that has heard it.
+    world.machines[2].hold = Hold::Nothing;
+    world.cut(2);
+    world.rest();
+    world.crash_agent(2);
+    world.crash_coordinator();
+    world.start_coordinator();
+    world.rest();
+    world.flip(2);
+    assert_eq!(world.violation, None);
+}
+
+#[test]
+fn a_host_that_is_stated_to_be_off_gives_no_word_and_stays_so_in_later_rosters() {
+    let mut world = World::settled();
+    world.reboot(2);
+    for link in std::mem::take(&mut world.machines[2].old_links) {
+        world.stream_left(2, &link);
+    }
+    world.fenced.insert(host_name(3));
+    world.park(3).expect("its machine is off");
+    world.fenced.clear();
+    world.change_roster(4).expect("the fleet is settled");
+    let entry = world.roster_in_force().parked()[0].clone();
+    assert_eq!((entry.since, entry.fenced), (Some(RosterRevision(2)), true));
+    world.deploy_everywhere();
+    world.report_deployed();
+    world.rest();
+    world.flip(1);
+    assert_eq!(world.violation, None);
+}
+
+#[test]
+fn a_word_of_a_later_roster_than_any_that_is_known_takes_the_place_of_none() {
+    let mut world = World::parked();
+    let words = world.coordinator.withdrawals.clone();
+    world.forge_withdrawal(&host_name(3), RosterRevision(9));
+    assert_eq!(world.coordinator.withdrawals, words);
+    assert!(world.view_of(3).blockers.iter().any(|blocker| blocker.code == Code::NotWithdrawn));
+    world.flip(2);
+}
+
+#[test]
+fn an_agent_that_knows_no_withdrawals_keeps_everybody_from_being_set_aside() {
+    use muster_model::{JoinReport, Token};
+    let mut world = World::settled();
+    world.cut(2);
+    world.connect(2);
+    let link = world.machines[2].link.as_mut().expect("it connects");
+    let Some(super::super::link::Up::Join(report)) = link.up.pop() else { panic!("it joins first") };
+    let session = link.session;
+    let report = JoinReport { protocol: crate::fleet::PROTOCOL_OF_WITHDRAWALS - 1, ..*report };
+    let host = host_name(3);
+    let next_token = Token::from_bytes([9; 32]);
+    world.coordinate(crate::fleet::Event::Joining { host, session, report, next: next_token });
+    let refusal =
+        world.apply_roster(signed_roster_of(2, 3, &[3].into())).expect_err("it could not read that roster");
+    assert_eq!(codes(&refusal.blockers), [(Code::AgentTooOld, Some("host-3"))]);
 }
 
 #[test]
