@@ -4,7 +4,6 @@
 //! together and lets each process begin its own rate, so that an agent and its guard would not be on one machine; and
 //! as the kernel does not know of its `CLOCK_MONOTONIC`, waits of the standard library with a time-out never end.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -14,19 +13,23 @@ use rustix::time::{ClockId, clock_gettime};
 
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/fixtures/clock.c");
 
+/// The library's file.
+const LIBRARY: &str = "clock.so";
+
 /// The library that stands in front of libc, and the folder for what it reads.
 #[derive(Debug)]
 pub(crate) struct Clocks {
     folder: PathBuf,
-    library: PathBuf,
     base_ns: i64,
 }
 
 /// The clock of one machine.
 #[derive(Debug)]
 pub(crate) struct MachineClock {
-    library: PathBuf,
-    setting: OsString,
+    folder: PathBuf,
+    name: String,
+    base_ns: i64,
+    rate_ppm: i64,
     steps: File,
     time_ms: i64,
 }
@@ -43,22 +46,20 @@ pub(crate) struct ClockOff {
 impl Clocks {
     /// Compiles the library into a folder that exists.
     pub(crate) fn build(folder: &Path) -> Self {
-        let library = folder.join("clock.so");
+        let library = folder.join(LIBRARY);
         let mut command = Command::new("cc");
         command.args(["-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o"]).arg(&library).arg(SOURCE);
         let compiled = command.output().unwrap_or_else(|error| panic!("cc is needed: {error}"));
         assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
         let now = clock_gettime(ClockId::Boottime);
-        Self { folder: folder.to_owned(), library, base_ns: now.tv_sec * 1_000_000_000 + now.tv_nsec }
+        Self { folder: folder.to_owned(), base_ns: now.tv_sec * 1_000_000_000 + now.tv_nsec }
     }
 
     /// A clock that is so far off from the kernel's.
     pub(crate) fn clock(&self, name: &str, ClockOff { rate_ppm, time_ms }: ClockOff) -> MachineClock {
-        let path = self.folder.join(format!("{name}.clock"));
-        let steps = File::create(&path).unwrap();
-        let mut setting = OsString::from(format!("{} {rate_ppm} ", self.base_ns));
-        setting.push(&path);
-        let clock = MachineClock { library: self.library.clone(), setting, steps, time_ms };
+        let (folder, name) = (self.folder.clone(), format!("{name}.clock"));
+        let steps = File::create(folder.join(&name)).unwrap();
+        let clock = MachineClock { folder, name, base_ns: self.base_ns, rate_ppm, steps, time_ms };
         clock.step(0);
         clock
     }
@@ -66,8 +67,17 @@ impl Clocks {
 
 impl MachineClock {
     /// What a program must find in its environment to read this clock.
-    pub(super) fn environment(&self) -> [(&'static str, OsString); 2] {
-        [("LD_PRELOAD", self.library.clone().into()), ("MUSTER_TEST_CLOCK", self.setting.clone())]
+    pub(super) fn environment(&self) -> [(&'static str, String); 2] {
+        self.environment_in(self.folder.to_str().unwrap())
+    }
+
+    /// The same on a machine that sees the clocks' folder there.
+    pub(crate) fn environment_in(&self, folder: &str) -> [(&'static str, String); 2] {
+        let Self { name, base_ns, rate_ppm, .. } = self;
+        [
+            ("LD_PRELOAD", format!("{folder}/{LIBRARY}")),
+            ("MUSTER_TEST_CLOCK", format!("{base_ns} {rate_ppm} {folder}/{name}")),
+        ]
     }
 
     /// Sets the time of day to so many seconds after what this machine takes it to be.

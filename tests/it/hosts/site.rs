@@ -38,9 +38,10 @@ const HOSTS: u8 = 8;
 /// Those from this one on are in the fleet [`TOOL`] as well.
 const TOOL_FROM: u8 = 7;
 const COORDINATOR: u8 = 100;
-/// For the hosts that scenarios add: the clone, and the new one of docs/install.md.
+/// For the machines that scenarios add: the clone, the new one of docs/install.md, and where the coordinator moves to.
 pub(super) const CLONE: u8 = 9;
 pub(super) const NEW: u8 = 10;
+pub(super) const NEW_COORDINATOR: u8 = 101;
 
 /// Everything.
 pub(super) struct Site<'a> {
@@ -216,7 +217,7 @@ impl<'a> Site<'a> {
     }
 
     /// Does something on several hosts at the same time.
-    fn each<'s>(&self, hosts: impl IntoIterator<Item = &'s Server>, act: impl Fn(&Server) + Sync) {
+    pub(super) fn each<'s>(&self, hosts: impl IntoIterator<Item = &'s Server>, act: impl Fn(&Server) + Sync) {
         let act = &act;
         thread::scope(|scope| {
             let acting: Vec<_> = hosts.into_iter().map(|host| scope.spawn(move || act(host))).collect();

@@ -5,7 +5,9 @@ use std::thread;
 
 use crate::harness::{PATIENCE, wait_until};
 use crate::hosts::server::Server;
-use crate::hosts::site::{APP_PORT, Site, TOOL_PORT, WEB, WEB_PORT, install};
+use crate::hosts::site::{APP, APP_PORT, Site, TOOL_PORT, WEB, WEB_PORT, install};
+
+use super::power;
 
 pub(super) fn the_agent_is_nobody(site: &Site<'_>) {
     let host = site.host(1);
@@ -84,6 +86,33 @@ pub(super) fn removal(site: &Site<'_>) {
     site.wait_all_serve(APP_PORT, "2");
 }
 
+/// The guard would fence if it ended, so apt says why it does not remove it, and nothing has changed.
+pub(super) fn removal_while_armed(site: &Site<'_>) {
+    let host = site.host(3);
+    site.muster(&format!("deploy 1 --fleet {APP}")).expect_code(0);
+    power::let_agent_die_at(site, host, "agent.close.before-guard");
+    let service = host.property("app", "MainPID");
+    thread::scope(|scope| {
+        let flip = scope.spawn(|| site.muster(&format!("flip 1 --fleet {APP}")));
+        power::wait_until_dead(host);
+        let refused = host.run("apt-get remove --yes muster-agent 2>&1");
+        assert_ne!(refused.code, 0, "{refused}");
+        assert!(refused.stdout.contains("not removed, as the guard would fence"), "{refused}");
+        assert!(refused.stdout.contains(&format!("{APP} is armed")), "it says which fleet: {refused}");
+        assert_eq!(host.property("app", "MainPID"), service, "the service is as it was");
+        assert_eq!(
+            host.must("dpkg-query --show --showformat='${db:Status-Status}' muster-agent"),
+            "installed"
+        );
+        host.must("systemctl is-active muster-guard");
+        power::let_agent_live(host);
+        flip.join().unwrap().expect_code(0);
+    });
+    site.wait_all_serve(APP_PORT, "1");
+    site.flip(APP, "2");
+    site.assert_all_serve(APP_PORT, "2");
+}
+
 fn upgrade_to(host: &Server, which: &str) -> String {
     let done = host.run(&format!(
         "apt-get install --yes --allow-downgrades --no-install-recommends /packages/{which}/muster-agent_*.deb 2>&1"
@@ -93,7 +122,11 @@ fn upgrade_to(host: &Server, which: &str) -> String {
 
 /// Does something, and asks the services all the while.
 #[track_caller]
-fn while_it_serves<T: Send>(host: &Server, all: &[(u16, &str)], act: impl FnOnce() -> T + Send) -> T {
+pub(super) fn while_it_serves<T: Send>(
+    host: &Server,
+    all: &[(u16, &str)],
+    act: impl FnOnce() -> T + Send,
+) -> T {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let asking = scope.spawn(|| {

@@ -3,7 +3,11 @@
 use std::thread;
 
 use crate::harness::{PATIENCE, wait_until};
+use crate::hosts::server::Server;
 use crate::hosts::site::{APP, APP_PORT, Site, WEB, WEB_PORT};
+
+/// A reboot takes it away.
+const DROP_IN: &str = "/run/systemd/system/muster-agent.service.d";
 
 /// The link is gone after a reboot, and comes back when the host has been heard.
 pub(super) fn reboot(site: &Site<'_>) {
@@ -67,18 +71,10 @@ pub(super) fn power_off_in_a_flip(site: &Site<'_>) {
 pub(super) fn reboot_while_armed(site: &Site<'_>) {
     let host = site.host(5);
     site.muster(&format!("deploy 1 --fleet {APP}")).expect_code(0);
-    let drop_in = "/run/systemd/system/muster-agent.service.d";
-    host.must(&format!(
-        "mkdir -p {drop_in} && \
-         printf '[Service]\\nEnvironment=MUSTER_CRASH_AT=agent.close.before-guard\\nRestart=no\\n' > {drop_in}/crash.conf && \
-         systemctl daemon-reload && systemctl restart muster-agent"
-    ));
-    site.wait_connected();
+    let_agent_die_at(site, host, "agent.close.before-guard");
     thread::scope(|scope| {
         let flip = scope.spawn(|| site.muster(&format!("flip 1 --fleet {APP}")));
-        wait_until("the agent dies", PATIENCE, || {
-            (host.property("muster-agent", "ActiveState") == "failed").then_some(())
-        });
+        wait_until_dead(host);
         assert!(host.must(&format!("muster-agent status {APP}")).contains("lease    armed"));
         host.power_off();
         host.boot();
@@ -91,6 +87,78 @@ pub(super) fn reboot_while_armed(site: &Site<'_>) {
     site.wait_all_serve(APP_PORT, "1");
     site.flip(APP, "2");
     site.assert_all_serve(APP_PORT, "2");
+}
+
+/// Once before the flip is decided, and once after it: whatever comes of it, the host starts nothing that the others do not serve.
+pub(super) fn power_off_armed_and_closed(site: &Site<'_>) {
+    let host = site.host(6);
+    for point in ["agent.armed.before-ack", "agent.closed.persisted"] {
+        site.muster(&format!("deploy 1 --fleet {APP}")).expect_code(0);
+        let_agent_die_at(site, host, point);
+        let flipped = thread::scope(|scope| {
+            let flip = scope.spawn(|| site.muster(&format!("flip 1 --fleet {APP}")));
+            wait_until_dead(host);
+            let lease = host.must(&format!("muster-agent status {APP}"));
+            assert_eq!(
+                lease.contains("lease    armed"),
+                point == "agent.armed.before-ack",
+                "{point}: {lease}"
+            );
+            host.power_off();
+            host.boot();
+            while !flip.is_finished() {
+                assert_one_release(site, APP_PORT);
+            }
+            flip.join().unwrap().code == 0
+        });
+        assert!(flipped || point == "agent.armed.before-ack", "what is decided is completed");
+        site.wait_connected();
+        site.wait_all_serve(APP_PORT, if flipped { "1" } else { "2" });
+        if flipped {
+            site.flip(APP, "2");
+        }
+        site.assert_all_serve(APP_PORT, "2");
+    }
+}
+
+/// It has come up, nobody has admitted it, and it loses its power again.
+pub(super) fn power_off_dark(site: &Site<'_>) {
+    let host = site.host(6);
+    let serving = host.serves(WEB_PORT).expect("it serves");
+    host.must("systemctl disable --quiet muster-agent");
+    for boot in ["first", "second"] {
+        host.power_off();
+        host.boot();
+        host.must("systemctl is-active muster-guard nginx");
+        host.run("systemctl start app");
+        assert_eq!((host.serves(WEB_PORT), host.serves(APP_PORT)), (None, None), "the {boot} boot");
+    }
+    host.must("systemctl enable --quiet --now muster-agent");
+    site.wait_all_serve(WEB_PORT, &serving);
+    site.wait_all_serve(APP_PORT, "2");
+}
+
+/// Starts a host's agent again so that it dies at this point and stays dead until the next boot, or [`let_agent_live`].
+#[track_caller]
+pub(super) fn let_agent_die_at(site: &Site<'_>, host: &Server, point: &str) {
+    host.must(&format!(
+        "mkdir -p {DROP_IN} && \
+         printf '[Service]\\nEnvironment=MUSTER_CRASH_AT={point}\\nRestart=no\\n' > {DROP_IN}/crash.conf && \
+         systemctl daemon-reload && systemctl restart muster-agent"
+    ));
+    site.wait_connected();
+}
+
+#[track_caller]
+pub(super) fn let_agent_live(host: &Server) {
+    host.must(&format!("rm -r {DROP_IN} && systemctl daemon-reload && systemctl restart muster-agent"));
+}
+
+#[track_caller]
+pub(super) fn wait_until_dead(host: &Server) {
+    wait_until("the agent dies", PATIENCE, || {
+        (host.property("muster-agent", "ActiveState") == "failed").then_some(())
+    });
 }
 
 /// All that is served at about one time. A host that is asked later may have gone on; what it has left is not served anywhere then.
