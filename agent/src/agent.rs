@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::adopted::Adopted;
+use crate::assurance::Assurances;
 use crate::check::Checker;
 use crate::deploy::{Deployer, Slots};
 use crate::documents::Library;
@@ -36,7 +37,7 @@ use crate::renewal::{CertificateState, Renewal};
 use crate::stream::{Line, Route};
 use crate::teller::Teller;
 use crate::witness::Witness;
-use crate::{AgentConfig, AgentError, ClockError, DriftSettings, Enforce, OnDrift};
+use crate::{AgentConfig, AgentError, ClockError, DriftSettings, Enforce, OnDrift, Verity};
 
 /// A machine that was busy when its agent started may be at rest by then.
 const DRILL_AGAIN: Duration = Duration::from_secs(30);
@@ -93,6 +94,8 @@ pub struct Parts {
     pub guard_events: Option<Arc<GuardClient>>,
     /// How many threads read a tree.
     pub jobs: NonZeroUsize,
+    /// Whether files of releases are to be sealed by the kernel.
+    pub verity: Verity,
     /// How far the time of day may be off: for flips in fast mode.
     pub clock_error: ClockError,
     /// After what time it is tried anew how long a fence takes; later less and less often.
@@ -151,6 +154,7 @@ impl Parts {
             guard: Arc::clone(&guard) as Arc<dyn Guard>,
             guard_events: Some(guard),
             jobs: config.jobs(),
+            verity: config.verity,
             clock_error: config.clock_error(),
             drill_again: DRILL_AGAIN,
             drift: config.drift(),
@@ -190,6 +194,7 @@ impl Agent {
             slots: Arc::new(Slots::new()),
             boot_id: machine.boot_id().map_err(|source| AgentError::Daemon { source })?,
             clock: machine.clock_state(),
+            verity: parts.verity,
             clock_error: parts.clock_error,
             drill_again: parts.drill_again,
             drift: parts.drift,
@@ -284,6 +289,7 @@ struct Base {
     slots: Arc<Slots>,
     boot_id: BootId,
     clock: ClockState,
+    verity: Verity,
     clock_error: ClockError,
     drill_again: Duration,
     drift: Option<DriftSettings>,
@@ -353,6 +359,7 @@ impl Base {
         create_folder(&folder.join("journal"), OWNER_ONLY)?;
         clean_leftovers(&releases).map_err(|source| AgentError::State { host: self.host.clone(), source })?;
         let (host, blobs) = (self.host.clone(), self.blobs.clone());
+        let assurances = Assurances::of_folder(&releases, self.verity);
         Ok(Arc::new(Trees {
             host,
             machine: self.machine.clone(),
@@ -360,6 +367,7 @@ impl Base {
             releases,
             seals,
             jobs: self.jobs,
+            assurances,
             clock_error: self.clock_error.clone(),
             adopted,
         }))

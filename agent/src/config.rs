@@ -12,7 +12,7 @@ use muster_mtls::{Address, CredentialPaths};
 use serde::{Deserialize, Serialize};
 
 use crate::refusal::chain;
-use crate::{Adopted, AgentError, ClockError, DriftSettings, Enforce, OnDrift};
+use crate::{Adopted, AgentError, ClockError, DriftSettings, Enforce, OnDrift, Verity};
 
 const FILE_NAME: &str = "agent.toml";
 
@@ -92,6 +92,9 @@ pub struct AgentConfig {
     /// How fast that reads, in bytes a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measure_bytes_per_second: Option<NonZeroU64>,
+    /// Whether files of releases are to be sealed by the kernel, with fs-verity: `auto`, `require` or `off`.
+    #[serde(default, skip_serializing_if = "Verity::is_auto")]
+    pub verity: Verity,
     /// How the log is written.
     #[serde(default, skip_serializing)]
     pub log: LogFormat,
@@ -326,6 +329,21 @@ mod tests {
         let fragment = Fragment { path: "agent.toml".into(), text: text.to_owned() };
         let fragments = Fragments::new(vec![fragment]).unwrap();
         AgentConfig::checked(&fragments)?.relative_to(Path::new("/etc/muster"), Credentials::Present)
+    }
+
+    #[test]
+    fn whether_the_kernel_seals_is_one_of_three_words() {
+        let with = |line: &str| parse(&format!("{BUNDLE}\n{line}\n[[fleet]]\nname = 'web'"));
+        assert_eq!(with("").unwrap().verity, Verity::Auto);
+        for (word, verity) in [("auto", Verity::Auto), ("require", Verity::Require), ("off", Verity::Off)] {
+            assert_eq!(with(&format!("verity = '{word}'")).unwrap().verity, verity);
+        }
+        let error = crate::refusal::chain(&with("verity = 'yes'").unwrap_err());
+        assert!(error.contains("`auto`, `require`"), "{error}");
+        // What is attested of a configuration is as before where nothing is said.
+        let digests = ["", "verity = 'auto'"].map(|line| with(line).unwrap().digest());
+        assert_eq!(digests[0], digests[1]);
+        assert_ne!(with("verity = 'require'").unwrap().digest(), digests[0]);
     }
 
     #[test]

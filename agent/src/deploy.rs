@@ -204,6 +204,9 @@ impl Shared {
         if let Some(refusal) = refusal::of_measurement(&self.host, &installed.measurement) {
             return Err(Setback::Final(refusal));
         }
+        let assured = &installed.measurement.assured;
+        self.trees.assurances.note(release, assured);
+        self.trees.assurances.require(&self.host, release, assured)?;
         Ok(Deployed {
             files: installed.measurement.files,
             bytes: installed.measurement.bytes,
@@ -234,7 +237,7 @@ impl Shared {
             crash_point("agent.deploy.before-install");
             fault_point("agent.install")
                 .map_err(|error| Setback::Final(refusal::of_io(&host, "install a release", &error)))?;
-            let options = InstallOptions { jobs: trees.jobs, owner: None };
+            let options = InstallOptions { jobs: trees.jobs, owner: None, verity: trees.assurances.verity() };
             let progress = Progress::default();
             let installed =
                 muster_artifact::install(&trees.blobs, &manifest, &trees.releases, &options, &progress);
@@ -257,15 +260,19 @@ impl Shared {
 
     async fn tell_inventory(&self, uplink: &Uplink) {
         let trees = Arc::clone(&self.trees);
-        let Ok(releases) = on_thread(&self.trees.machine, &self.host, move || Ok(trees.inventory())).await
-        else {
+        let look = move || {
+            let releases = trees.inventory();
+            let verity = trees.least_assurance(&releases);
+            Ok((releases, verity))
+        };
+        let Ok((releases, verity)) = on_thread(&self.trees.machine, &self.host, look).await else {
             return;
         };
         let manifests = releases.iter().map(|release| release.as_bytes().to_vec()).collect();
         let root_version = Some(self.root.in_force().root().version);
         let certificate = self.certificate.report();
         let enforce = (!self.enforce.is_full()).then(|| self.enforce.as_str().to_owned());
-        let inventory = v1::Inventory { manifests, root_version, certificate, enforce };
+        let inventory = v1::Inventory { manifests, root_version, certificate, enforce, verity };
         uplink.send(&self.fleet, Body::Inventory(inventory));
     }
 

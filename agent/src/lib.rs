@@ -27,6 +27,7 @@
 
 mod adopted;
 mod agent;
+mod assurance;
 mod backoff;
 mod blobs;
 mod check;
@@ -61,6 +62,7 @@ mod witness;
 
 pub use adopted::Adopted;
 pub use agent::{Agent, Coordinator, FleetParts, Parts};
+pub use assurance::Verity;
 pub use clock_error::ClockError;
 pub use config::{AgentConfig, FleetSettings};
 pub use drift::{DriftSettings, OnDrift};

@@ -8,13 +8,17 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use muster_artifact::{ArtifactError, BlobStore, MeasureOptions, Measurement, Progress, Seal};
+use muster_artifact::{ArtifactError, Assured, BlobStore, MeasureOptions, Measurement, Progress, Seal};
 use muster_daemon::Machine;
-use muster_model::{BootTime, Code, Comparable, Digest, HostName, MAX_MANIFEST_BYTES, Manifest, Refusal};
+use muster_model::{
+    Assurance, BootTime, Code, Comparable, Digest, HostName, MAX_MANIFEST_BYTES, Manifest, Refusal,
+};
+use muster_proto::v1;
 use muster_rollout::host::Measured;
 use tokio::sync::Semaphore;
 
 use crate::adopted::Adopted;
+use crate::assurance::{self, Assurances};
 use crate::idle::idly;
 use crate::{ClockError, refusal};
 
@@ -56,6 +60,8 @@ pub(crate) struct Trees {
     pub(crate) seals: PathBuf,
     /// How many threads read a tree.
     pub(crate) jobs: NonZeroUsize,
+    /// What measurements are worth here.
+    pub(crate) assurances: Assurances,
     /// How far the time of day may be off.
     pub(crate) clock_error: ClockError,
     /// What runs here before any release does, if root says so.
@@ -74,18 +80,23 @@ pub(crate) enum BrokenSeal {
 impl Trees {
     /// The same, with what else is attested.
     pub(crate) fn measure_to_attest(&self, release: Digest) -> Result<Measured, Refusal> {
-        let measured = self.measure(release)?;
+        let (measured, assured) = self.measure_and_judge(release)?;
+        self.assurances.require(&self.host, release, &assured)?;
         Ok(Measured { clock_error_ms: self.clock_error.bound_ms(), ..measured })
     }
 
     /// Measures a release's tree in full.
     pub(crate) fn measure(&self, release: Digest) -> Result<Measured, Refusal> {
+        self.measure_and_judge(release).map(|(measured, _)| measured)
+    }
+
+    fn measure_and_judge(&self, release: Digest) -> Result<(Measured, Assured), Refusal> {
         let manifest = self.manifest(release)?;
         let tree = self.tree(release);
         let begun = self.machine.boot_time();
         let measurement = muster_artifact::measure(&tree, &manifest, &self.options(), &Progress::default())
             .map_err(|error| self.refuse(&error))?;
-        self.accept(release, &measurement, begun)
+        Ok((self.accept(release, &measurement, begun)?, measurement.assured))
     }
 
     /// Measures a release's tree in full, with one idle thread and no faster than this, beside what it serves.
@@ -99,6 +110,7 @@ impl Trees {
         let options = MeasureOptions {
             jobs: NonZeroUsize::MIN,
             bytes_per_second_max: std::num::NonZeroU64::new(bytes_per_second_max),
+            verity: self.assurances.verity(),
         };
         let tree = self.tree(release);
         let measured = idly(|| muster_artifact::measure(&tree, &manifest, &options, &Progress::default()));
@@ -174,6 +186,11 @@ impl Trees {
         }
     }
 
+    /// The least that measurements of these releases are worth, as far as it is known.
+    pub(crate) fn least_assurance(&self, releases: &[Digest]) -> Option<v1::Assurance> {
+        self.assurances.least(releases, |release| self.seal_path(release))
+    }
+
     /// Whether there is something where a release's tree would be.
     pub(crate) fn has_tree(&self, release: Digest) -> bool {
         self.tree(release).symlink_metadata().is_ok()
@@ -225,15 +242,18 @@ impl Trees {
             bytes: measurement.bytes,
             uniform: measurement.uniform,
         };
-        Ok(self.measured(compared, begun))
+        self.assurances.note(release, &measurement.assured);
+        let assurance = assurance::level(&measurement.assured);
+        Ok(Measured { assurance, ..self.measured(compared, begun) })
     }
 
-    /// What was measured from `begun` until now.
+    /// What was measured from `begun` until now, by reading and hashing it.
     pub(crate) fn measured(&self, compared: Comparable, begun: BootTime) -> Measured {
         let elapsed = self.machine.boot_time().since(begun);
         Measured {
             compared,
             clock_error_ms: None,
+            assurance: Assurance::Sha256,
             at: self.machine.unix_time(),
             elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
         }
@@ -263,7 +283,7 @@ impl Trees {
     }
 
     fn options(&self) -> MeasureOptions {
-        MeasureOptions { jobs: self.jobs, bytes_per_second_max: None }
+        MeasureOptions { jobs: self.jobs, bytes_per_second_max: None, verity: self.assurances.verity() }
     }
 
     /// Where a release's tree is.
@@ -314,8 +334,13 @@ mod tests {
     use muster_model::TreeRules;
 
     use super::*;
+    use crate::Verity;
 
     fn deployed(folder: &Path) -> (Trees, Digest) {
+        deployed_with(folder, Verity::Auto)
+    }
+
+    fn deployed_with(folder: &Path, verity: Verity) -> (Trees, Digest) {
         let source = folder.join("source");
         fs::create_dir_all(source.join("bin")).unwrap();
         fs::write(source.join("bin/server"), "content").unwrap();
@@ -332,6 +357,7 @@ mod tests {
             blobs: BlobStore::open(&folder.join("blobs")).unwrap(),
             releases: folder.join("releases"),
             seals: folder.join("seals"),
+            assurances: Assurances::of_folder(folder, verity),
             clock_error: ClockError::Unknown,
             adopted: None,
             jobs: one,
@@ -343,9 +369,23 @@ mod tests {
         let mut writer = trees.blobs.writer(release, bytes.len() as u64, Durability::Each).unwrap();
         writer.write(&bytes).unwrap();
         writer.finish().unwrap();
-        let options = InstallOptions { jobs: one, owner: None };
+        let options = InstallOptions { jobs: one, owner: None, verity: verity.to_use() };
         install(&trees.blobs, &packed.manifest, &trees.releases, &options, &Progress::default()).unwrap();
         (trees, release)
+    }
+
+    #[test]
+    fn what_is_attested_says_what_it_is_worth_and_is_refused_where_that_is_too_little() {
+        let folder = tempfile::tempdir().unwrap();
+        let (trees, release) = deployed_with(folder.path(), Verity::Off);
+        assert_eq!(trees.measure_to_attest(release).unwrap().assurance, Assurance::Sha256);
+        assert_eq!(trees.least_assurance(&[release]).unwrap().reason, "fs-verity is switched off here");
+        // What was installed without is not sealed, whatever the file system has.
+        let assurances = Assurances::of_folder(folder.path(), Verity::Require);
+        let trees = Trees { assurances, ..trees };
+        assert_eq!(trees.measure_to_attest(release).unwrap_err().code(), Some(Code::NotAssured));
+        trees.measure(release).expect("what is served already goes on");
+        trees.measure_to_admit(release).expect("and is admitted");
     }
 
     #[test]

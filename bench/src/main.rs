@@ -18,7 +18,7 @@ use std::thread::available_parallelism;
 use anyhow::{Context as _, ensure};
 use clap::{Parser, Subcommand};
 use muster_artifact::{
-    ArtifactError, MeasureOptions, OutsideLinks, PackOptions, Packed, Progress, measure, pack,
+    ArtifactError, MeasureOptions, OutsideLinks, PackOptions, Packed, Progress, VerityUse, measure, pack,
 };
 use muster_model::{EntryPath, Manifest, TreeRules};
 use serde_json::json;
@@ -95,7 +95,11 @@ fn prepare(tree: &Path, path: &Path) -> anyhow::Result<()> {
 fn measure_once(tree: &Path, path: &Path, jobs: Option<NonZeroUsize>) -> anyhow::Result<()> {
     let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
     let manifest = Manifest::parse(&bytes).with_context(|| format!("parse {}", path.display()))?;
-    let options = MeasureOptions { jobs: jobs.map_or_else(all_cores, Ok)?, bytes_per_second_max: None };
+    let options = MeasureOptions {
+        jobs: jobs.map_or_else(all_cores, Ok)?,
+        bytes_per_second_max: None,
+        verity: VerityUse::WherePossible,
+    };
     let measured = measure(tree, &manifest, &options, &Progress::default())?;
     ensure!(measured.matches(), "{} differs: {:?}", tree.display(), measured.differences.first());
     say(&json!({ "digest": measured.digest, "files": measured.files, "bytes": measured.bytes }))

@@ -93,6 +93,7 @@ impl Exit {
             | Code::ClockUncertain
             | Code::HookFailed
             | Code::NotEnforced
+            | Code::NotAssured
             | Code::AuditRewritten
             | Code::Unmandated
             | Code::RolledBackCoordinator => Self::NotAllowed,

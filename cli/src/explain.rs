@@ -161,6 +161,10 @@ explanations! {
         "A host takes part in no flip, by its own configuration.",
         "Its agent.toml has `enforce = \"observe\"` or `\"gate\"` for the fleet: it measures and attests, and refuses every flip. All N hosts flip or none, so the fleet does not flip while that is so.",
         "take `enforce` out of the host's agent.toml and restart its agent, once Muster is to manage the service there; or flip with the tool that manages it, and ask `muster check` before";
+    NotAssured =>
+        "A release is not sealed by a host's kernel, and has to be.",
+        "The host's agent.toml has `verity = \"require\"`: a release is installed and attested there only if every file of it is sealed with fs-verity, which the host says it is not, and why.",
+        "give the host a file system with fs-verity for its state folder (ext4 made with `-O verity`, or btrfs) and run `muster deploy` again, which seals what is there; or take `verity` out of its agent.toml";
     HookFailed =>
         "A hook of a host failed or took too long.",
         "The host's own configuration names a command for this step, and it did not end with 0 in its time.",

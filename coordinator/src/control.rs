@@ -28,6 +28,9 @@ use crate::status::{chain, root_cause};
 
 /// Releases that are read of one inventory.
 const INVENTORY_MAX: usize = 1024;
+/// What a host says of what its measurements are worth is a word, and a sentence that may name a path.
+const ASSURANCE_BYTES_MAX: usize = 16;
+const ASSURANCE_REASON_BYTES_MAX: usize = 1024;
 /// What a host says of `enforce` is a word.
 const ENFORCE_BYTES_MAX: usize = 16;
 
@@ -203,7 +206,10 @@ impl Attachment {
             let (root_version, certificate) = (inventory.root_version, inventory.certificate.clone());
             let mut enforce = inventory.enforce.clone();
             enforce.iter_mut().for_each(|it| it.truncate(it.floor_char_boundary(ENFORCE_BYTES_MAX)));
-            handle.set_inventory(host, Held { manifests: manifests?, root_version, certificate, enforce });
+            let mut assurance = inventory.verity.clone();
+            assurance.iter_mut().for_each(bound_assurance);
+            let manifests = manifests?;
+            handle.set_inventory(host, Held { manifests, root_version, certificate, enforce, assurance });
             return Ok(());
         }
         let mut deployed = None;
@@ -474,4 +480,10 @@ pub(crate) fn check_attestation(
     }
     let envelope = Arc::clone(verified.raw());
     Ok(crate::fleet::Attested { attestation: verified.into_document(), envelope, arrived: Instant::now() })
+}
+
+fn bound_assurance(assurance: &mut v1::Assurance) {
+    let v1::Assurance { level, reason } = assurance;
+    level.truncate(level.floor_char_boundary(ASSURANCE_BYTES_MAX));
+    reason.truncate(reason.floor_char_boundary(ASSURANCE_REASON_BYTES_MAX));
 }

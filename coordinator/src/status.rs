@@ -149,6 +149,7 @@ fn grpc_code(code: Code) -> tonic::Code {
         | Code::Halted
         | Code::HookFailed
         | Code::NotEnforced
+        | Code::NotAssured
         | Code::Unhealthy
         | Code::StartFailed
         | Code::WrongProcess

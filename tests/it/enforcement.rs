@@ -5,10 +5,17 @@ use std::fs;
 use crate::harness::{Fleet, Host, artifact};
 
 fn enforce(fleet: &Fleet, host: &Host, how: &str) {
+    configure(fleet, host, |config| {
+        let of_fleet = config["fleet"].as_array_mut().unwrap()[0].as_table_mut().unwrap();
+        of_fleet.insert("enforce".to_owned(), how.into());
+    });
+}
+
+/// Changes a host's agent.toml, and starts everything again.
+fn configure(fleet: &Fleet, host: &Host, change: impl FnOnce(&mut toml::Table)) {
     let file = host.folder().join("agent.toml");
     let mut config: toml::Table = fs::read_to_string(&file).unwrap().parse().unwrap();
-    let of_fleet = config["fleet"].as_array_mut().unwrap()[0].as_table_mut().unwrap();
-    of_fleet.insert("enforce".to_owned(), how.into());
+    change(&mut config);
     fs::write(&file, config.to_string()).unwrap();
     fleet.down();
     fleet.start(&[]);
@@ -47,4 +54,43 @@ fn one_host_that_observes_or_is_a_gate_keeps_all_from_flipping() {
     fleet.json(&["flip", "2.0"]).expect_code(0);
     fleet.assert_all_serve(&two);
     assert!(fleet.json(&["status"]).json()["hosts"][1].get("enforce").is_none());
+}
+
+/// These tests run on whatever file system there is, so that what it has is asked of the host itself; `tests/verity/run` has one that can.
+#[test]
+fn a_host_that_requires_what_its_kernel_does_not_do_installs_and_attests_nothing() {
+    let fleet = Fleet::up(2);
+    let tree = artifact(&[("bin/server", "one")]);
+    let one = fleet.release(&tree, "1.0");
+    let of_host = |at: usize| fleet.json(&["status"]).expect_code(0).json()["hosts"][at]["assurance"].clone();
+    let can = of_host(0)["level"] == "verity";
+    if !can {
+        assert_eq!(
+            of_host(0),
+            serde_json::json!({ "level": "sha256", "reason": "this filesystem has no fs-verity" })
+        );
+    }
+    tree.write("bin/server", "two");
+    fleet.push(&tree, "2.0");
+    let set = |how: &str| {
+        configure(&fleet, &fleet.host(2), |config| {
+            config.insert("verity".to_owned(), how.into());
+        });
+    };
+    set("require");
+    if can {
+        fleet.json(&["deploy", "2.0"]).expect_code(0);
+        return;
+    }
+    for ask in [["deploy", "2.0"], ["check", "--release=1.0"]] {
+        let refused = fleet.json(&ask);
+        assert_ne!(refused.code, 0, "{ask:?}");
+        let blocker = refused.expect_blocker("not-assured", "host-2", "");
+        assert!(blocker.detail.contains("has no fs-verity; `verity = \"require\"`"), "{refused}");
+    }
+    // What is served goes on.
+    fleet.assert_all_serve(&one);
+    set("off");
+    fleet.json(&["deploy", "2.0"]).expect_code(0);
+    assert_eq!(of_host(1)["reason"], "fs-verity is switched off here");
 }

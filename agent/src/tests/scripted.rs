@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::{Agent, AgentError, ClockError, Coordinator, FleetParts, OnDrift, Parts};
+use crate::{Agent, AgentError, ClockError, Coordinator, FleetParts, OnDrift, Parts, Verity};
 use futures_util::Stream;
 use muster_artifact::{OutsideLinks, PackOptions, Progress, pack};
 use muster_daemon::{Machine, Shutdown, ShutdownTrigger, unix_time};
@@ -158,6 +158,7 @@ impl World {
             guard: Arc::new(InProcess::new(&settings.validate().unwrap()).unwrap()),
             guard_events: None,
             jobs: NonZeroUsize::MIN,
+            verity: Verity::Auto,
             clock_error: ClockError::Unknown,
             audit_key: None,
             drill_again: HOUR,

@@ -376,9 +376,10 @@ impl View {
             let or_unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".to_owned());
             let rows = self.hosts.iter().map(|host| {
                 let (agent, until) = (or_unknown(&host.agent_version), or_unknown(&host.certificate_expires));
-                [host.host.clone(), agent, until, host.certificate_text()]
+                [host.host.clone(), agent, until, host.certificate_text(), host.assurance_text()]
             });
-            page.table(["HOST", "AGENT", "CERTIFICATE UNTIL", "RENEWED"], rows.collect());
+            let header = ["HOST", "AGENT", "CERTIFICATE UNTIL", "RENEWED", "ASSURANCE"];
+            page.table(header, rows.collect());
         }
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct Held {
     pub(crate) certificate: Option<v1::CertificateReport>,
     /// How much Muster may do to its service, if that is not all.
     pub(crate) enforce: Option<String>,
+    /// What its measurements are worth, if it says.
+    pub(crate) assurance: Option<v1::Assurance>,
 }
 
 /// A fleet, as it is reached from the gRPC edge.

@@ -101,6 +101,7 @@ fn host_status(
         certificate_expires_unix_ms: shared.certificate_of(&host.host).map(|it| it.not_after.0),
         certificate: held.and_then(|held| held.certificate.clone()),
         enforce: held.and_then(|held| held.enforce.clone()),
+        assurance: held.and_then(|held| held.assurance.clone()),
         state: state(host.state).into(),
         parked: None,
     }

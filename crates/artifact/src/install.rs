@@ -21,9 +21,12 @@ use muster_model::{Digest, Manifest, Place};
 use rustix::io::Errno;
 
 use crate::durable::{create_folders, sync_folder};
-use crate::{ArtifactError, BlobStore, MeasureOptions, Measurement, Progress, measure};
+use crate::verity::{Sealer, seal_in_place};
+use crate::{
+    ArtifactError, Assured, BlobStore, MeasureOptions, Measurement, Progress, Shortfall, VerityUse, measure,
+};
 
-const UNFINISHED: &str = ".tmp-";
+pub(crate) const UNFINISHED: &str = ".tmp-";
 
 /// How to install.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +35,8 @@ pub struct InstallOptions {
     pub jobs: NonZeroUsize,
     /// Who owns the tree; the installing user if none is named.
     pub owner: Option<Owner>,
+    /// Whether the kernel is to seal the files.
+    pub verity: VerityUse,
 }
 
 /// A user and a group, by number.
@@ -77,10 +82,12 @@ pub fn install(
     create_folders(releases)?;
     let place = swap::Place { releases, digest: manifest.digest() };
     let tree = place.tree();
-    let measuring = MeasureOptions { jobs: options.jobs, bytes_per_second_max: None };
+    let measuring = MeasureOptions { jobs: options.jobs, bytes_per_second_max: None, verity: options.verity };
     let how = match measure(&tree, manifest, &measuring, progress) {
         Ok(measurement) if in_tree(&measurement).is_none() => {
-            if !swap::finish(&place, manifest)? {
+            let swapped = swap::finish(&place, manifest)?;
+            let sealed = seal_kept(&tree, manifest, &measurement, &place)?;
+            if !swapped && !sealed {
                 return Ok(Installed { tree, how: How::Kept, measurement });
             }
             How::Kept
@@ -130,6 +137,32 @@ pub fn remove_release(releases: &Path, digest: Digest) -> Result<(), ArtifactErr
         swap::remove_tree(&swap)?;
     }
     sync_folder(releases)
+}
+
+/// A tree that is there, as it should be, may be from before its file system or its agent could seal it. Says whether that was tried.
+fn seal_kept(
+    tree: &Path,
+    manifest: &Manifest,
+    measurement: &Measurement,
+    place: &swap::Place<'_>,
+) -> Result<bool, ArtifactError> {
+    match &measurement.assured {
+        Assured::Sha256(Shortfall::Unsealed(_)) => {}
+        Assured::Sha256(
+            Shortfall::Off
+            | Shortfall::Unsupported
+            | Shortfall::Failed(..)
+            | Shortfall::Another(_)
+            | Shortfall::NoFile,
+        )
+        | Assured::Verity => return Ok(false),
+    }
+    let sealer = Sealer::probe(place.releases, UNFINISHED);
+    if !sealer.goes_on() {
+        return Ok(false);
+    }
+    seal_in_place(tree, manifest, &sealer)?;
+    Ok(true)
 }
 
 fn build_and_place(

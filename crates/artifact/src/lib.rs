@@ -9,6 +9,7 @@
 //! | `install` | builds a release's tree from blobs, or repairs it |
 //! | `measure` | reads a tree again and compares |
 //! | `seal` | notices cheaply that a measured tree was touched |
+//! | `verity` | has the kernel seal files, and says what a measurement is worth |
 //! | `deployed` | tells whether what is about to be started is what was released |
 //!
 //! All of it is synchronous and uses no global state: threads belong to the call that asked for them. It
@@ -43,6 +44,7 @@ mod spec;
 #[cfg(test)]
 mod testing;
 mod transfer;
+mod verity;
 mod walk;
 
 pub use blobs::{BlobReader, BlobStore, BlobWriter, Durability};
@@ -55,3 +57,4 @@ pub use progress::Progress;
 pub use seal::{Seal, seal};
 pub use spec::{OutsideLinks, ReleaseSpec};
 pub use transfer::{Plan, plan};
+pub use verity::{Assured, Shortfall, VerityUse, supports_verity};

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use muster_model::{Difference, Digest, Manifest, UnixTime};
 
 use crate::walk::{FoundKind, Pace, Reading, Walk, Walked};
-use crate::{ArtifactError, Progress, handle, pool};
+use crate::{ArtifactError, Assured, Progress, VerityUse, handle, pool, verity};
 
 pub(crate) use host::{Links, stamp as host_stamp};
 
@@ -29,6 +29,8 @@ pub struct MeasureOptions {
     pub jobs: NonZeroUsize,
     /// The most bytes to read in a second, over all threads.
     pub bytes_per_second_max: Option<NonZeroU64>,
+    /// Whether it is looked at which files the kernel has sealed. Those are hashed twice.
+    pub verity: VerityUse,
 }
 
 /// What was found on disk.
@@ -54,6 +56,8 @@ pub struct Measurement {
     pub started: UnixTime,
     /// How long it took.
     pub elapsed: Duration,
+    /// What it is worth.
+    pub assured: Assured,
 }
 
 impl Measurement {
@@ -96,6 +100,7 @@ pub(crate) fn measure_walk(
         mutable: &expected.rules().mutable,
         jobs: pool::worthwhile(options.jobs, expected.entries().len(), expected.total_bytes()),
         pace: options.bytes_per_second_max.map(Pace::new),
+        verity: options.verity,
         progress,
     };
     let walked = walk.run(handle::open_tree(tree)?, tree)?;
@@ -113,6 +118,7 @@ pub(crate) fn measure_walk(
         bytes,
         started,
         elapsed: clock.elapsed(),
+        assured: verity::assured(&walked, options.verity),
     };
     measurement.add(compare::compare(expected, &walked));
     measurement.add(on_host.differences);

@@ -8,7 +8,7 @@ use muster_model::{Entry, EntryKind, EntryPath, LinkTarget, Manifest, Mode, Tree
 use rustix::fs::FileType;
 
 use crate::walk::{Found, FoundKind, Note, Reading, Walk, Walked};
-use crate::{ArtifactError, OutsideLinks, Progress, Unpackable, UnpackableKind, handle};
+use crate::{ArtifactError, OutsideLinks, Progress, Unpackable, UnpackableKind, VerityUse, handle};
 
 /// How many unpackable entries an error names.
 const NAMED_MAX: usize = 16;
@@ -66,8 +66,14 @@ pub fn pack(dir: &Path, options: &PackOptions, progress: &Progress) -> Result<Pa
     })?;
     let mut rules = options.rules.clone();
     rules.mutable.sort_unstable();
-    let walk =
-        Walk { reading: Reading::Packing, mutable: &rules.mutable, jobs: options.jobs, pace: None, progress };
+    let walk = Walk {
+        reading: Reading::Packing,
+        mutable: &rules.mutable,
+        jobs: options.jobs,
+        pace: None,
+        verity: VerityUse::Off,
+        progress,
+    };
     let walked = walk.run(handle::open_tree(&resolved)?, dir)?;
     let (entries, mut warnings) = entries(dir, walked)?;
     let manifest = Manifest::new(entries, rules)

@@ -5,7 +5,11 @@
 //! So a check asks for metadata only, and still sees everything that goes through the file system. It does
 //! not see a disk that changes by itself, nor a write through a mapping that was made and dirtied before the
 //! measurement: the full measurement that follows a flip does.
+//!
+//! Where the kernel has sealed every file with fs-verity, a seal holds its digests as well, and a check asks for them: then a file cannot
+//! be another one whatever its metadata says, and what the disk makes of it by itself cannot be read.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -18,8 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable::replace_file;
 use crate::measure::{DIFFERENCES_MAX, Links, MeasureOptions, Measurement, host_stamp, measure_walk};
-use crate::walk::{Found, FoundKind, Reading, Stamp, Walk, Walked};
-use crate::{ArtifactError, Progress, handle, pool};
+use crate::walk::{FileVerity, Found, FoundKind, Reading, Stamp, Walk, Walked};
+use crate::{ArtifactError, Assured, Progress, VerityUse, handle, pool};
 
 const MAGIC: &str = "muster.seal/1";
 /// File times advance with the kernel's tick, 10 ms at the slowest; two changes within one tick look alike.
@@ -35,6 +39,10 @@ pub struct Seal {
     /// What the release names outside the tree, as it was found.
     host: Vec<(HostPath, Option<Stamp>)>,
     rules: TreeRules,
+    /// The digests of all files by fs-verity, where the kernel has sealed all of them. Seals from before this have none, and older
+    /// agents read none that has some: they measure again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    verity: BTreeMap<EntryPath, Digest>,
 }
 
 /// Measures a tree in full and seals it if it is as expected.
@@ -60,12 +68,14 @@ pub fn seal(
     if !measurement.matches() {
         return Ok((measurement, None));
     }
+    let verity = kernels_digests(&measurement, &walked);
     let seal = Seal {
         manifest: expected.digest(),
         root: walked.root,
         entries: sealed(expected, walked),
         host,
         rules: expected.rules().clone(),
+        verity,
     };
     Ok((measurement, Some(seal)))
 }
@@ -77,7 +87,14 @@ impl Seal {
         self.manifest
     }
 
-    /// Looks at the metadata of every entry, and for entries that should not be there. Reads no file.
+    /// What the measurement was worth that was sealed.
+    #[must_use]
+    pub fn is_verity(&self) -> bool {
+        !self.verity.is_empty()
+    }
+
+    /// Looks at the metadata of every entry, and for entries that should not be there; and asks the kernel for the digests of files that
+    /// it has sealed. Reads no file.
     pub fn check(&self, tree: &Path, jobs: NonZeroUsize) -> Result<(), ArtifactError> {
         let progress = Progress::default();
         let walk = Walk {
@@ -85,6 +102,7 @@ impl Seal {
             mutable: &self.rules.mutable,
             jobs: pool::worthwhile(jobs, self.entries.len(), 0),
             pace: None,
+            verity: if self.verity.is_empty() { VerityUse::Off } else { VerityUse::WherePossible },
             progress: &progress,
         };
         let walked = walk.run(handle::open_tree(tree)?, tree)?;
@@ -153,10 +171,11 @@ impl Seal {
         if let FoundKind::Unreadable(why) = &found.kind {
             return Some(difference(path, DifferenceKind::Unreadable, "what was measured", why));
         }
-        if self.is_same(path, sealed, &found.stamp) {
-            return None;
+        match self.verity.get(path) {
+            Some(digest) => compare_sealed(path, sealed, *digest, found),
+            None if self.is_same(path, sealed, &found.stamp) => None,
+            None => Some(touched(path, &describe(sealed), &describe(&found.stamp))),
         }
-        Some(touched(path, &describe(sealed), &describe(&found.stamp)))
     }
 
     /// A folder that holds a mutable path changes its times and size when that comes or goes, and so does a
@@ -185,6 +204,38 @@ impl Seal {
                 measured: now.as_ref().map_or_else(|| "nothing".to_owned(), describe),
             })
             .collect()
+    }
+}
+
+/// Of a file that the kernel has sealed its digest decides, and not its times: whoever sets them back or puts another one in its place
+/// does not get that digest, and one that was only touched, or written anew as it was, is what was measured.
+fn compare_sealed(path: &EntryPath, sealed: &Stamp, digest: Digest, found: &Found) -> Option<Difference> {
+    let FoundKind::File { verity, .. } = &found.kind else {
+        return Some(touched(path, &describe(sealed), &describe(&found.stamp)));
+    };
+    if (sealed.mode, sealed.size) != (found.stamp.mode, found.stamp.size) {
+        return Some(touched(path, &describe(sealed), &describe(&found.stamp)));
+    }
+    let measured = match verity {
+        FileVerity::Sealed(found) if *found == digest => return None,
+        FileVerity::Sealed(found) => format!("fs-verity {found}"),
+        FileVerity::Another => "sealed with other parameters of fs-verity".to_owned(),
+        FileVerity::Unsealed | FileVerity::Unsupported => "not sealed with fs-verity".to_owned(),
+        FileVerity::Failed(error) => format!("no fs-verity digest: {error}"),
+        FileVerity::Unasked => "nobody has asked for its fs-verity digest".to_owned(),
+    };
+    Some(touched(path, &format!("fs-verity {digest}"), &measured))
+}
+
+/// What the kernel says of all files, if the measurement has borne it out.
+fn kernels_digests(measurement: &Measurement, walked: &Walked) -> BTreeMap<EntryPath, Digest> {
+    let files = walked.found.iter().filter_map(|found| {
+        let FoundKind::File { verity: FileVerity::Sealed(digest), .. } = &found.kind else { return None };
+        Some((found.path.clone(), *digest))
+    });
+    match &measurement.assured {
+        Assured::Verity => files.collect(),
+        Assured::Sha256(_) => BTreeMap::new(),
     }
 }
 

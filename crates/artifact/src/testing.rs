@@ -13,12 +13,14 @@ use tempfile::TempDir;
 
 use crate::{
     ArtifactError, BlobStore, Durability, InstallOptions, Installed, MeasureOptions, Measurement,
-    OutsideLinks, PackOptions, Packed, Progress, install, measure, pack,
+    OutsideLinks, PackOptions, Packed, Progress, VerityUse, install, measure, pack,
 };
 
 pub(crate) const TWO: NonZeroUsize = NonZeroUsize::new(2).unwrap();
-pub(crate) const MEASURING: MeasureOptions = MeasureOptions { jobs: TWO, bytes_per_second_max: None };
-pub(crate) const INSTALLING: InstallOptions = InstallOptions { jobs: TWO, owner: None };
+pub(crate) const MEASURING: MeasureOptions =
+    MeasureOptions { jobs: TWO, bytes_per_second_max: None, verity: VerityUse::WherePossible };
+pub(crate) const INSTALLING: InstallOptions =
+    InstallOptions { jobs: TWO, owner: None, verity: VerityUse::WherePossible };
 
 /// A folder with a source tree, a blob store and a folder of releases.
 pub(crate) struct Sandbox {

@@ -16,11 +16,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use muster_model::{Digest, EntryPath, MAX_ENTRIES, PathError};
 use rustix::fs::{AtFlags, FileType, RawDir, Stat, fstat, statat};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::{ArtifactError, Progress, handle, pool};
+use crate::{ArtifactError, Progress, VerityUse, handle, pool};
 
-pub(crate) use hash::hash_file;
+pub(crate) use hash::{Digests, Hashed, hash_file};
 pub(crate) use read::Pace;
 
 /// Names handed to one task: enough to outweigh the cost of a task, few enough to spread a flat folder over
@@ -37,6 +38,8 @@ pub(crate) struct Walk<'a> {
     pub(crate) mutable: &'a [EntryPath],
     pub(crate) jobs: NonZeroUsize,
     pub(crate) pace: Option<Pace>,
+    /// Whether the kernel is asked for the digest of each file that it has sealed.
+    pub(crate) verity: VerityUse,
     pub(crate) progress: &'a Progress,
 }
 
@@ -73,6 +76,7 @@ pub(crate) enum FoundKind {
     /// The digest is there unless only metadata was read.
     File {
         digest: Option<Digest>,
+        verity: FileVerity,
         note: Option<Note>,
     },
     Symlink {
@@ -83,6 +87,23 @@ pub(crate) enum FoundKind {
     /// A socket, FIFO or device.
     Special(&'static str),
     Unreadable(String),
+}
+
+/// What the kernel says of a file by fs-verity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FileVerity {
+    /// It was not asked: nobody wanted to know, or another file of the tree is not sealed.
+    Unasked,
+    /// The file system has none.
+    Unsupported,
+    /// It did not say.
+    Failed(Errno),
+    /// The file is not sealed.
+    Unsealed,
+    /// It is, in another way; or what it lets us read has another digest.
+    Another,
+    /// It is, and this is its digest: where the file was read, that of its bytes as well.
+    Sealed(Digest),
 }
 
 /// What packing has to know about a file.
@@ -190,10 +211,12 @@ struct State<'a> {
     found: Mutex<Vec<Vec<Found>>>,
     beyond: Mutex<Vec<(EntryPath, PathError)>>,
     /// Why the root itself could not be listed.
-    root_failure: Mutex<Option<rustix::io::Errno>>,
+    root_failure: Mutex<Option<Errno>>,
     count: AtomicUsize,
     /// Set once the kernel refuses `O_NOATIME`, so that it is not asked for every file.
     with_atime: AtomicBool,
+    /// Set once a file is not sealed: then the tree is not, and nobody asks for the others.
+    without_verity: AtomicBool,
     /// One for each thread.
     buffers: Vec<Mutex<Buffers>>,
 }
@@ -213,6 +236,7 @@ impl<'a> State<'a> {
             root_failure: Mutex::default(),
             count: AtomicUsize::new(0),
             with_atime: AtomicBool::new(false),
+            without_verity: AtomicBool::new(walk.verity == VerityUse::Off),
             buffers: (0..walk.jobs.get()).map(|_| Mutex::default()).collect(),
         }
     }
@@ -277,7 +301,7 @@ impl<'a> State<'a> {
         Found { path, kind, stamp }
     }
 
-    fn list(&self, folder: Folder, spawn: &mut dyn FnMut(Task)) -> Result<(), rustix::io::Errno> {
+    fn list(&self, folder: Folder, spawn: &mut dyn FnMut(Task)) -> Result<(), Errno> {
         let folder = Arc::new(folder);
         let mut folders = Vec::new();
         let mut mutable = Vec::new();
@@ -373,11 +397,11 @@ impl Names {
 /// Stands for the metadata of what vanished before it could be examined.
 const NO_STAMP: Stamp = Stamp { device: 0, inode: 0, mode: 0, size: 0, mtime_ns: 0, ctime_ns: 0 };
 
-fn stamp_of(fd: &OwnedFd) -> Result<Stamp, rustix::io::Errno> {
+fn stamp_of(fd: &OwnedFd) -> Result<Stamp, Errno> {
     fstat(fd).map(|stat| Stamp::from(&stat))
 }
 
-fn stamp_at(folder: &Folder, name: &CStr) -> Result<Stamp, rustix::io::Errno> {
+fn stamp_at(folder: &Folder, name: &CStr) -> Result<Stamp, Errno> {
     statat(&folder.fd, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| Stamp::from(&stat))
 }
 

@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::thread;
 
-use muster_artifact::{ArtifactError, BlobStore, Deployed, MeasureOptions};
+use muster_artifact::{ArtifactError, BlobStore, Deployed, MeasureOptions, VerityUse};
 use muster_model::{Digest, FleetName};
 
 use crate::error::GuardError;
@@ -35,7 +35,7 @@ pub(crate) fn look(fleet: &FleetName, releases: &Path, release: Digest) -> Resul
     };
     // The fleet waits for this start.
     let jobs = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    match deployed.check(&MeasureOptions { jobs, bytes_per_second_max: None }) {
+    match deployed.check(&MeasureOptions { jobs, bytes_per_second_max: None, verity: VerityUse::Off }) {
         Ok(()) => Ok(Bytes::Released),
         Err(error) if is_final(&error) => Ok(Bytes::Changed(error.to_string())),
         Err(source) => Err(GuardError::Unmeasured { fleet: fleet.clone(), source: Box::new(source) }),

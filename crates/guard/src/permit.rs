@@ -147,8 +147,8 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use muster_artifact::{
-        BlobStore, Durability, InstallOptions, MeasureOptions, OutsideLinks, PackOptions, Progress, install,
-        pack, seal,
+        BlobStore, Durability, InstallOptions, MeasureOptions, OutsideLinks, PackOptions, Progress,
+        VerityUse, install, pack, seal,
     };
     use muster_model::{BootTime, Epoch, RolloutId, TreeRules, UnixTime};
 
@@ -233,10 +233,10 @@ mod tests {
         let mut writer = blobs.writer(manifest.digest(), bytes.len() as u64, Durability::Each).unwrap();
         writer.write(&bytes).unwrap();
         writer.finish().unwrap();
-        let options = InstallOptions { jobs, owner: None };
+        let options = InstallOptions { jobs, owner: None, verity: VerityUse::Off };
         install(&blobs, &manifest, &fleet.join("releases"), &options, &Progress::default()).unwrap();
         let tree = fleet.join("releases").join(manifest.digest().hex());
-        let options = MeasureOptions { jobs, bytes_per_second_max: None };
+        let options = MeasureOptions { jobs, bytes_per_second_max: None, verity: VerityUse::Off };
         let (_, sealed) = seal(&tree, &manifest, &options, &Progress::default()).unwrap();
         sealed.unwrap().write(&fleet.join("seals").join(manifest.digest().hex())).unwrap();
         manifest.digest()

@@ -86,6 +86,20 @@ pub enum ClockState {
 pub enum Assurance {
     /// Every byte was read and hashed.
     Sha256,
+    /// The same, and the kernel has sealed every file with fs-verity as it was read: nobody can write to it, and nothing else is read of it.
+    /// Who cannot read this word is from before hosts could do that, and reads no attestation that has it.
+    Verity,
+}
+
+impl Assurance {
+    /// The text form.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Verity => "verity",
+        }
+    }
 }
 
 /// The part of an attestation that belongs to one host and is not compared.

@@ -94,6 +94,8 @@ codes! {
     Halted = "halted",
     /// The host's own configuration has it observe, or be a gate for other tools, and take part in no flip.
     NotEnforced = "not-enforced",
+    /// The host's own configuration wants files sealed by its kernel, and they are not.
+    NotAssured = "not-assured",
     /// A hook of the host's failed or took too long.
     HookFailed = "hook-failed",
     /// The service did not start, or ended at once.

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_agent::{Agent, BootGate, ClockError, Coordinator, FleetParts, OnDrift, Parts};
+use muster_agent::{Agent, BootGate, ClockError, Coordinator, FleetParts, OnDrift, Parts, Verity};
 use muster_artifact::BlobStore;
 use muster_coordinator::CoordinatorConfig;
 use muster_daemon::Shutdown;
@@ -187,6 +187,7 @@ impl World<'_> {
                 guard: Arc::clone(&guard) as Arc<dyn Guard>,
                 guard_events: None,
                 jobs: NonZeroUsize::MIN,
+                verity: Verity::Auto,
                 clock_error: ClockError::Unknown,
                 audit_key: None,
                 drill_again: Duration::from_secs(30),

@@ -1,6 +1,6 @@
 //! What a verified receipt proves, in a few lines.
 
-use muster_model::{Digest, FleetName, FlipMode, HostName, PublicKey};
+use muster_model::{Assurance, Attestation, Digest, FleetName, FlipMode, HostName, PublicKey};
 use muster_trust::{TrustRoot, VerifiedReceipt};
 use serde::Serialize;
 
@@ -26,6 +26,9 @@ pub(super) struct Summary {
     parked: Vec<HostName>,
     ordered_by: Vec<PublicKey>,
     lapsed: Vec<HostName>,
+    /// How many hosts attested files that their kernels had sealed.
+    #[serde(skip_serializing_if = "is_zero")]
+    verity_hosts: usize,
     root_version: u64,
     /// Whether the present root would not vouch for it any more.
     earlier_root: bool,
@@ -49,6 +52,7 @@ impl Summary {
             parked: receipt.roster().document().parked().iter().map(|it| it.name.clone()).collect(),
             ordered_by: receipt.order().signers().to_vec(),
             lapsed: receipt.lapsed().to_vec(),
+            verity_hosts: verity_hosts(receipt.attestations().iter().map(|it| &**it.document())),
             root_version,
             earlier_root: root_version < present.root().version,
             solo: receipt.is_solo(),
@@ -56,6 +60,27 @@ impl Summary {
             verified: true,
         }
     }
+}
+
+/// How many of the attestations are of files that the kernel had sealed.
+fn verity_hosts<'a>(attestations: impl Iterator<Item = &'a Attestation>) -> usize {
+    attestations.filter(|it| it.facts.assurance == Assurance::Verity).count()
+}
+
+/// Nothing where each host has read and hashed every byte, and no more: that much is proven of every receipt.
+fn assurance_text(verity: usize, hosts: usize) -> Option<String> {
+    match verity {
+        0 => None,
+        all if all == hosts => {
+            Some("assurance: verity, the kernels of all hosts had sealed every file".to_owned())
+        }
+        some => Some(format!("assurance: verity on {some} of {hosts} hosts, sha256 on the others")),
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Report for Summary {
@@ -83,6 +108,9 @@ impl Report for Summary {
                 page.labelled(Tone::Warning, "fast mode", text);
             }
         }
+        if let Some(text) = assurance_text(self.verity_hosts, *hosts) {
+            page.line(text);
+        }
         for key in &self.ordered_by {
             page.line(format_args!("ordered by {key}"));
         }
@@ -103,5 +131,20 @@ impl Report for Summary {
         if self.solo {
             page.labelled(Tone::Warning, "solo mode", "one person alone could have signed for some role");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_attestations_are_worth_is_said_where_it_is_more_than_ever() {
+        assert_eq!(assurance_text(0, 3), None);
+        assert_eq!(
+            assurance_text(2, 3).as_deref(),
+            Some("assurance: verity on 2 of 3 hosts, sha256 on the others")
+        );
+        assert!(assurance_text(3, 3).is_some_and(|it| it.contains("all hosts")));
     }
 }

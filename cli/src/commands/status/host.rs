@@ -37,6 +37,9 @@ pub(super) struct HostView {
     /// How much Muster may do to its service, by its own configuration, if that is not all.
     #[serde(skip_serializing_if = "Option::is_none")]
     enforce: Option<String>,
+    /// What its measurements are worth, as it says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    assurance: Option<HostAssurance>,
     /// The root document that it goes by, as it said last.
     root_version: Option<u64>,
     /// That, where the coordinator goes by another.
@@ -46,6 +49,28 @@ pub(super) struct HostView {
     /// As the host says.
     certificate: Option<HostCertificate>,
     pub(super) blockers: Vec<Blocker>,
+}
+
+/// What a host's measurements are worth.
+#[derive(Debug, Serialize)]
+struct HostAssurance {
+    /// `sha256` or `verity`.
+    level: String,
+    /// Why it is not more.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reason: String,
+}
+
+impl HostAssurance {
+    fn new(wire: v1::Assurance) -> Self {
+        let v1::Assurance { level, reason } = wire;
+        Self { level, reason }
+    }
+
+    fn text(&self) -> String {
+        let Self { level, reason } = self;
+        if reason.is_empty() { level.clone() } else { format!("{level} ({reason})") }
+    }
 }
 
 /// What the fleet serves.
@@ -84,6 +109,7 @@ impl HostView {
             deployed: wire.deployed.iter().map(ReleaseView::try_from).collect::<Result<_, _>>()?,
             agent_version: wire.agent_version,
             enforce: wire.enforce,
+            assurance: wire.assurance.map(HostAssurance::new),
             root_version: wire.root_version,
             other_root: wire.root_version.filter(|it| served.root_version.is_some_and(|root| root != *it)),
             certificate_expires: wire
@@ -97,6 +123,11 @@ impl HostView {
     /// How old its certificate is, and when the next one is due.
     pub(super) fn certificate_text(&self) -> String {
         self.certificate.as_ref().map_or_else(|| "unknown".to_owned(), HostCertificate::text)
+    }
+
+    /// What its measurements are worth, and why they are not worth more.
+    pub(super) fn assurance_text(&self) -> String {
+        self.assurance.as_ref().map_or_else(|| "unknown".to_owned(), HostAssurance::text)
     }
 
     /// Unknown is never shown as good, nor as dark.

@@ -217,6 +217,29 @@ fn the_json_has_a_schema_and_stable_names() {
     "#);
 }
 
+/// Coordinators and agents from before say nothing of it.
+#[test]
+fn what_measurements_are_worth_is_told_where_the_host_says_it() {
+    let assurance =
+        |level: &str, reason: &str| v1::Assurance { level: level.to_owned(), reason: reason.to_owned() };
+    let mut status = status();
+    status.hosts[0].assurance = Some(assurance("sha256", "this filesystem has no fs-verity"));
+    status.hosts[1].assurance = Some(assurance("verity", ""));
+    status.hosts.push(host("host-3", v1::host_mode::Kind::Serve));
+    let view = View::new(FleetName::new("demo").unwrap(), status, Detail::Full).unwrap();
+    let text = text(&view);
+    for (host, said) in
+        [("host-1", "sha256 (this filesystem has no fs-verity)"), ("host-2", "verity"), ("host-3", "unknown")]
+    {
+        let told = text.lines().any(|line| line.starts_with(host) && line.trim_end().ends_with(said));
+        assert!(told, "{host}: {said}: {text}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&json(View::SCHEMA, &view)).unwrap();
+    assert_eq!(json["hosts"][0]["assurance"]["reason"], "this filesystem has no fs-verity");
+    assert_eq!(json["hosts"][1]["assurance"], serde_json::json!({ "level": "verity" }));
+    assert!(json["hosts"][2].get("assurance").is_none());
+}
+
 #[test]
 fn an_answer_that_makes_no_sense_is_refused_with_the_field() {
     let broken = v1::FleetStatus { roster_digest: vec![1], ..status() };

@@ -16,7 +16,8 @@ use rustix::io::Errno;
 use super::swap::Place;
 use super::{InstallOptions, Owner, UNFINISHED};
 use crate::handle::{open_beneath, open_tree, shown};
-use crate::{ArtifactError, BlobStore, Progress, pool};
+use crate::verity::Sealer;
+use crate::{ArtifactError, BlobStore, Progress, VerityUse, pool};
 
 /// The root's mode is not part of the digest: everybody may enter, whether the service runs as the owner or
 /// not.
@@ -45,13 +46,22 @@ pub(super) fn build(
         .tempdir_in(place.releases)
         .map_err(|error| ArtifactError::io("create a folder in", place.releases, error))?;
     let root = open_tree(dir.path())?;
-    let building = Building { blobs, root: root.as_fd(), path: dir.path(), owner: options.owner, progress };
+    let sealer = match options.verity {
+        VerityUse::Off => None,
+        VerityUse::WherePossible => Some(Sealer::probe(place.releases, UNFINISHED)).filter(Sealer::goes_on),
+    };
+    let (path, owner) = (dir.path(), options.owner);
+    let building = Building { blobs, root: root.as_fd(), path, owner, sealer, progress };
     let entries = manifest.entries();
     building.make_folders(entries)?;
     building.fill(entries, options)?;
+    if let Some(sealer) = &building.sealer {
+        // The kernel seals what is on the disk, and only for whoever may write to it.
+        building.sync(entries)?;
+        building.each_leaf(entries, options, |batch, _| building.seal_all(batch, sealer))?;
+    }
     building.finish_folders(entries)?;
-    let sync = if entries.len() < SYNC_AT_ONCE_FROM { building.sync_each(entries) } else { syncfs(&root) };
-    sync.map_err(|error| ArtifactError::io("sync", dir.path(), error))?;
+    building.sync(entries)?;
     Ok(dir.keep())
 }
 
@@ -60,6 +70,8 @@ struct Building<'a> {
     root: BorrowedFd<'a>,
     path: &'a Path,
     owner: Option<Owner>,
+    /// If files are to be sealed by the kernel.
+    sealer: Option<Sealer>,
     progress: &'a Progress,
 }
 
@@ -75,16 +87,23 @@ impl Building<'_> {
     }
 
     fn fill(&self, entries: &[Entry], options: &InstallOptions) -> Result<(), ArtifactError> {
+        self.each_leaf(entries, options, |batch, buffer| self.write_all(batch, buffer))
+    }
+
+    /// Does something with everything that is no folder, on as many threads as there are jobs. The buffer is the thread's own.
+    fn each_leaf(
+        &self,
+        entries: &[Entry],
+        options: &InstallOptions,
+        work: impl Fn(&[&Entry], &mut Vec<u8>) -> Result<(), ArtifactError> + Sync,
+    ) -> Result<(), ArtifactError> {
         let leaves: Vec<&Entry> =
             entries.iter().filter(|entry| !matches!(entry.kind, EntryKind::Dir { .. })).collect();
         if options.jobs.get() == 1 {
-            return self.write_all(&leaves, &mut Vec::new());
+            return work(&leaves, &mut Vec::new());
         }
-        let work = || {
-            leaves
-                .par_chunks(BATCH)
-                .try_for_each_init(Vec::new, |buffer, batch| self.write_all(batch, buffer))
-        };
+        let work =
+            || leaves.par_chunks(BATCH).try_for_each_init(Vec::new, |buffer, batch| work(batch, buffer));
         pool::start(options.jobs)?.install(work)
     }
 
@@ -141,9 +160,28 @@ impl Building<'_> {
                 .map_err(|error| ArtifactError::io("write", &shown(self.path, path), error))?;
             self.progress.add_bytes(bytes);
         }
-        self.finish_entry(&file, mode).map_err(|error| self.failed("set the mode of", path, error))?;
+        if self.sealer.is_none() {
+            self.finish_entry(&file, mode).map_err(|error| self.failed("set the mode of", path, error))?;
+        }
         self.progress.add_file();
         Ok(())
+    }
+
+    /// Has the kernel seal files, and then gives them their owner and mode.
+    fn seal_all(&self, entries: &[&Entry], sealer: &Sealer) -> Result<(), ArtifactError> {
+        for Entry { path, kind } in entries {
+            let EntryKind::File { mode, .. } = kind else { continue };
+            let file = self.open_file(path).map_err(|error| self.failed("open", path, error))?;
+            sealer.seal(file.as_fd(), path);
+            self.finish_entry(&file, *mode).map_err(|error| self.failed("set the mode of", path, error))?;
+        }
+        Ok(())
+    }
+
+    fn open_file(&self, path: &EntryPath) -> Result<OwnedFd, Errno> {
+        let folder = open_beneath(self.root, path.parent().as_ref())?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(folder, path.name(), flags, rustix::fs::Mode::empty())
     }
 
     /// Deepest first: a folder may lose the bits that it takes to work in it.
@@ -167,16 +205,18 @@ impl Building<'_> {
         fchmod(fd, u32::from(mode.bits()).into())
     }
 
+    fn sync(&self, entries: &[Entry]) -> Result<(), ArtifactError> {
+        let sync =
+            if entries.len() < SYNC_AT_ONCE_FROM { self.sync_each(entries) } else { syncfs(self.root) };
+        sync.map_err(|error| ArtifactError::io("sync", self.path, error))
+    }
+
     /// Symlinks need no flush of their own: they are in their folder or in its file system's journal with it.
     fn sync_each(&self, entries: &[Entry]) -> Result<(), Errno> {
         for Entry { path, kind } in entries {
             match kind {
                 EntryKind::Dir { .. } => fsync(open_beneath(self.root, Some(path))?)?,
-                EntryKind::File { .. } => {
-                    let folder = open_beneath(self.root, path.parent().as_ref())?;
-                    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                    fsync(openat(folder, path.name(), flags, rustix::fs::Mode::empty())?)?;
-                }
+                EntryKind::File { .. } => fsync(self.open_file(path)?)?,
                 EntryKind::Symlink { .. } => {}
             }
         }

@@ -10,7 +10,7 @@ use muster_model::{
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, openat, statat};
 use rustix::io::Errno;
 
-use crate::walk::{Stamp, hash_file};
+use crate::walk::{Digests, Stamp, hash_file};
 
 const UNIFORM: &[u8] = b"muster.uniform/1\n";
 
@@ -133,8 +133,9 @@ fn hash(path: &HostPath) -> Result<Digest, String> {
     }
     let fd = openat(CWD, &name, flags, Mode::empty()).map_err(said)?;
     let size = Stamp::from(&fstat(&fd).map_err(said)?).size;
-    hash_file(&fd, size, &mut Vec::new(), |_| {})
+    hash_file(&fd, size, Digests::Sha256, &mut Vec::new(), |_| {})
         .map_err(said)?
+        .map(|hashed| hashed.sha256)
         .ok_or_else(|| "a file that changed while it was read".to_owned())
 }
 

@@ -108,3 +108,23 @@ fn the_host_around_the_tree_is_sealed_too() {
     fs::write(there("conf"), b"y").expect("a file");
     assert!(matches!(seal.check(&sandbox.src(), TWO), Err(ArtifactError::SealBroken { count: 1, .. })));
 }
+
+/// Seals have not changed where the kernel seals nothing, so that an older guard and agent go on reading them.
+#[test]
+fn a_seal_without_the_kernels_digests_is_as_it_was_before_there_were_any() {
+    let sandbox = Sandbox::with_tree();
+    let manifest = sandbox.pack(TreeRules::default());
+    let without = sealed(&sandbox.src(), &manifest);
+    assert!(!without.is_verity(), "nobody seals a source tree");
+    let mut json = serde_json::to_value(&without).expect("JSON");
+    assert!(json.get("verity").is_none());
+    json["verity"] = serde_json::json!({ "bin/server": Digest::of(b"verity") });
+    let with: Seal = serde_json::from_value(json).expect("a seal");
+    assert!(with.is_verity() && with != without);
+    // It asks the kernel, which has sealed nothing here.
+    let Err(ArtifactError::SealBroken { differences, count: 1, .. }) = with.check(&sandbox.src(), TWO) else {
+        panic!("the seal held");
+    };
+    assert_eq!(differences[0].path.to_string(), "bin/server");
+    assert_eq!(differences[0].measured, "not sealed with fs-verity");
+}

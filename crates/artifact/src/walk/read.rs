@@ -6,11 +6,14 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use muster_model::Digest;
 use rustix::fs::{FileType, Mode, OFlags, fgetxattr, openat, readlinkat};
 use rustix::io::Errno;
 
-use super::{Folder, FoundKind, NO_STAMP, Note, Reading, Stamp, State, hash_file, stamp_at, stamp_of};
+use super::{
+    Digests, FileVerity, Folder, FoundKind, Hashed, NO_STAMP, Note, Reading, Stamp, State, hash_file,
+    stamp_at, stamp_of,
+};
+use crate::{VerityUse, verity};
 
 const CHANGED: &str = "it changed while it was read";
 const CAPABILITIES: &CStr = c"security.capability";
@@ -51,8 +54,12 @@ impl State<'_> {
         listed: FileType,
         buffer: &mut Vec<u8>,
     ) -> (FoundKind, Stamp) {
-        if listed == FileType::RegularFile && self.walk.reading != Reading::Metadata {
-            return self.read_file(folder, name, buffer);
+        if listed == FileType::RegularFile {
+            match (self.walk.reading, self.walk.verity) {
+                (Reading::Content | Reading::Packing, _) => return self.read_file(folder, name, buffer),
+                (Reading::Metadata, VerityUse::WherePossible) => return self.ask_of_file(folder, name),
+                (Reading::Metadata, VerityUse::Off) => {}
+            }
         }
         let stamp = match stamp_at(folder, name) {
             Ok(stamp) => stamp,
@@ -60,7 +67,7 @@ impl State<'_> {
         };
         let kind = match stamp.file_type() {
             FileType::RegularFile if self.walk.reading == Reading::Metadata => {
-                FoundKind::File { digest: None, note: None }
+                FoundKind::File { digest: None, verity: FileVerity::Unasked, note: None }
             }
             FileType::Symlink => match readlinkat(&folder.fd, name, Vec::new()) {
                 Ok(target) => FoundKind::Symlink { target: target.into_bytes() },
@@ -77,27 +84,59 @@ impl State<'_> {
     }
 
     fn read_file(&self, folder: &Folder, name: &CStr, buffer: &mut Vec<u8>) -> (FoundKind, Stamp) {
-        let opened = self.open_file(folder, name).and_then(|fd| Ok((stamp_of(&fd)?, fd)));
-        let (stamp, fd) = match opened {
+        let (stamp, fd) = match self.open_regular(folder, name) {
             Ok(opened) => opened,
-            Err(error) => {
-                let why = if error == Errno::LOOP { CHANGED.to_owned() } else { error.to_string() };
-                return (FoundKind::Unreadable(why), stamp_at(folder, name).unwrap_or(NO_STAMP));
-            }
+            Err(unreadable) => return unreadable,
         };
-        if stamp.file_type() != FileType::RegularFile {
-            return (FoundKind::Unreadable(CHANGED.to_owned()), stamp);
-        }
-        let kind = match self.hash(&fd, &stamp, buffer) {
-            Ok(Some(digest)) => self.note(&fd, name, &stamp, buffer).map_or_else(
+        let sealed = self.ask_of_read(&fd);
+        let kind = match self.hash(&fd, &stamp, sealed, buffer) {
+            Ok(Some(hashed)) => self.note(&fd, name, &stamp, buffer).map_or_else(
                 |error| FoundKind::Unreadable(error.to_string()),
-                |note| FoundKind::File { digest: Some(digest), note },
+                |note| FoundKind::File { digest: Some(hashed.sha256), verity: judged(sealed, hashed), note },
             ),
             Ok(None) => FoundKind::Unreadable(CHANGED.to_owned()),
             Err(error) => FoundKind::Unreadable(error.to_string()),
         };
         self.walk.progress.add_file();
         (kind, stamp)
+    }
+
+    /// Asks the kernel what it has sealed, and reads nothing.
+    fn ask_of_file(&self, folder: &Folder, name: &CStr) -> (FoundKind, Stamp) {
+        match self.open_regular(folder, name) {
+            Ok((stamp, fd)) => {
+                (FoundKind::File { digest: None, verity: verity::ask(&fd), note: None }, stamp)
+            }
+            Err(unreadable) => unreadable,
+        }
+    }
+
+    /// Opens what must be a regular file, or says what it is instead.
+    fn open_regular(&self, folder: &Folder, name: &CStr) -> Result<(Stamp, OwnedFd), (FoundKind, Stamp)> {
+        let opened = self.open_file(folder, name).and_then(|fd| Ok((stamp_of(&fd)?, fd)));
+        let (stamp, fd) = opened.map_err(|error| {
+            let why = if error == Errno::LOOP { CHANGED.to_owned() } else { error.to_string() };
+            (FoundKind::Unreadable(why), stamp_at(folder, name).unwrap_or(NO_STAMP))
+        })?;
+        if stamp.file_type() != FileType::RegularFile {
+            return Err((FoundKind::Unreadable(CHANGED.to_owned()), stamp));
+        }
+        Ok((stamp, fd))
+    }
+
+    /// The first file that is not sealed says it for all: the others are not asked, and are hashed once.
+    fn ask_of_read(&self, fd: &OwnedFd) -> FileVerity {
+        if self.walk.reading == Reading::Packing || self.without_verity.load(Ordering::Relaxed) {
+            return FileVerity::Unasked;
+        }
+        let said = verity::ask(fd);
+        match said {
+            FileVerity::Unasked | FileVerity::Another | FileVerity::Sealed(_) => {}
+            FileVerity::Unsupported | FileVerity::Failed(_) | FileVerity::Unsealed => {
+                self.without_verity.store(true, Ordering::Relaxed);
+            }
+        }
+        said
     }
 
     /// Opens without following a symlink, without waiting for a FIFO's writer and, where we may, without
@@ -113,18 +152,25 @@ impl State<'_> {
         openat(&folder.fd, name, flags, Mode::empty())
     }
 
-    fn hash(&self, fd: &OwnedFd, stamp: &Stamp, buffer: &mut Vec<u8>) -> Result<Option<Digest>, Errno> {
-        let digest = hash_file(fd, stamp.size, buffer, |bytes| {
+    fn hash(
+        &self,
+        fd: &OwnedFd,
+        stamp: &Stamp,
+        sealed: FileVerity,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<Hashed>, Errno> {
+        let digests = if matches!(sealed, FileVerity::Sealed(_)) { Digests::Both } else { Digests::Sha256 };
+        let hashed = hash_file(fd, stamp.size, digests, buffer, |bytes| {
             self.walk.progress.add_bytes(bytes);
             if let Some(pace) = &self.walk.pace {
                 pace.take(bytes);
             }
         })?;
         if self.walk.reading != Reading::Packing {
-            return Ok(digest);
+            return Ok(hashed);
         }
         // A manifest must not describe a file that never existed: half before a change and half after it.
-        Ok(digest.filter(|_| stamp_of(fd).is_ok_and(|after| after == *stamp)))
+        Ok(hashed.filter(|_| stamp_of(fd).is_ok_and(|after| after == *stamp)))
     }
 
     /// `buffer` still has the start of the file if the file is small.
@@ -147,5 +193,39 @@ impl State<'_> {
         let start = &buffer[..len];
         let marked = KEY_MARKS.iter().any(|mark| start.windows(mark.len()).any(|window| window == *mark));
         Ok(marked.then_some(Note::PrivateKey))
+    }
+}
+
+/// The kernel's word counts where the bytes that it lets us read bear it out.
+fn judged(sealed: FileVerity, hashed: Hashed) -> FileVerity {
+    match sealed {
+        FileVerity::Sealed(digest) if hashed.verity != Some(digest) => FileVerity::Another,
+        FileVerity::Sealed(_)
+        | FileVerity::Unasked
+        | FileVerity::Unsupported
+        | FileVerity::Failed(_)
+        | FileVerity::Unsealed
+        | FileVerity::Another => sealed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_model::Digest;
+
+    use super::*;
+
+    #[test]
+    fn the_kernels_word_counts_where_the_bytes_bear_it_out() {
+        let (ours, theirs) = (Digest::of(b"ours"), Digest::of(b"theirs"));
+        let read = |verity| Hashed { sha256: Digest::of(b"bytes"), verity };
+        let sealed = FileVerity::Sealed(ours);
+        assert_eq!(judged(sealed, read(Some(ours))), sealed);
+        assert_eq!(judged(sealed, read(Some(theirs))), FileVerity::Another);
+        assert_eq!(judged(sealed, read(None)), FileVerity::Another, "nobody has computed it");
+        for other in [FileVerity::Unasked, FileVerity::Unsupported, FileVerity::Unsealed, FileVerity::Another]
+        {
+            assert_eq!(judged(other, read(Some(ours))), other);
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! What goes into a host's state machine, and what comes out of it.
 
 use muster_model::{
-    Attestation, BootId, BootTime, Comparable, Digest, Documents, Epoch, FromHost, HaltId, HostFacts,
-    Leadership, Mandate, Nonce, Order, PublicKey, Refusal, Release, RolloutId, Roster, RosterRevision,
-    ToHost, UnixTime, Verified, Withdrawal,
+    Assurance, Attestation, BootId, BootTime, Comparable, Digest, Documents, Epoch, FromHost, HaltId,
+    HostFacts, Leadership, Mandate, Nonce, Order, PublicKey, Refusal, Release, RolloutId, Roster,
+    RosterRevision, ToHost, UnixTime, Verified, Withdrawal,
 };
 
 /// Something that happened to the host.
@@ -168,6 +168,8 @@ pub struct Measured {
     pub elapsed_ms: u64,
     /// How far the host's time of day may be off by then, in milliseconds, if its time daemon says.
     pub clock_error_ms: Option<u64>,
+    /// What it is worth.
+    pub assurance: Assurance,
 }
 
 /// The documents of a rollout, each verified with the keys that may sign it.

@@ -382,6 +382,7 @@ impl Host {
             measured_unix_ms: measured.at,
             elapsed_ms: measured.elapsed_ms,
             clock_error_ms: measured.clock_error_ms,
+            assurance: measured.assurance,
             ..self.profile.facts.clone()
         }
     }

@@ -2,7 +2,7 @@
 
 use muster_guard::{Armed, FlipTime};
 use muster_model::{
-    Code, Comparable, Digest, Documents, FromHost, JournalHead, Nonce, Refusal, ToHost, Verified,
+    Assurance, Code, Comparable, Digest, Documents, FromHost, JournalHead, Nonce, Refusal, ToHost, Verified,
 };
 
 use super::disk::Death;
@@ -316,6 +316,7 @@ impl World {
                     at,
                     elapsed_ms: 5,
                     clock_error_ms: Some(policy().timing.clock_error_ms),
+                    assurance: Assurance::Sha256,
                 };
                 let at = self.unix_now();
                 let outcome = self.examine(index, release).map(|()| measured(at));

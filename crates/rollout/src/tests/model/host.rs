@@ -247,7 +247,13 @@ impl Turn<'_> {
             Work::Measure { purpose, release } => {
                 let compared =
                     Comparable { manifest: release, measured: release, files: 3, bytes: 100, uniform: None };
-                let measured = Measured { compared, at: unix_now(), elapsed_ms: 5, clock_error_ms: Some(1) };
+                let measured = Measured {
+                    compared,
+                    at: unix_now(),
+                    elapsed_ms: 5,
+                    clock_error_ms: Some(1),
+                    assurance: Assurance::Sha256,
+                };
                 self.host_event(index, Event::Measured { purpose, outcome: Ok(measured) });
             }
             Work::CheckSeal { purpose } => {
