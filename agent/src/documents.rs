@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use muster_daemon::Machine;
 use muster_model::{
     AdditionError, Attestation, Closing, Code, Commitment, Digest, Documents, FleetName, HostName, Purpose,
-    Refusal, RolloutId, Roster, Verified,
+    Refusal, RolloutId, Roster, RosterRevision, Verified,
 };
 use muster_rollout::host::Evidence;
 use muster_trust::{
@@ -110,6 +110,14 @@ impl Library {
             Ok(roster)
         })
         .await
+    }
+
+    /// The roster that is kept, if it is newer than `seen`. Blocks.
+    pub(crate) fn kept_since(&self, seen: RosterRevision) -> Option<Verified<Roster>> {
+        self.papers.roster_revision().filter(|kept| *kept > seen)?;
+        let bytes = self.papers.roster()?;
+        let roster = self.root.verify_roster_history(&bytes).ok()?.into_document();
+        (roster.fleet() == &self.fleet && roster.revision() > seen).then_some(roster)
     }
 
     /// What of a roster is to be taken on. When hosts were added nobody can tell who was away then: of an addition to what operators have

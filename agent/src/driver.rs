@@ -431,6 +431,7 @@ impl FleetDriver {
     }
 
     async fn join(&mut self) -> Result<(), AgentError> {
+        self.recall_roster().await?;
         self.session = Session::Joining;
         // An operator may have settled meanwhile what this host does not believe.
         self.tools.witness.begin_session()?;

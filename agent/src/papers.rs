@@ -142,6 +142,11 @@ impl Papers {
         fs::read(self.path(kept.envelope)).ok()
     }
 
+    /// The revision of the roster that is kept.
+    pub(crate) fn roster_revision(&self) -> Option<RosterRevision> {
+        self.lock().roster.map(|kept| kept.revision)
+    }
+
     /// Whether this is the roster that is kept.
     pub(crate) fn has_roster(&self, envelope: Digest) -> bool {
         self.lock().roster.is_some_and(|known| known.envelope == envelope)

@@ -151,6 +151,23 @@ fn a_host_that_is_cut_off_while_it_is_asked_to_leave_counts_until_something_prov
 }
 
 #[test]
+fn a_parked_host_that_loses_its_journal_knows_from_what_it_has_kept_that_it_is_to_serve_nothing() {
+    let (fleet, _) = serving();
+    park(&fleet, "host-3").expect_code(0);
+    let host = fleet.host(3);
+    host.agent.kill();
+    let impostor = Impostor::replace(&fleet);
+    let journal = host.folder().join("fleets/demo/journal");
+    std::fs::remove_dir_all(&journal).unwrap();
+    host.agent.start(&[]);
+    let joined = impostor.hear_from("host-3", "that it joins", |body| {
+        if let FromAgent::Join(join) = body { Some(join) } else { None }
+    });
+    assert_eq!((joined.journal_seq, joined.excluded_by), (1, Some(2)));
+    assert_eq!(host.serves(), None);
+}
+
+#[test]
 fn operators_go_on_from_no_older_roster_than_the_last_that_they_have_seen() {
     let (fleet, one) = serving();
     fleet.json(&["roster", "draft"]).expect_code(0);

@@ -110,6 +110,17 @@ fn a_coordinator_that_was_lost_is_rebuilt_from_its_hosts_and_nothing_stops() {
 }
 
 #[test]
+fn the_word_of_a_host_that_has_retired_outlives_the_coordinator_that_heard_it() {
+    let (fleet, _) = serving();
+    fleet.json(&["host", "retire", "host-3", "--reason", "sold"]).expect_code(0);
+    fleet.release(&tree("3"), "3");
+    fleet.lose_coordinator();
+    fleet.rebuild();
+    // It is let in no more and gives none again: it is in what the others keep of their last flip.
+    fleet.release(&tree("4"), "4");
+}
+
+#[test]
 fn a_coordinator_that_is_restored_from_a_backup_waits_for_a_mandate_as_well() {
     let (fleet, [_, second]) = serving();
     let backup = fleet.scratch().join("coordinator.backup");

@@ -3,9 +3,11 @@
 use muster_model::{Epoch, ToHost};
 use muster_proto::v1;
 use muster_proto::v1::agent_frame::Body;
+use muster_rollout::host::Event;
 use std::sync::Arc;
 
 use super::FleetDriver;
+use crate::AgentError;
 use crate::papers::ShownSecrets;
 use crate::refusal;
 
@@ -30,6 +32,16 @@ impl FleetDriver {
                 tracing::warn!(%fleet, error, "the closing secrets of the flip are not kept here");
             }
         });
+    }
+
+    /// What this host has kept counts before it joins: a journal that was lost has forgotten that a roster leaves the host out.
+    pub(super) async fn recall_roster(&mut self) -> Result<(), AgentError> {
+        let (library, seen) = (Arc::clone(&self.tools.library), self.host.record().roster_revision);
+        let kept = self.tools.machine.run_blocking(move || library.kept_since(seen)).await.ok().flatten();
+        match kept {
+            Some(roster) => self.step(Event::RosterShown(Box::new(roster))).await,
+            None => Ok(()),
+        }
     }
 
     /// Tells what this host has promised. It is the host's own word about itself, and no secret.

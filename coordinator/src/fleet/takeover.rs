@@ -40,7 +40,8 @@ pub(crate) fn beginnings(ledger: &Ledger, roots: &RootChain) -> Result<Vec<(Flee
             None => None,
         };
         let (former, sessions) = (state.former.clone(), state.sessions.clone());
-        beginnings.push((fleet.clone(), Beginning { former, sessions, mandated }));
+        let withdrawals = words(fleet, &state.withdrawals);
+        beginnings.push((fleet.clone(), Beginning { former, sessions, withdrawals, mandated }));
     }
     Ok(beginnings)
 }
@@ -155,5 +156,41 @@ impl Reader<'_> {
         source: impl std::error::Error + Send + Sync + 'static,
     ) -> Error {
         Error::Document { what, fleet: self.fleet.clone(), digest, source: Box::new(source) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_model::{BootId, PublicKey, RolloutId, RosterRevision, UnixTime, Withdrawal};
+    use muster_rollout::fleet::RECORD_FORMAT;
+    use muster_trust::{KeyAlgorithm, SigningKey, sign};
+
+    use super::*;
+
+    #[test]
+    fn the_word_of_a_host_counts_for_a_new_leader_only_as_it_was_signed() {
+        let fleet = FleetName::new("demo").unwrap();
+        let host = HostName::new("host-3").unwrap();
+        let key = SigningKey::generate(KeyAlgorithm::Ed25519).unwrap();
+        let boot = BootId::new("0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f").unwrap();
+        let revision = RosterRevision(2);
+        let stated = Withdrawal::new(fleet.clone(), host.clone(), revision, RolloutId(1), boot, UnixTime(7));
+        let envelope = sign(&stated, &[&key]).unwrap();
+        let good = WithdrawalRecord {
+            format: RECORD_FORMAT,
+            host: host.clone(),
+            attestation_key: key.public().clone(),
+            roster_revision: revision,
+            envelope: String::from_utf8(envelope.raw().to_vec()).unwrap(),
+        };
+        let kept = |word: WithdrawalRecord| words(&fleet, &BTreeMap::from([(host.clone(), word)]));
+        assert_eq!(kept(good.clone()), std::slice::from_ref(&good));
+        for wrong in [
+            WithdrawalRecord { attestation_key: PublicKey::Ed25519([9; 32]), ..good.clone() },
+            WithdrawalRecord { roster_revision: RosterRevision(3), ..good.clone() },
+            WithdrawalRecord { envelope: good.envelope.replacen('a', "b", 1), ..good.clone() },
+        ] {
+            assert_eq!(kept(wrong), []);
+        }
     }
 }

@@ -227,3 +227,27 @@ fn orders_that_wait_outlive_a_cut_and_a_backup() {
     assert_eq!(orders(&again), [approved]);
     assert_eq!(again.documents().read(one.envelope).unwrap(), b"one");
 }
+
+#[test]
+fn the_word_of_a_host_outlives_a_cut_and_a_new_life() {
+    let folder = tempfile::tempdir().unwrap();
+    let word = |revision| WithdrawalRecord {
+        format: RECORD_FORMAT,
+        host: HostName::new("host-3").unwrap(),
+        attestation_key: PublicKey::Ed25519([3; 32]),
+        roster_revision: RosterRevision(revision),
+        envelope: format!("{{\"revision\":{revision}}}"),
+    };
+    let mut ledger = open(folder.path());
+    for revision in [2, 5] {
+        ledger.record(&fleet(), &[Record::Withdrawal(word(revision))]).unwrap();
+    }
+    add(&mut ledger, 0..9);
+    drop(ledger);
+    let mut ledger = open(folder.path());
+    let known =
+        |ledger: &Ledger| ledger.state().fleets[&fleet()].withdrawals.values().cloned().collect::<Vec<_>>();
+    assert_eq!(known(&ledger), [word(5)]);
+    ledger.append(vec![Entry::Incarnation(Incarnation(8))]).unwrap();
+    assert_eq!(known(&ledger), [word(5)]);
+}

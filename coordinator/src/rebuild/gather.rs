@@ -7,11 +7,12 @@ use std::time::Duration;
 use muster_daemon::Machine;
 use muster_model::{
     Attestation, Blocker, Commitment, Digest, FleetName, HostName, Manifest, Order, Purpose, Release,
-    Secrets, SigningRole, Verified,
+    Secrets, SigningRole, Verified, Withdrawal,
 };
+use muster_rollout::fleet::{RECORD_FORMAT, WithdrawalRecord};
 use muster_rollout::rebuild::{Dossier, Kept, Promise, Testimony, Verdict};
 use muster_trust::{
-    Authentic, ENVELOPE_BYTES_MAX, EVIDENCE_BYTES_MAX, RootChain, TrustError, verify_evidence,
+    Authentic, ENVELOPE_BYTES_MAX, EVIDENCE_BYTES_MAX, Evidence, RootChain, TrustError, verify_evidence,
 };
 
 use super::Parts;
@@ -43,7 +44,12 @@ pub(crate) struct Gathered {
     pub(super) opened: Option<Dossier>,
     pub(super) decided: Option<Dossier>,
     pub(super) releases: Vec<ReleaseEntry>,
+    /// The words of hosts that they have closed, on which the last flip rested: who has retired is let in no more, and gives none again.
+    pub(super) withdrawals: Vec<WithdrawalRecord>,
 }
+
+/// A rollout's documents, and the words that are among them.
+type Found = (Dossier, Vec<WithdrawalRecord>);
 
 impl Sources {
     /// Finds what `verdict` needs, and what else is of use.
@@ -67,7 +73,7 @@ impl Sources {
             return Err(failed);
         }
         if verdict.opened.is_some()
-            && let Some(secrets) = opened.as_mut().and_then(|dossier| dossier.reveal(&self.told))
+            && let Some(secrets) = opened.as_mut().and_then(|(dossier, _)| dossier.reveal(&self.told))
         {
             let documents = self.documents.clone();
             let put = move || documents.put(Digest::of(secrets.as_bytes()), secrets.as_bytes());
@@ -79,21 +85,24 @@ impl Sources {
             tracing::warn!(fleet = %self.fleet, "the releases of hosts are not to be had in time; push them again");
             Vec::new()
         });
-        Ok(Gathered { verdict, opened, decided, releases })
+        let (opened, mut withdrawals) = opened.map_or((None, Vec::new()), |(it, words)| (Some(it), words));
+        let (decided, of_decided) = decided.map_or((None, Vec::new()), |(it, words)| (Some(it), words));
+        withdrawals.extend(of_decided);
+        Ok(Gathered { verdict, opened, decided, releases, withdrawals })
     }
 
     /// The documents of the newest rollout that some host has kept and `wanted`, with the closing secrets if anybody has them.
-    async fn find(&self, wanted: impl Fn(&Kept) -> bool, failed: &mut Vec<Blocker>) -> Option<Dossier> {
+    async fn find(&self, wanted: impl Fn(&Kept) -> bool, failed: &mut Vec<Blocker>) -> Option<Found> {
         let kept = self.told.iter().flat_map(|(host, it)| it.kept.iter().map(move |kept| (host, *kept)));
         let mut found: Vec<(&HostName, Kept)> = kept.filter(|(_, kept)| wanted(kept)).collect();
         found.sort_by_key(|(_, kept)| std::cmp::Reverse((kept.k, kept.secrets)));
-        let mut best: Option<Dossier> = None;
+        let mut best: Option<Found> = None;
         for (host, kept) in found {
-            if best.as_ref().is_some_and(|best| best.is_proven() || best.order.counter > kept.k) {
+            if best.as_ref().is_some_and(|(best, _)| best.is_proven() || best.order.counter > kept.k) {
                 break;
             }
             match self.dossier(host, &kept).await {
-                Ok(dossier) if best.is_none() || dossier.is_proven() => best = Some(dossier),
+                Ok(found) if best.is_none() || found.0.is_proven() => best = Some(found),
                 Ok(_) => {}
                 Err(blocker) => {
                     tracing::warn!(fleet = %self.fleet, %blocker, "documents of a rollout are not to be had there");
@@ -104,7 +113,7 @@ impl Sources {
         best
     }
 
-    async fn dossier(&self, host: &HostName, kept: &Kept) -> Result<Dossier, Blocker> {
+    async fn dossier(&self, host: &HostName, kept: &Kept) -> Result<Found, Blocker> {
         let bad =
             |error: TrustError| Blocker::host(muster_model::Code::SignatureInvalid, host, chain(&error));
         let envelope = ENVELOPE_BYTES_MAX as u64;
@@ -119,7 +128,8 @@ impl Sources {
         }
         self.read(host, kept.papers.release, envelope).await?;
         let evidence = self.read(host, kept.evidence, EVIDENCE_BYTES_MAX as u64).await?;
-        let attestations = verify_evidence(&evidence, roster.document()).map_err(bad)?.attestations;
+        let Evidence { attestations, withdrawals } =
+            verify_evidence(&evidence, roster.document()).map_err(bad)?;
         let attestations = attestations.into_iter().map(Authentic::into_document);
         let commitments: Vec<Commitment> = attestations.filter_map(|it| commitment(&it)).collect();
         let secrets = match kept.secrets {
@@ -129,14 +139,15 @@ impl Sources {
             }
             None => None,
         };
-        Ok(Dossier {
+        let dossier = Dossier {
             order: order.into_document(),
             roster: roster.into_document(),
             papers: kept.papers,
             evidence: kept.evidence,
             commitments,
             secrets,
-        })
+        };
+        Ok((dossier, withdrawals.iter().filter_map(word).collect()))
     }
 
     /// The releases that the last rollouts led to, as far as hosts have them: enough to go back to one.
@@ -203,6 +214,18 @@ impl Sources {
 
 fn is_for(kept: &Kept, promise: &Promise) -> bool {
     kept.k == promise.k && kept.closing == promise.closing && kept.to == promise.release
+}
+
+/// A word as it is kept, by the key that has signed it.
+fn word(withdrawal: &Authentic<Withdrawal>) -> Option<WithdrawalRecord> {
+    let document = withdrawal.document();
+    Some(WithdrawalRecord {
+        format: RECORD_FORMAT,
+        host: document.host.clone(),
+        attestation_key: withdrawal.signers().first()?.clone(),
+        roster_revision: document.roster_revision,
+        envelope: String::from_utf8(withdrawal.raw().to_vec()).ok()?,
+    })
 }
 
 fn commitment(attestation: &Verified<Attestation>) -> Option<Commitment> {

@@ -12,7 +12,8 @@ use muster_proto::convert::to_agent;
 use muster_proto::v1;
 use muster_proto::v1::coordinator_frame::Body;
 use muster_rollout::fleet::{
-    FleetRecord, Identity, Inheritance, PreviousToken, RECORD_FORMAT, SessionRecord, roster_ref,
+    FleetRecord, Identity, Inheritance, PreviousToken, RECORD_FORMAT, SessionRecord, WithdrawalRecord,
+    roster_ref,
 };
 use muster_rollout::rebuild::{Before, Mandated, Testimony, Verdict, judge};
 use muster_store::StoreError;
@@ -38,6 +39,8 @@ pub(crate) struct Beginning {
     pub(crate) former: Option<Box<FleetRecord>>,
     /// Its sessions.
     pub(crate) sessions: BTreeMap<HostName, SessionRecord>,
+    /// The words of hosts that they have closed.
+    pub(crate) withdrawals: Vec<WithdrawalRecord>,
     /// A mandate that was begun with, and the number of the leadership then.
     pub(crate) mandated: Option<(Signed, Term)>,
 }
@@ -405,7 +408,7 @@ impl Rebuilder {
             self.told().keys().map(|host| self.hosts[host].session.clone()).collect();
         let newer = self.newer_roster(&mandate).map_or(Ok(()), |blocker| Err(vec![blocker]));
         let made = newer.and(gathered).and_then(|found| {
-            let Gathered { verdict, opened, decided, releases } = found;
+            let Gathered { verdict, opened, decided, releases, withdrawals } = found;
             let reference = roster_ref(&mandate.roster, mandate.roster_digest);
             let envelope = mandate.roster_envelope;
             let mandated =
@@ -417,7 +420,11 @@ impl Rebuilder {
                 opened.as_ref(),
                 decided.as_ref(),
             );
-            record.map(|made| (made, releases)).map_err(|blocker| vec![blocker])
+            let words = newest_words(self.beginning.withdrawals.iter().cloned().chain(withdrawals));
+            let made = record.map(|(record, inheritance)| {
+                (record, Inheritance { withdrawals: words.into_values().collect(), ..inheritance })
+            });
+            made.map(|made| (made, releases)).map_err(|blocker| vec![blocker])
         });
         match made {
             Err(blockers) => {
@@ -430,6 +437,12 @@ impl Rebuilder {
                 let fleet = || self.fleet.clone();
                 entries.extend(
                     sessions.into_iter().map(|it| Entry::Session { fleet: fleet(), session: Box::new(it) }),
+                );
+                entries.extend(
+                    inheritance
+                        .withdrawals
+                        .iter()
+                        .map(|it| Entry::Withdrawal { fleet: fleet(), withdrawal: Box::new(it.clone()) }),
                 );
                 entries.push(Entry::Fleet(Box::new(record.clone())));
                 let documents = self.shared.documents.clone();
@@ -537,6 +550,17 @@ impl Rebuilder {
         let known = self.hosts.get_mut(host)?;
         known.outbox.as_ref().is_some_and(|outbox| outbox.session == session).then_some(known)
     }
+}
+
+/// Of each host its newest word that it has closed.
+fn newest_words(words: impl Iterator<Item = WithdrawalRecord>) -> BTreeMap<HostName, WithdrawalRecord> {
+    let mut newest: BTreeMap<HostName, WithdrawalRecord> = BTreeMap::new();
+    for word in words {
+        if newest.get(&word.host).is_none_or(|known| known.roster_revision <= word.roster_revision) {
+            newest.insert(word.host.clone(), word);
+        }
+    }
+    newest
 }
 
 /// What a host is told that comes before there is a mandate.
