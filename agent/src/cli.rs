@@ -17,9 +17,9 @@ use zeroize::Zeroizing;
 
 use crate::agent::{Agent, Parts};
 use crate::enrol::{self, Enrolment, KeysWanted, Layout, SYSTEM_CONFIG, SYSTEM_STATE};
-use crate::local;
 use crate::refusal::chain;
 use crate::{AgentConfig, AgentError};
+use crate::{break_glass, local};
 
 /// More than all fleets of a host can use at once: each has a question to the guard, a journal and two checks of
 /// seals under way, beside the measurements, installations and downloads that they share. Journal and guard must
@@ -61,6 +61,24 @@ enum Verb {
         /// Why, for whoever looks.
         #[arg(long, value_name = "TEXT")]
         reason: String,
+        /// The agent's configuration, as for `run`.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Start what a fleet has served last on this host, with no coordinator, by a token that operators have made ahead.
+    ///
+    /// For a host that is dark after a boot. Stop the agent first: only one process may write what the host promises. The host takes part
+    /// in no rollout from then on, until operators have settled it (`muster break-glass settle`).
+    #[command(after_help = "Example:
+  systemctl stop muster-agent
+  runuser -u muster -- muster-agent break-glass smars --token glass.json
+  systemctl start muster-agent")]
+    BreakGlass {
+        /// The fleet.
+        fleet: FleetName,
+        /// The file with the token, which `muster break-glass issue` made.
+        #[arg(long, value_name = "FILE")]
+        token: PathBuf,
         /// The agent's configuration, as for `run`.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
@@ -189,6 +207,8 @@ pub fn main() -> ExitCode {
         Verb::Run { config } => AgentConfig::load(config.as_deref()).and_then(|config| run(&config)),
         Verb::Halt { fleet, reason, config } => AgentConfig::load_without_keys(config.as_deref())
             .and_then(|config| local::halt(&config, &fleet, &reason)),
+        Verb::BreakGlass { fleet, token, config } => AgentConfig::load(config.as_deref())
+            .and_then(|config| break_glass::break_glass(&config, &fleet, &token)),
         Verb::Status { fleet, config } => AgentConfig::load_without_keys(config.as_deref())
             .and_then(|config| local::status(&config, &fleet)),
         Verb::Audit(AuditVerb::Show { fleet, config }) => AgentConfig::load_without_keys(config.as_deref())

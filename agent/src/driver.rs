@@ -201,6 +201,14 @@ impl FleetDriver {
                 let _ = reply.send(self.beat());
             }
             Input::Mandated(mandate) => self.step(Event::Mandated(mandate)).await?,
+            Input::GlassSettled(settlement) => {
+                let was_broken = self.host.record().is_glass_broken();
+                self.step(Event::GlassSettled(settlement)).await?;
+                if was_broken && !self.host.record().is_glass_broken() {
+                    // The next session begins with what this host is by now.
+                    self.end_stream();
+                }
+            }
             Input::RosterShown(roster) => self.step(Event::RosterShown(roster)).await?,
             Input::Recall => self.testify(),
             Input::Said(leadership, message) => self.said(leadership, message).await?,

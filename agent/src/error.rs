@@ -47,6 +47,52 @@ pub enum AgentError {
         #[source]
         source: muster_guard::GuardError,
     },
+    /// The agent runs, and only one process may write what this host promises.
+    #[error(
+        "the agent of this host runs and keeps the journal: stop it (`systemctl stop muster-agent`), break the glass, and \
+         start it again"
+    )]
+    AgentRuns,
+    /// The command was given by somebody else than the agent's user, whose files it writes.
+    #[error(
+        "this writes what the agent keeps: run it as the user {owner}, as with `runuser -u NAME -- muster-agent …`"
+    )]
+    OtherUser {
+        /// The user's number.
+        owner: u32,
+    },
+    /// The file with the token cannot be read.
+    #[error("cannot read the token {}", path.display())]
+    ReadToken {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The host keeps no roster, so it cannot know that it is to serve.
+    #[error("this host keeps no roster of {fleet}, so no token can be checked against it")]
+    NoRoster {
+        /// The fleet.
+        fleet: FleetName,
+    },
+    /// A token lets this host start nothing now. Nothing has changed.
+    #[error("nothing was started: {refusal}")]
+    GlassRefused {
+        /// Why not.
+        refusal: muster_model::Refusal,
+    },
+    /// The token counts as used, and the guard did not open.
+    #[error(
+        "the token counts as used, and {fleet} was not started; use another token once the reason is gone"
+    )]
+    GlassUnopened {
+        /// The fleet.
+        fleet: FleetName,
+        /// Why.
+        #[source]
+        source: muster_guard::GuardError,
+    },
     /// Credentials, logging or signals could not be set up.
     #[error("the daemon cannot be set up")]
     Daemon {
@@ -159,7 +205,13 @@ impl AgentError {
     pub const fn is_storage(&self) -> bool {
         match self {
             Self::Journal { source, .. } => source.is_storage(),
-            Self::FleetUnknown { .. }
+            Self::AgentRuns
+            | Self::OtherUser { .. }
+            | Self::ReadToken { .. }
+            | Self::NoRoster { .. }
+            | Self::GlassRefused { .. }
+            | Self::GlassUnopened { .. }
+            | Self::FleetUnknown { .. }
             | Self::Witness { .. }
             | Self::Guard { .. }
             | Self::Config { .. }

@@ -30,6 +30,7 @@ mod agent;
 mod assurance;
 mod backoff;
 mod blobs;
+mod break_glass;
 mod check;
 pub mod cli;
 mod clock_error;

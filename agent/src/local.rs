@@ -103,7 +103,7 @@ pub(crate) fn accept_audit(config: &AgentConfig, fleet: &FleetName, reason: &str
     Ok(())
 }
 
-fn fleet_folder(config: &AgentConfig, fleet: &FleetName) -> PathBuf {
+pub(crate) fn fleet_folder(config: &AgentConfig, fleet: &FleetName) -> PathBuf {
     config.state.join("fleets").join(fleet.as_str())
 }
 
@@ -112,7 +112,7 @@ fn guard(config: &AgentConfig, fleet: &FleetName) -> Result<GuardClient, AgentEr
     Ok(GuardClient::new(&config.guard_socket))
 }
 
-fn known(config: &AgentConfig, fleet: &FleetName) -> Result<(), AgentError> {
+pub(crate) fn known(config: &AgentConfig, fleet: &FleetName) -> Result<(), AgentError> {
     if config.fleets.iter().any(|it| it.name == *fleet) {
         Ok(())
     } else {
@@ -121,11 +121,11 @@ fn known(config: &AgentConfig, fleet: &FleetName) -> Result<(), AgentError> {
     }
 }
 
-fn failed(fleet: &FleetName, source: muster_guard::GuardError) -> AgentError {
+pub(crate) fn failed(fleet: &FleetName, source: muster_guard::GuardError) -> AgentError {
     AgentError::Guard { fleet: fleet.clone(), source }
 }
 
-fn told(state: &FleetState) -> String {
+pub(crate) fn told(state: &FleetState) -> String {
     let now = boot_time();
     let mut lines = vec![match state.open {
         Some(open) => format!("permit   epoch {} of {}", open.epoch, open.digest),
@@ -163,7 +163,7 @@ fn told(state: &FleetState) -> String {
 }
 
 /// A closed standard output must not hide the exit code.
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 

@@ -218,6 +218,9 @@ impl Line {
             Some(Body::Mandate(mandate)) => {
                 route.teller.mandate(&mandate.envelope, &self.roots, &self.machine).await
             }
+            Some(Body::GlassSettled(settled)) => {
+                route.teller.glass_settled(&settled.envelope, &self.roots, &self.machine).await
+            }
             Some(Body::Recall(v1::Recall {})) => {
                 // A driver that has ended has ended the agent as well.
                 let _ = route.inbox.send(Input::Recall).await;

@@ -1,4 +1,4 @@
-//! What a coordinator shows and asks beside the protocol: mandates, rosters, and the documents that this host keeps.
+//! What a coordinator shows and asks beside the protocol: mandates, settlements, rosters, and the documents that this host keeps.
 
 use std::sync::Arc;
 
@@ -52,6 +52,21 @@ impl Teller {
             }
             Err(error) => {
                 tracing::warn!(fleet = %self.fleet, error = refusal::chain(&error), "refused a mandate");
+            }
+        }
+    }
+
+    /// Passes on that operators have settled what was started here without a coordinator, if they have signed it.
+    pub(crate) async fn glass_settled(&self, envelope: &[u8], roots: &RootChain, machine: &Machine) {
+        match roots.in_force().verify_glass_settlement(envelope, machine.unix_time()) {
+            Ok(settlement) => {
+                let input = Input::GlassSettled(Box::new(settlement.into_document()));
+                // A driver that has ended has ended the agent as well.
+                let _ = self.driver.send(input).await;
+            }
+            Err(error) => {
+                let error = refusal::chain(&error);
+                tracing::warn!(fleet = %self.fleet, error, "refused a settlement of broken glass");
             }
         }
     }

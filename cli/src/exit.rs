@@ -94,6 +94,8 @@ impl Exit {
             | Code::HookFailed
             | Code::NotEnforced
             | Code::NotAssured
+            | Code::BrokenGlass
+            | Code::GlassTokenRefused
             | Code::AuditRewritten
             | Code::Unmandated
             | Code::RolledBackCoordinator => Self::NotAllowed,

@@ -53,6 +53,14 @@ explanations! {
         "No operators have signed that this coordinator leads the fleet.",
         "The coordinator's database began a new life: it is new, was restored from a backup, or is not yours. A host that has obeyed another one obeys it only with a mandate that enough operators have signed. What the host serves it goes on serving.",
         "if the coordinator is yours, have the operators sign: `muster coordinator rebuild --reason TEXT`; if not, find out who has a coordinator's certificate";
+    BrokenGlass =>
+        "Something was started on a host without a coordinator, and operators have not settled that.",
+        "Somebody used a break-glass token on the host while it was dark. Nothing proved then that no other host served another release, so the fleet flips to nothing before operators have looked at what was done and signed that it is in order. The host goes on serving, unless the fleet serves something else: then it has stopped.",
+        "find out who used the token and what the host did, then `muster break-glass settle HOST --reason TEXT`";
+    GlassTokenRefused =>
+        "The break-glass token lets this host start nothing.",
+        "It is for another fleet, another host or another release or epoch than the host has served last, has expired, does not hold yet, or was used on this host before. Nothing was started.",
+        "look at it with `muster break-glass show FILE`, and take another token, or have operators issue one";
     Rebuilding =>
         "The coordinator is new or was restored, and does not lead the fleet yet.",
         "It leads once the operators have signed a mandate, and every host of the roster was heard under it: only then is it known what was promised. Until then it changes nothing, and hosts go on serving what they serve.",

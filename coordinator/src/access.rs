@@ -54,6 +54,7 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/fleet.v1.Operations/RevokeCertificate", &[Operator]),
     ("/fleet.v1.Operations/SurveyFleet", &[Operator, Pipeline, Viewer]),
     ("/fleet.v1.Operations/RebuildFleet", &[Operator]),
+    ("/fleet.v1.Operations/SettleGlass", &[Operator]),
     ("/fleet.v1.Operations/ShowReceipt", &[Operator, Pipeline, Viewer]),
     ("/grpc.health.v1.Health/Check", &[Agent, Operator, Pipeline, Viewer]),
     ("/grpc.health.v1.Health/List", &[Agent, Operator, Pipeline, Viewer]),
@@ -163,7 +164,7 @@ mod tests {
         for call in
             ["Flip", "Abort", "Halt", "ApplyRoster", "ApplyRoot", "Backup", "ReadmitHost", "ReconcileAudit"]
                 .into_iter()
-                .chain(["IssueToken", "EvictHost", "RevokeCertificate"])
+                .chain(["IssueToken", "EvictHost", "RevokeCertificate", "SettleGlass"])
         {
             assert_eq!(roles_of(&format!("/fleet.v1.Operations/{call}")), [Operator], "{call}");
         }

@@ -150,6 +150,8 @@ fn grpc_code(code: Code) -> tonic::Code {
         | Code::HookFailed
         | Code::NotEnforced
         | Code::NotAssured
+        | Code::BrokenGlass
+        | Code::GlassTokenRefused
         | Code::Unhealthy
         | Code::StartFailed
         | Code::WrongProcess

@@ -254,6 +254,7 @@ pub(crate) fn join() -> v1::Join {
         audit: None,
         excluded_by: None,
         returned: false,
+        glass: Vec::new(),
     }
 }
 

@@ -208,7 +208,7 @@ fn a_power_cut_after_the_decision_loses_nothing() {
 }
 
 /// Kills what runs on a host and lets its guard find a permit of another boot, as a reboot does.
-fn reboot(host: &Host) {
+pub(crate) fn reboot(host: &Host) {
     if host.agent.is_running() {
         host.agent.kill();
     }

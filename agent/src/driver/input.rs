@@ -1,7 +1,9 @@
 //! What a driver is told, by the stream, by the guard and by what runs beside it.
 
 use muster_audit::Offer;
-use muster_model::{Attestation, Digest, Leadership, Mandate, Purpose, Roster, ToHost, Verified};
+use muster_model::{
+    Attestation, Digest, GlassSettlement, Leadership, Mandate, Purpose, Roster, ToHost, Verified,
+};
 use muster_rollout::host::{Event, Measured};
 use tokio::sync::oneshot;
 
@@ -33,6 +35,8 @@ pub(crate) enum Input {
     Beat(oneshot::Sender<Beat>),
     /// The coordinator showed a mandate, and it verifies.
     Mandated(Box<Verified<Mandate>>),
+    /// The coordinator showed that operators have settled broken glass, and it verifies.
+    GlassSettled(Box<Verified<GlassSettlement>>),
     /// The coordinator showed a roster, and it verifies.
     RosterShown(Box<Verified<Roster>>),
     /// The coordinator asks what this host has promised.

@@ -1,6 +1,8 @@
-//! `muster break-glass`: tokens with which a host starts what its fleet serves when there is no coordinator.
+//! `muster break-glass`: tokens with which a host starts what its fleet serves when there is no coordinator, and what follows.
 
 mod issue;
+mod settle;
+mod settlement;
 mod show;
 mod sign;
 mod token;
@@ -17,6 +19,7 @@ pub(crate) enum BreakGlass {
     Issue(issue::Issue),
     Sign(sign::Sign),
     Show(show::Show),
+    Settle(settle::Settle),
 }
 
 impl BreakGlass {
@@ -25,6 +28,7 @@ impl BreakGlass {
             Self::Issue(issue) => Box::pin(issue.run(env)).await,
             Self::Sign(sign) => sign.run(env),
             Self::Show(show) => show.run(env),
+            Self::Settle(settle) => Box::pin(settle.run(env)).await,
         }
     }
 }

@@ -1,5 +1,6 @@
 mod additions;
 mod certificate;
+mod glass;
 mod host;
 mod membership;
 mod overrides;
@@ -259,6 +260,7 @@ impl Report for View {
         self.print_hosts(page);
         page.gap();
         waiting::print(&self.waiting_orders, page);
+        glass::print(&self.hosts, page);
         overrides::print(&self.open_overrides, page);
         certificate::print_warnings(&self.warnings, page);
         if self.blockers.is_empty() {

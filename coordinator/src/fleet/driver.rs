@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use super::connections::{Connections, Outbox};
 use super::contingency;
 use super::drift::DriftNotes;
+use super::glass::GlassNotes;
 use super::handle::{FleetHandle, RosterInForce, View, stamp};
 use super::rosters::RosterNotes;
 use crate::audit::{self, AuditHandle};
@@ -96,6 +97,7 @@ struct Driver {
     /// The phase that the audit log speaks of, and the last rollout in it.
     audited: Option<(&'static str, RolloutId)>,
     drift_notes: DriftNotes,
+    glass_notes: GlassNotes,
     roster_notes: RosterNotes,
     /// What is handed to the audit log after this batch.
     notes: Vec<muster_audit::Entry>,
@@ -151,6 +153,7 @@ pub(crate) fn spawn(
         receipt_owed,
         audited: None,
         drift_notes: DriftNotes::default(),
+        glass_notes: GlassNotes::default(),
         roster_notes,
         notes: Vec::new(),
     };
@@ -227,6 +230,8 @@ impl Driver {
                 steps.push(self.fleet.handle(*event, now));
             }
             Input::Joining(event, host, outbox) => {
+                let fleet = &self.handle.name;
+                self.notes.extend(self.glass_notes.take(&self.place.audit, fleet, &event));
                 self.connections.ask(host, outbox);
                 steps.push(self.fleet.handle(*event, now));
             }

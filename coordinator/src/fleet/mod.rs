@@ -5,6 +5,7 @@ mod connections;
 mod contingency;
 mod drift;
 mod driver;
+mod glass;
 mod handle;
 mod rosters;
 mod takeover;

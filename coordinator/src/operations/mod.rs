@@ -7,6 +7,7 @@ mod check;
 mod deploy;
 mod find;
 mod flip;
+mod glass;
 mod orders;
 mod rebuild;
 mod release;
@@ -415,6 +416,16 @@ impl Service for Operations {
         let begun = rebuild::begin(&self.shared, request.into_inner(), &operator).await;
         let begun = audit::settled(&self.shared, &operator, "rebuild a fleet", None, begun).await;
         begun.map(Response::new).map_err(refused)
+    }
+
+    async fn settle_glass(
+        &self,
+        request: Request<v1::SettleGlassRequest>,
+    ) -> Result<Response<v1::SettleGlassResponse>, Status> {
+        let operator = caller(&request);
+        let settled = glass::settle(&self.shared, request.into_inner().envelope, &operator).await;
+        let settled = audit::settled(&self.shared, &operator, "settle broken glass", None, settled).await;
+        settled.map(Response::new).map_err(refused)
     }
 
     async fn show_receipt(

@@ -104,6 +104,7 @@ fn host_status(
         assurance: held.and_then(|held| held.assurance.clone()),
         state: state(host.state).into(),
         parked: None,
+        glass: host.glass.iter().cloned().map(v1::BrokenGlass::from).collect(),
     }
 }
 

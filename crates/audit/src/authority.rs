@@ -196,6 +196,8 @@ impl RootHistory {
             | Kind::Evict
             | Kind::Alarm
             | Kind::Rebuild
+            | Kind::BreakGlass
+            | Kind::SettleGlass
             | Kind::Drift
             | Kind::Reconcile => Ok(()),
         }

@@ -52,6 +52,10 @@ pub enum Kind {
     Denied,
     /// Override: an operator gave a rollout up.
     Abort,
+    /// Override: a host told that something was started on it without a coordinator, by a break-glass token.
+    BreakGlass,
+    /// The operators have settled what a host started without a coordinator.
+    SettleGlass,
     /// Override: an operator had all hosts stop.
     Halt,
     /// Override: the coordinator's state was restored, and may have forgotten what came after the backup.
@@ -97,6 +101,8 @@ impl Kind {
         Self::Refusal,
         Self::Denied,
         Self::Abort,
+        Self::BreakGlass,
+        Self::SettleGlass,
         Self::Halt,
         Self::Restore,
         Self::Token,
@@ -130,6 +136,8 @@ impl Kind {
             Self::Refusal => "refusal",
             Self::Denied => "denied",
             Self::Abort => "abort",
+            Self::BreakGlass => "break-glass",
+            Self::SettleGlass => "settle-glass",
             Self::Halt => "halt",
             Self::Restore => "restore",
             Self::Token => "token",
@@ -154,6 +162,7 @@ impl Kind {
             Self::Fence
             | Self::Readmit
             | Self::Abort
+            | Self::BreakGlass
             | Self::Halt
             | Self::Restore
             | Self::Evict
@@ -177,6 +186,7 @@ impl Kind {
             | Self::Phase
             | Self::Ended
             | Self::Drift
+            | Self::SettleGlass
             | Self::Reconcile => false,
         }
     }

@@ -92,6 +92,10 @@ codes! {
     ClockUncertain = "clock-uncertain",
     /// The fleet or the host was halted, and serves nothing until an order resumes it.
     Halted = "halted",
+    /// Something was started on the host without a coordinator, and operators have not settled that.
+    BrokenGlass = "broken-glass",
+    /// The break-glass token lets this host start nothing.
+    GlassTokenRefused = "glass-token-refused",
     /// The host's own configuration has it observe, or be a gate for other tools, and take part in no flip.
     NotEnforced = "not-enforced",
     /// The host's own configuration wants files sealed by its kernel, and they are not.

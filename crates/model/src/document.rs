@@ -27,6 +27,8 @@ pub enum DocumentKind {
     Withdrawal,
     /// That a host may start a release with no coordinator.
     GlassToken,
+    /// That operators have looked at what a host did without a coordinator.
+    GlassSettlement,
 }
 
 impl DocumentKind {
@@ -43,6 +45,7 @@ impl DocumentKind {
             Self::Mandate => "mandate",
             Self::Withdrawal => "withdrawal",
             Self::GlassToken => "break-glass token",
+            Self::GlassSettlement => "glass settlement",
         }
     }
 
@@ -59,6 +62,7 @@ impl DocumentKind {
             Self::Mandate => "application/vnd.muster.mandate+json",
             Self::Withdrawal => "application/vnd.muster.withdrawal+json",
             Self::GlassToken => "application/vnd.muster.break-glass+json",
+            Self::GlassSettlement => "application/vnd.muster.glass-settlement+json",
         }
     }
 }

@@ -1,13 +1,108 @@
-//! The break-glass token: the operators' leave, signed ahead, to start a release on a host with no coordinator.
+//! Breaking glass: the operators' leave, signed ahead, to start a release on a host with no coordinator; what a host keeps of
+//! its use; and the operators' word that it is settled.
 
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
 use crate::document::{check_format, parse_json, to_json};
-use crate::{Digest, Document, DocumentError, DocumentKind, Epoch, FleetName, HostName, RosterRef, UnixTime};
+use crate::{
+    Digest, Document, DocumentError, DocumentKind, Epoch, FleetName, HostName, PublicKey, RosterRef, UnixTime,
+};
 
 const FORMAT: &str = "muster.break-glass/1";
+
+const SETTLEMENT_FORMAT: &str = "muster.glass-settlement/1";
+
+/// What a host keeps of a token that was used on it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BrokenGlass {
+    /// The token's id.
+    pub id: Digest,
+    /// When it was used, by the host's clock.
+    pub at_unix_ms: UnixTime,
+    /// What was started.
+    pub release: Digest,
+    /// In which epoch.
+    pub epoch: Epoch,
+    /// Why the token was made.
+    pub reason: String,
+    /// The operators' keys that had signed it, sorted.
+    pub signers: Vec<PublicKey>,
+    /// Whether operators have settled it.
+    pub settled: bool,
+}
+
+impl BrokenGlass {
+    /// How many uses a host keeps. They are what keeps a token from being used again.
+    pub const KEPT_MAX: usize = 64;
+}
+
+/// That operators have looked at what a host did without a coordinator, and it takes part again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GlassSettlement {
+    format: String,
+    /// The fleet.
+    pub fleet: FleetName,
+    /// The host.
+    pub host: HostName,
+    /// The tokens whose use is settled, by id. Sorted, at least one.
+    pub tokens: Vec<Digest>,
+    /// What was found.
+    pub reason: String,
+}
+
+impl GlassSettlement {
+    /// Makes a settlement and checks it; `tokens` may come in any order.
+    pub fn new(
+        fleet: FleetName,
+        host: HostName,
+        mut tokens: Vec<Digest>,
+        reason: String,
+    ) -> Result<Self, DocumentError> {
+        tokens.sort();
+        let settlement = Self { format: SETTLEMENT_FORMAT.to_owned(), fleet, host, tokens, reason };
+        settlement.check()?;
+        Ok(settlement)
+    }
+
+    fn check(&self) -> Result<(), DocumentError> {
+        let invalid = |reason: String| {
+            Err(DocumentError::Invalid { kind: DocumentKind::GlassSettlement.name(), reason })
+        };
+        if self.tokens.is_empty() || self.tokens.len() > BrokenGlass::KEPT_MAX {
+            return invalid(format!("it settles 1 to {} tokens", BrokenGlass::KEPT_MAX));
+        }
+        if self.tokens.windows(2).any(|pair| pair[0] >= pair[1]) {
+            return invalid("the tokens are not sorted, or listed twice".to_owned());
+        }
+        check_reason(&self.reason).or_else(invalid)
+    }
+}
+
+impl Document for GlassSettlement {
+    const KIND: DocumentKind = DocumentKind::GlassSettlement;
+
+    fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
+        let settlement: Self = parse_json(Self::KIND, bytes)?;
+        check_format(Self::KIND, &settlement.format, SETTLEMENT_FORMAT)?;
+        settlement.check()?;
+        Ok(settlement)
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        to_json(self)
+    }
+}
+
+fn check_reason(reason: &str) -> Result<(), String> {
+    if reason.trim().is_empty() || reason.len() > GlassToken::REASON_BYTES_MAX {
+        return Err(format!("it needs a reason of at most {} bytes", GlassToken::REASON_BYTES_MAX));
+    }
+    Ok(())
+}
 
 /// That a host which is dark after a boot may start one release on its own, once, within a time.
 ///
@@ -108,9 +203,7 @@ impl GlassToken {
         if self.hosts.len() > self.roster.hosts as usize {
             return invalid(format!("it names more hosts than the {} of its roster", self.roster.hosts));
         }
-        if self.reason.trim().is_empty() || self.reason.len() > Self::REASON_BYTES_MAX {
-            return invalid(format!("it needs a reason of at most {} bytes", Self::REASON_BYTES_MAX));
-        }
+        check_reason(&self.reason).or_else(invalid)?;
         let lasts = self.expires_unix_ms.0.checked_sub(self.not_before_unix_ms.0);
         if !lasts.is_some_and(|lasts| (1..=Self::VALIDITY_MS_MAX).contains(&lasts)) {
             return invalid("it holds for no time, or for more than 7 days".to_owned());
@@ -165,6 +258,23 @@ mod tests {
         assert!(GlassToken::parse(text.replace("host-1", "host-9").as_bytes()).is_err(), "unsorted");
         assert!(GlassToken::parse(text.replacen('{', "{\"more\":1,", 1).as_bytes()).is_err());
         assert!(GlassToken::parse(text.replace("glass/1", "glass/2").as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_settlement_names_what_it_settles() {
+        let (fleet, host) =
+            (FleetName::new("smars").expect("a name"), HostName::new("host-1").expect("a name"));
+        let settle = |tokens: Vec<Digest>, reason: &str| {
+            GlassSettlement::new(fleet.clone(), host.clone(), tokens, reason.to_owned())
+        };
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        let good = settle(vec![a, b], "looked at").expect("valid");
+        assert!(good.tokens[0] < good.tokens[1]);
+        assert_eq!(GlassSettlement::parse(&good.to_bytes()), Ok(good));
+        let many = (0..=BrokenGlass::KEPT_MAX).map(|it| Digest::of(&it.to_be_bytes())).collect();
+        for bad in [settle(vec![], "x"), settle(vec![a, a], "x"), settle(vec![a], ""), settle(many, "x")] {
+            assert!(matches!(bad, Err(DocumentError::Invalid { .. })), "{bad:?}");
+        }
     }
 
     #[test]

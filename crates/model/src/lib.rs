@@ -37,7 +37,7 @@ pub use blocker::{Blocker, Code, Refusal, UnknownCode};
 pub use digest::{Digest, DigestError};
 pub use document::{Document, DocumentError, DocumentKind, MAX_DOCUMENT_BYTES};
 pub use evidence::{Closing, Closure, Commitment, Secret, Secrets};
-pub use glass::{GlassLeave, GlassToken};
+pub use glass::{BrokenGlass, GlassLeave, GlassSettlement, GlassToken};
 pub use ids::{BootId, Epoch, HaltId, Incarnation, Nonce, RolloutId, RosterRevision, SessionId, Term, Token};
 pub use joiners::{FleetScope, Joiners};
 pub use key::{KeyId, PublicKey, PublicKeyError};

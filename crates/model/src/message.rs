@@ -4,8 +4,8 @@
 //! travel in them: a message names their digest, and the agent pulls.
 
 use crate::{
-    BootId, BootTime, Digest, Epoch, Incarnation, Membership, MerkleProof, Nonce, Refusal, RolloutId,
-    RosterRevision, Secret, Secrets, Term, Token, UnixTime,
+    BootId, BootTime, BrokenGlass, Digest, Epoch, Incarnation, Membership, MerkleProof, Nonce, Refusal,
+    RolloutId, RosterRevision, Secret, Secrets, Term, Token, UnixTime,
 };
 
 /// What every message to a host carries beside its body.
@@ -294,6 +294,16 @@ pub struct Standing {
     pub halted: Option<RolloutId>,
     /// Whether it serves with the others, by the rosters that it has seen.
     pub membership: Membership,
+    /// The break-glass tokens that were used on it, oldest first.
+    pub glass: Vec<BrokenGlass>,
+}
+
+impl Standing {
+    /// Whether something was started on it without a coordinator, and operators have not settled that.
+    #[must_use]
+    pub fn is_glass_broken(&self) -> bool {
+        self.glass.iter().any(|used| !used.settled)
+    }
 }
 
 /// A host's mode, without what only the host needs to know.

@@ -1,6 +1,8 @@
 //! Orders and rosters while operators are being asked for their signatures.
 
-use muster_model::{Digest, Document, GlassToken, Mandate, Order, PublicKey, Roster, SigningRole, UnixTime};
+use muster_model::{
+    Digest, Document, GlassSettlement, GlassToken, Mandate, Order, PublicKey, Roster, SigningRole, UnixTime,
+};
 
 use crate::authentic::{open, parse, signers};
 use crate::dsse::ENVELOPE_BYTES_MAX;
@@ -33,6 +35,9 @@ pub type MandateProposal = Proposal<Mandate>;
 /// A break-glass token that may still lack signatures.
 pub type GlassTokenProposal = Proposal<GlassToken>;
 
+/// A settlement of broken glass that may still lack signatures.
+pub type GlassSettlementProposal = Proposal<GlassSettlement>;
+
 impl<T> Proposal<T> {
     /// How many more operators have to sign before the document holds by `root`.
     #[must_use]
@@ -60,6 +65,15 @@ impl TrustRoot {
 
     /// The same for a break-glass token.
     pub fn review_glass_token(&self, raw: &[u8], now: UnixTime) -> Result<GlassTokenProposal, TrustError> {
+        self.review_by_operators(&[raw], now)
+    }
+
+    /// The same for the settlement of broken glass.
+    pub fn review_glass_settlement(
+        &self,
+        raw: &[u8],
+        now: UnixTime,
+    ) -> Result<GlassSettlementProposal, TrustError> {
         self.review_by_operators(&[raw], now)
     }
 

@@ -230,9 +230,11 @@ pub(crate) fn signers(
 const fn signing_role(kind: DocumentKind) -> &'static str {
     match kind {
         DocumentKind::Root => "root",
-        DocumentKind::Roster | DocumentKind::Order | DocumentKind::Mandate | DocumentKind::GlassToken => {
-            "operator"
-        }
+        DocumentKind::Roster
+        | DocumentKind::Order
+        | DocumentKind::Mandate
+        | DocumentKind::GlassToken
+        | DocumentKind::GlassSettlement => "operator",
         DocumentKind::Addition => "joiner",
         DocumentKind::Release => "release",
         DocumentKind::Attestation | DocumentKind::Withdrawal => "attestation",

@@ -29,7 +29,9 @@ mod fixture;
 mod vectors;
 
 pub use addition::operators_roster;
-pub use approval::{GlassTokenProposal, MandateProposal, OrderProposal, Proposal, RosterProposal};
+pub use approval::{
+    GlassSettlementProposal, GlassTokenProposal, MandateProposal, OrderProposal, Proposal, RosterProposal,
+};
 pub use authentic::{Authentic, add_signature, join_signatures, sign, verify};
 pub use chain::{RootChain, Succession};
 pub use dsse::{ENVELOPE_BYTES_MAX, Envelope, EnvelopeError, SIGNATURES_MAX, Signature, pae};

@@ -1,8 +1,8 @@
 //! The root of trust, and what it vouches for.
 
 use muster_model::{
-    Document, DocumentKind, FleetName, GlassToken, Mandate, Order, PublicKey, Release, Root, SigningRole,
-    UnixTime, Verified,
+    Document, DocumentKind, FleetName, GlassSettlement, GlassToken, Mandate, Order, PublicKey, Release, Root,
+    SigningRole, UnixTime, Verified,
 };
 
 use crate::authentic::{check_threshold, open, parse, signers};
@@ -121,6 +121,15 @@ impl TrustRoot {
 
     /// Verifies a break-glass token. Whether it is for this host, and for now, is for the host.
     pub fn verify_glass_token(&self, raw: &[u8], now: UnixTime) -> Result<Authentic<GlassToken>, TrustError> {
+        self.verify_by(SigningRole::Operator, raw, RootExpiry::Enforced { now })
+    }
+
+    /// Verifies that the use of break-glass tokens is settled. Whose it is, is for the host.
+    pub fn verify_glass_settlement(
+        &self,
+        raw: &[u8],
+        now: UnixTime,
+    ) -> Result<Authentic<GlassSettlement>, TrustError> {
         self.verify_by(SigningRole::Operator, raw, RootExpiry::Enforced { now })
     }
 

@@ -11,6 +11,8 @@ use muster_model::{
     UnixTime,
 };
 
+use super::glass;
+
 use prost::bytes::Bytes;
 
 use super::{ConvertError, digest, nonce, refusal, secret, token};
@@ -211,7 +213,8 @@ pub fn from_coordinator(body: FromCoordinator) -> Result<Option<ToHost>, Convert
         | FromCoordinator::Mandate(_)
         | FromCoordinator::Recall(_)
         | FromCoordinator::ReadDocument(_)
-        | FromCoordinator::RosterShown(_) => return Ok(None),
+        | FromCoordinator::RosterShown(_)
+        | FromCoordinator::GlassSettled(_) => return Ok(None),
     }))
 }
 
@@ -265,6 +268,7 @@ fn join_to_wire(report: JoinReport) -> v1::Join {
             Membership::Member | Membership::Returned => None,
         },
         returned: report.standing.membership == Membership::Returned,
+        glass: report.standing.glass.into_iter().map(v1::BrokenGlass::from).collect(),
     }
 }
 
@@ -291,6 +295,7 @@ fn join_from_wire(join: v1::Join) -> Result<JoinReport, ConvertError> {
                 (None, true) => Membership::Returned,
                 (None, false) => Membership::Member,
             },
+            glass: glass::all(join.glass)?,
         },
         serving: join.serving_epoch.map_or(ServingReport::Dark, |epoch| ServingReport::Open(Epoch(epoch))),
     })
@@ -312,6 +317,18 @@ mod tests {
 
     fn digest_of(byte: u8) -> Digest {
         Digest::from_bytes([byte; 32])
+    }
+
+    fn glass_used() -> muster_model::BrokenGlass {
+        muster_model::BrokenGlass {
+            id: digest_of(7),
+            at_unix_ms: UnixTime(8),
+            release: digest_of(9),
+            epoch: Epoch(2),
+            reason: "night".to_owned(),
+            signers: vec![muster_model::PublicKey::Ed25519([4; 32])],
+            settled: true,
+        }
     }
 
     fn refusal() -> Refusal {
@@ -337,6 +354,7 @@ mod tests {
                     history_lost: true,
                     halted: Some(RolloutId(6)),
                     membership,
+                    glass: vec![glass_used()],
                 },
                 serving,
             })

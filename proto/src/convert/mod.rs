@@ -1,6 +1,7 @@
 //! Conversion between the wire and the model.
 
 mod control;
+mod glass;
 mod report;
 
 use muster_model::{Blocker, Code, Digest, FleetName, HostName, Nonce, Refusal, Secret, Token};
@@ -8,6 +9,7 @@ use muster_model::{Blocker, Code, Digest, FleetName, HostName, Nonce, Refusal, S
 use crate::v1;
 
 pub use control::{from_coordinator, from_host, mode_from_wire, mode_to_wire, to_agent, to_coordinator};
+pub use glass::all as broken_glass;
 pub use report::{ReleaseRef, release_ref};
 
 /// Why a message from the wire is not one of the model.

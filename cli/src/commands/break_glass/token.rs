@@ -15,13 +15,17 @@ use crate::files::read_bounded;
 use crate::output::{Page, Report, Tone, printable};
 
 /// The largest token that is read, in bytes.
-const TOKEN_BYTES_MAX: u64 = muster_trust::ENVELOPE_BYTES_MAX as u64;
+pub(super) const TOKEN_BYTES_MAX: u64 = muster_trust::ENVELOPE_BYTES_MAX as u64;
 
 /// Reads a token that some operator has signed, and maybe not enough of them.
 pub(super) fn read(root: &TrustRoot, file: &Path) -> Result<GlassTokenProposal, CliError> {
-    let bytes = read_bounded(file, TOKEN_BYTES_MAX)?;
+    review(root, file, &read_bounded(file, TOKEN_BYTES_MAX)?)
+}
+
+/// The same for bytes that were read.
+pub(super) fn review(root: &TrustRoot, file: &Path, bytes: &[u8]) -> Result<GlassTokenProposal, CliError> {
     let doing = format!("read the token {}", file.display());
-    root.review_glass_token(&bytes, unix_time()).map_err(CliError::trust(doing))
+    root.review_glass_token(bytes, unix_time()).map_err(CliError::trust(doing))
 }
 
 /// The operator's key, if it may sign.

@@ -6,6 +6,7 @@ use muster_proto::v1;
 use serde::Serialize;
 
 use super::certificate::HostCertificate;
+use super::glass::GlassView;
 use crate::clock::{date_text, span_text};
 use crate::view::ReleaseView;
 
@@ -48,6 +49,9 @@ pub(super) struct HostView {
     pub(super) certificate_expires: Option<String>,
     /// As the host says.
     certificate: Option<HostCertificate>,
+    /// What was started on it without a coordinator, as it said last.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) broken_glass: Vec<GlassView>,
     pub(super) blockers: Vec<Blocker>,
 }
 
@@ -116,6 +120,7 @@ impl HostView {
                 .certificate_expires_unix_ms
                 .map(|unix_ms| date_text(muster_model::UnixTime(unix_ms))),
             certificate: wire.certificate.map(HostCertificate::new),
+            broken_glass: convert::broken_glass(wire.glass)?.into_iter().map(GlassView::new).collect(),
             blockers,
         })
     }

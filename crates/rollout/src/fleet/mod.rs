@@ -23,8 +23,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use muster_model::{
-    Blocker, BootId, BootTime, Commitment, Digest, Epoch, HostMode, HostName, Membership, Nonce, RolloutId,
-    Roster, Secrets, SessionId, ToHost, UnixTime, Verified,
+    Blocker, BootId, BootTime, BrokenGlass, Commitment, Digest, Epoch, HostMode, HostName, Membership, Nonce,
+    RolloutId, Roster, Secrets, SessionId, ToHost, UnixTime, Verified,
 };
 
 pub use event::{DarkWindow, Effect, End, Event, Limits, NextRoster, Outcome, Proposal, Report, Stage};
@@ -125,6 +125,8 @@ struct Known {
     agent_version: String,
     protocol: u32,
     membership: Membership,
+    /// The break-glass tokens that were used on it.
+    glass: Vec<BrokenGlass>,
 }
 
 /// What a step is made of while it is worked out.

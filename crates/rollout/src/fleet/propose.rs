@@ -142,6 +142,7 @@ impl Fleet {
             } else {
                 blockers.extend(self.untold(&host.name));
             }
+            blockers.extend(host.broken_glass());
         }
         blockers
     }

@@ -212,7 +212,9 @@ impl Fleet {
     fn admit(&mut self, index: usize, epoch: Epoch, known: &Known, out: &mut Out) {
         let Some(release) = self.record.serving else { return };
         let is_current = epoch == self.record.epoch;
-        if !is_current && !known.is_new() {
+        // It serves that on a token, and stops once it hears of what the fleet serves.
+        let must_hear = known.glass.iter().any(|used| !used.settled);
+        if !is_current && !known.is_new() && !must_hear {
             let detail = format!("it is settled on epoch {epoch}, the fleet on {}", self.record.epoch);
             self.trouble(index, Code::StaleEpoch, detail);
             return;
@@ -438,6 +440,7 @@ impl Host {
             agent_version: report.agent_version,
             protocol: report.protocol,
             membership: report.standing.membership,
+            glass: report.standing.glass,
         });
         self.serves(epoch);
     }

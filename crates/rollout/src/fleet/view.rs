@@ -1,6 +1,8 @@
 //! What is shown of a fleet.
 
-use muster_model::{Blocker, BootTime, Code, Digest, Epoch, HostMode, HostName, RolloutId, SessionId};
+use muster_model::{
+    Blocker, BootTime, BrokenGlass, Code, Digest, Epoch, HostMode, HostName, RolloutId, SessionId,
+};
 
 use super::record::Phase;
 use super::rollout::Progress;
@@ -41,6 +43,8 @@ pub struct HostView {
     pub halted: Option<RolloutId>,
     /// Its agent's version.
     pub agent_version: Option<String>,
+    /// The break-glass tokens that were used on it, as it said last.
+    pub glass: Vec<BrokenGlass>,
     /// What is wrong with it.
     pub blockers: Vec<Blocker>,
 }
@@ -146,6 +150,7 @@ impl Host {
             leased_until: self.leased_until,
             halted: self.halted(),
             agent_version: self.known.as_ref().map(|known| known.agent_version.clone()),
+            glass: self.known.as_ref().map(|known| known.glass.clone()).unwrap_or_default(),
             blockers,
         }
     }
@@ -158,9 +163,23 @@ impl Host {
             let detail = "its identity was used by two machines";
             blockers.push(Blocker::host(Code::DuplicateHost, &self.name, detail));
         }
+        if !blockers.iter().any(|blocker| blocker.code == Code::BrokenGlass) {
+            blockers.extend(self.broken_glass());
+        }
         if self.session.is_none() {
             blockers.insert(0, gate::missing(&self.name));
         }
         blockers
+    }
+
+    /// That something was started on it without a coordinator, and nobody has settled that. It holds as well while it is not connected.
+    pub(super) fn broken_glass(&self) -> Option<Blocker> {
+        let used = self.known.as_ref()?.glass.iter().rev().find(|used| !used.settled)?;
+        let detail = format!(
+            "the break-glass token {} started epoch {} on it without a coordinator ({}); look at what it did, then \
+             `muster break-glass settle {}`",
+            used.id, used.epoch, used.reason, self.name
+        );
+        Some(Blocker::host(Code::BrokenGlass, &self.name, detail))
     }
 }

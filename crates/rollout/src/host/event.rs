@@ -1,9 +1,9 @@
 //! What goes into a host's state machine, and what comes out of it.
 
 use muster_model::{
-    Assurance, Attestation, BootId, BootTime, Comparable, Digest, Documents, Epoch, FromHost, HaltId,
-    HostFacts, Leadership, Mandate, Nonce, Order, PublicKey, Refusal, Release, RolloutId, Roster,
-    RosterRevision, ToHost, UnixTime, Verified, Withdrawal,
+    Assurance, Attestation, BootId, BootTime, Comparable, Digest, Documents, Epoch, FromHost,
+    GlassSettlement, HaltId, HostFacts, Leadership, Mandate, Nonce, Order, PublicKey, Refusal, Release,
+    RolloutId, Roster, RosterRevision, ToHost, UnixTime, Verified, Withdrawal,
 };
 
 /// Something that happened to the host.
@@ -27,6 +27,8 @@ pub enum Event {
     },
     /// The operators have signed that a coordinator of a new incarnation leads the fleet.
     Mandated(Box<Verified<Mandate>>),
+    /// The operators have signed that what was started here without a coordinator is settled.
+    GlassSettled(Box<Verified<GlassSettlement>>),
     /// The coordinator showed a roster of the fleet, and it verifies.
     RosterShown(Box<Verified<Roster>>),
     /// A measurement that [`Effect::Measure`] asked for.

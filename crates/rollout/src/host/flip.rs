@@ -303,6 +303,9 @@ impl Host {
             out.send(FromHost::dark(refusal));
             return;
         }
+        if !has_no_history && self.is_barred_by_glass(admitted, out) {
+            return;
+        }
         let is_settled = self.record.mode == Mode::Serve(admitted) && self.record.membership.is_member();
         if !is_new && !is_settled {
             let detail = format!("this host cannot be admitted to epoch {epoch} of {release}");
@@ -445,7 +448,7 @@ impl Host {
         }
     }
 
-    fn close_what_must_not_serve(&mut self, out: &mut Out) {
+    pub(super) fn close_what_must_not_serve(&mut self, out: &mut Out) {
         // One that has the host leave is still to be answered, and comes first.
         self.stopping.get_or_insert(CloseCause::NotAllowed);
         out.effects.push(Effect::Close { cause: CloseCause::NotAllowed, attempt: 0 });

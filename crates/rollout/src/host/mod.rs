@@ -5,6 +5,7 @@
 
 mod event;
 mod flip;
+mod glass;
 mod halt;
 mod lease;
 mod mandate;
@@ -21,6 +22,7 @@ pub use event::{
     CloseCause, Effect, Event, Evidence, GuardState, Halt, Instant, Measured, Now, Profile, Purpose, Resume,
     SealPurpose,
 };
+pub use glass::{GlassCase, Unsealed};
 pub use record::{
     Committed, Halted, History, HostRecord, Mode, Next, RECORD_FORMAT, Serving, Switch, SwitchStage,
 };
@@ -173,6 +175,7 @@ impl Host {
                 self.message(leadership, message, now, entropy, &mut out);
             }
             Event::Mandated(mandate) => self.mandated(&mandate, &mut out),
+            Event::GlassSettled(settlement) => self.glass_settled(&settlement, entropy, &mut out),
             Event::RosterShown(roster) => self.roster_shown(&roster, entropy, &mut out),
             Event::Measured { purpose, outcome } => match purpose {
                 Purpose::Attest(k) => self.measured_to_attest(k, outcome, &mut out),

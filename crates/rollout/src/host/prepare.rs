@@ -22,6 +22,10 @@ impl Host {
             out.refuse(Some(k), refusal);
             return;
         }
+        if let Some(refusal) = self.broken_glass() {
+            out.refuse(Some(k), refusal);
+            return;
+        }
         // A second nonce for the same rollout could be answered by the measurement that the first one asked for.
         if self.round.as_ref().is_some_and(|round| round.k == k) {
             out.refuse(

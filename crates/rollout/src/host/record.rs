@@ -1,8 +1,8 @@
 //! What an agent keeps durably of one fleet.
 
 use muster_model::{
-    Additions, BootTime, Closing, Digest, Epoch, FleetName, FlipMode, HaltId, HostMode, HostName, Leadership,
-    Membership, RolloutId, RosterRevision, Secret, Standing, Token,
+    Additions, BootTime, BrokenGlass, Closing, Digest, Epoch, FleetName, FlipMode, HaltId, HostMode,
+    HostName, Leadership, Membership, RolloutId, RosterRevision, Secret, Standing, Token,
 };
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,10 @@ pub struct HostRecord {
     /// Whether it serves with the others. It stands beside the mode as well: what is promised is not forgotten.
     #[serde(default, skip_serializing_if = "Membership::is_member")]
     pub membership: Membership,
+    /// The break-glass tokens that were used here, oldest first. Each counts once; those that are not settled keep the host from taking
+    /// part in rollouts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub glass: Vec<BrokenGlass>,
 }
 
 /// A halt of a host.
@@ -171,12 +175,13 @@ impl HostRecord {
             history: History::Whole,
             halted: None,
             membership: Membership::Member,
+            glass: Vec::new(),
         }
     }
 
     /// What the coordinator is told of it.
     #[must_use]
-    pub const fn standing(&self) -> Standing {
+    pub fn standing(&self) -> Standing {
         Standing {
             mode: match &self.mode {
                 Mode::Serve(serving) => HostMode::Serve(serving.epoch),
@@ -187,11 +192,9 @@ impl HostRecord {
             leadership: self.leadership,
             roster_revision: self.roster_revision,
             history_lost: matches!(self.history, History::Lost),
-            halted: match self.halted {
-                Some(halted) => Some(halted.after),
-                None => None,
-            },
+            halted: self.halted.map(|halted| halted.after),
             membership: self.membership,
+            glass: self.glass.clone(),
         }
     }
 

@@ -376,6 +376,6 @@ impl World {
     }
 }
 
-fn next_head(head: JournalHead, random: &mut SplitMix64) -> JournalHead {
+pub(super) fn next_head(head: JournalHead, random: &mut SplitMix64) -> JournalHead {
     JournalHead { seq: head.seq + 1, hash: Digest::from_bytes(random.bytes()) }
 }

@@ -399,7 +399,7 @@ impl Machine {
 
     /// What the guard's word means to the agent. What its record allows is dark where something is left of it, and may be
     /// opened again; anything else has to be closed, and is told as the release of an epoch that no record allows.
-    fn meaning(&self) -> GuardState {
+    pub(super) fn meaning(&self) -> GuardState {
         let allowed = self.agent.as_ref().and_then(|agent| Host::record(agent).may_serve());
         let is_allowed = |open: Opened| {
             allowed.is_some_and(|it| it.epoch == open.epoch && it.release == Some(open.digest))

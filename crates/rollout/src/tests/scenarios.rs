@@ -4,6 +4,7 @@ mod additions;
 mod evidence;
 mod fences;
 mod flips;
+mod glass;
 mod halts;
 mod leaders;
 mod leases;
