@@ -110,9 +110,9 @@ fn verbose_adds_counters_versions_and_certificates() {
     host-1  for 2m 5s       serve 3  epoch 3, 1.2.0 020202020202  1.1.0, 1.2.0
     host-2  lost 2m 5s ago  unknown  unknown
 
-    HOST    AGENT  CERTIFICATE UNTIL     RENEWED
-    host-1  0.1.0  2027-01-15T08:00:00Z  unknown
-    host-2  0.1.0  2027-01-15T08:00:00Z  unknown
+    HOST    AGENT  CERTIFICATE UNTIL     RENEWED  ASSURANCE
+    host-1  0.1.0  2027-01-15T08:00:00Z  unknown  unknown
+    host-2  0.1.0  2027-01-15T08:00:00Z  unknown  unknown
 
     blockers:
       host-missing at host-2: its connection ended

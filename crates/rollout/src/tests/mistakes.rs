@@ -124,11 +124,6 @@ fn a_timer_that_never_fires_is_caught() {
 #[test]
 fn a_host_that_takes_the_answer_to_an_earlier_closing_for_its_last_is_caught() {
     let failure = caught(Mistake::ClosingsNotToldApart);
-    std::fs::write(
-        "/tmp/explain.txt",
-        super::history::explain(&failure, Some(Mistake::ClosingsNotToldApart)),
-    )
-    .unwrap();
     assert!(failure.violation.starts_with("P7"), "{failure:?}");
 }
 
