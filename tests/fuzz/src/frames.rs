@@ -94,4 +94,5 @@ pub(crate) const REQUESTS: &[Reading] = requests![
     AddHostsRequest,
     RehearseRequest,
     AdoptRequest,
+    SettleGlassRequest,
 ];
